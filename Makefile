@@ -1,0 +1,70 @@
+# Everything a contributor runs. `make` alone lists the targets; each one sets up what it needs.
+
+PYTHON ?= python3
+VENV   := .venv
+PY     := $(VENV)/bin/python
+# `make test PYTEST="-x -k plan"` narrows or widens the run.
+PYTEST ?=
+
+# torch is installed by its exact version, in a step of its own: a range would let pip take a newer
+# build with several gigabytes of GPU libraries on machines that have no GPU.
+TORCH := $(shell sed -n 's/^\(torch==[^ ;]*\).*/\1/p' constraints.txt)
+
+# The environment is ready when the stamp of this folder, these requirements and this version exists.
+KEY   := $(shell { pwd; cat pyproject.toml constraints.txt; \
+           grep __version__ src/sample_attention/__init__.py 2>/dev/null; } | cksum | cut -d' ' -f1)
+READY := $(VENV)/.ready-$(KEY)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup test test-gpu lint types layers demo bench-cpu docs clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(READY) ## create .venv and install the package with all that development needs
+
+$(READY):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "Python 3.10 or newer is needed; name one: make setup PYTHON=python3.12"; exit 1; }
+	@$(PY) -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV) || \
+	  { echo "python3 could not create $(VENV) (on Debian: apt install python3-venv)"; exit 1; }
+	@echo "== setup: $(TORCH)"
+	@$(PY) -m pip install --quiet 'pip>=23' '$(TORCH)'
+	@echo "== setup: sample-attention[dev]"
+	@$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@rm -f $(VENV)/.ready-*
+	@touch $@
+
+test: setup ## all checks: style, types, layers, then every test and documentation block
+	@$(MAKE) --no-print-directory lint types layers
+	@echo "== tests"
+	@$(PY) -m pytest -m 'not gpu' $(PYTEST)
+
+test-gpu: setup ## the tests that need a GPU
+	@$(PY) -m pytest -m gpu $(PYTEST)
+
+lint: setup ## style and format
+	@echo "== style"
+	@$(PY) -m ruff check .
+	@$(PY) -m ruff format --check .
+
+types: setup ## strict types
+	@echo "== types"
+	@$(PY) -m pyright
+
+layers: setup ## import layers
+	@echo "== layers"
+	@$(VENV)/bin/lint-imports --no-cache
+
+demo: setup ## a real model on a real long prompt, dense and sparse: writes demo/report.*
+	@$(VENV)/bin/sample-attention demo
+
+bench-cpu: setup ## measure this machine: writes benchmarks/records/cpu_attention.jsonl
+	@$(PY) -m sample_attention.bench
+
+docs: setup ## build the documentation into site/
+	@$(PY) -m mkdocs build --strict
+
+clean: ## remove caches, builds and reports; .venv stays
+	rm -rf build dist site .pytest_cache .ruff_cache .hypothesis .import_linter_cache demo/report*
+	find src tests -name __pycache__ -type d -prune -exec rm -rf {} +

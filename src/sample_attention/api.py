@@ -1,0 +1,238 @@
+"""The public operations: check, choose, call.
+
+    config ──► select(q, k, config) ──► plan ──► attend(q, k, v, plan) ──► out, lse
+                  └────────── sample_attention(q, k, v, config) ──────────┘
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from torch import Tensor
+
+from .backends.dense import dense, provider
+from .config import SampleAttentionConfig, as_config
+from .dispatch import choose, verdicts
+from .plan import StripePlan
+from .policy import Decision, decide
+from .problem import Problem, Sequences, as_batched
+
+
+class AttentionOutput(NamedTuple):
+    """What `attend` returns.
+
+    Attributes:
+        out: like q.
+        lse: natural log-sum-exp over the kept keys, fp32 (fp64 for fp64 inputs), `[B, H, Sq]` or
+            packed `[H, T]`; -inf for rows that keep no key.
+    """
+
+    out: Tensor
+    lse: Tensor
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What `measured_attention` returns.
+
+    Attributes:
+        out: like q.
+        decision: whether the call ran sparse, and why.
+        plan: what was computed; None when the call ran dense.
+        retained_mass: `[N, H, G, R]` on the held-out rows, NaN where there is none; None without
+            `held_out` or when the call ran dense.
+        guarded: bool `[N, H]`, heads that missed `guard` and were computed again, dense; None
+            without a guard.
+    """
+
+    out: Tensor
+    decision: Decision
+    plan: StripePlan | None = None
+    retained_mass: Tensor | None = None
+    guarded: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What would run for a problem, and why.
+
+    Attributes:
+        problem: the facts in one line.
+        decision: dense or sparse.
+        backend: who would run the sparse path.
+        dense_provider: who would run the dense path.
+        verdicts: every backend's answer.
+    """
+
+    problem: str
+    decision: Decision
+    backend: str
+    dense_provider: str
+    verdicts: dict[str, str]
+
+    def __str__(self) -> str:
+        """A few lines for people."""
+        runs = f"sparse by {self.backend}" if self.decision.sparse else f"dense {self.dense_provider}"
+        answers = "\n".join(f"  {name}: {answer}" for name, answer in self.verdicts.items())
+        return f"{self.problem}\n-> {runs} ({self.decision.reason})\nbackends:\n{answers}"
+
+
+def select(
+    q: Tensor, k: Tensor, config: SampleAttentionConfig | str = "default", *,
+    scale: float | None = None, sequences: Sequences | None = None, backend: str = "auto",
+) -> StripePlan:  # fmt: skip
+    """Choose the keys that each head's rows attend to: stages 1 and 2 of the paper.
+
+    Rows 0..7 of a plan with segments of 4 and a window of 2 (# kept, . dropped)::
+
+        # . . . . . . .      segment 0: no column left of the windows yet
+        # # . . . . . .
+        # # # . . . . .
+        # # # # . . . .
+        # . # # # . . .      segment 1: column 0 and the windows
+        # . # # # # . .
+        # . # # # # # .
+        # . # # # # # #
+
+    Args:
+        q: `[B, H, Sq, D]`, or `[T, H, D]` with packed `sequences`.
+        k: `[B, Hkv, Skv, D]` or `[T, Hkv, D]`; queries are the last Sq of the Skv positions.
+        config: a preset's name (`default`, `paper`, `mlsys`) or a configuration.
+        scale: multiplies q.k; None: `D ** -0.5`.
+        sequences: where sequences lie in a packed or padded batch; None: one per batch row.
+        backend: `auto` or a backend's name; a name never falls back.
+
+    Returns:
+        The plan. Non-finite values in the sampled rows make their segments dense, so that they
+        reach the output as they would in dense attention.
+
+    Raises:
+        InvalidInput: the tensors do not form an attention problem.
+        InvalidConfig: unknown preset or backend, or a value out of range.
+        UnsupportedProblem: no backend accepts; the message lists the reasons.
+    """
+    settings = as_config(config)
+    problem = Problem.of(q, k, k, sequences)
+    chosen = choose(backend, problem)
+    views = as_batched(q, problem), as_batched(k, problem)
+    return chosen.select(*views, problem, settings, problem.scale(scale))
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, plan: StripePlan, *,
+    scale: float | None = None, backend: str = "auto",
+) -> AttentionOutput:  # fmt: skip
+    """Attention over a plan's pairs: softmax renormalised over the kept keys of each row.
+
+    out_i = sum_j p_ij v_j with p_ij = exp(scale q_i.k_j - lse_i) over allowed j.
+
+    Args:
+        q: `[B, H, Sq, D]`, or `[T, H, D]` where the plan's sequences are packed.
+        k: `[B, Hkv, Skv, D]` or `[T, Hkv, D]`.
+        v: like k.
+        plan: made by `select`, or by hand, for these sequences and heads.
+        scale: multiplies q.k; None: `D ** -0.5`.
+        backend: `auto` or a backend's name; a name never falls back.
+
+    Returns:
+        `out` and `lse`.
+
+    Raises:
+        InvalidInput: the tensors do not form an attention problem.
+        PlanMismatch: the plan was made for other sequences or heads.
+        UnsupportedProblem: no backend accepts; the message lists the reasons.
+    """
+    problem = Problem.of(q, k, v, plan.sequences)
+    plan.check_covers(problem)
+    chosen = choose(backend, problem)
+    views = (as_batched(x, problem) for x in (q, k, v))
+    out, lse = chosen.attend(*views, problem, plan, problem.scale(scale))
+    if problem.sequences.packed:
+        return AttentionOutput(out[0].transpose(0, 1), lse[0])
+    return AttentionOutput(out, lse)
+
+
+def sample_attention(
+    q: Tensor, k: Tensor, v: Tensor, config: SampleAttentionConfig | str = "default", *,
+    scale: float | None = None, sequences: Sequences | None = None, backend: str = "auto",
+) -> Tensor:  # fmt: skip
+    """Causal attention that computes only the keys that matter: select, then attend.
+
+    Dense where sparse does not pay (`explain` says when) and for heads that miss `config.guard`.
+    Arguments and errors are those of `select` and `attend`.
+
+    Returns:
+        out like q.
+
+    Source: arXiv 2406.15486.
+    """
+    return measured_attention(
+        q, k, v, config, scale=scale, sequences=sequences, backend=backend
+    ).out
+
+
+def measured_attention(
+    q: Tensor, k: Tensor, v: Tensor, config: SampleAttentionConfig | str = "default", *,
+    scale: float | None = None, sequences: Sequences | None = None, backend: str = "auto",
+) -> Measured:  # fmt: skip
+    """`sample_attention` together with what it did.
+
+    With `config.held_out` rows per segment the retained mass is measured on rows that took no part
+    in selecting: exp(lse of the kept keys - lse of all keys). Arguments and errors are those of
+    `sample_attention`.
+
+    Returns:
+        out, decision, plan, retained mass and guarded heads.
+    """
+    settings = as_config(config)
+    problem = Problem.of(q, k, v, sequences)
+    chosen, factor = choose(backend, problem), problem.scale(scale)
+    views = [as_batched(x, problem) for x in (q, k, v)]
+    decision = decide(problem, settings)
+    if not decision.sparse:
+        return Measured(_unbatched(dense(*views, problem, factor), problem), decision)
+    plan = chosen.select(*views[:2], problem, settings, factor)
+    out, lse = chosen.attend(*views, problem, plan, factor)
+    mass = plan.retained_mass(lse) if plan.probe is not None else None
+    guarded = None
+    if settings.guard is not None and mass is not None:
+        guarded = mass.flatten(2).nanmean(-1) < settings.guard
+        _redo_dense(views, out, guarded, problem, factor)
+    return Measured(_unbatched(out, problem), decision, plan, mass, guarded)
+
+
+def explain(
+    q: Tensor, k: Tensor, v: Tensor, config: SampleAttentionConfig | str = "default", *,
+    sequences: Sequences | None = None, backend: str = "auto",
+) -> Explanation:  # fmt: skip
+    """What `sample_attention` would run for these tensors, and why; computes nothing.
+
+    Raises:
+        InvalidInput, InvalidConfig, UnsupportedProblem: as `sample_attention` would.
+    """
+    problem = Problem.of(q, k, v, sequences)
+    return Explanation(
+        problem=str(problem),
+        decision=decide(problem, as_config(config)),
+        backend=choose(backend, problem).name,
+        dense_provider=provider(problem),
+        verdicts=verdicts(problem),
+    )
+
+
+def _redo_dense(
+    views: list[Tensor], out: Tensor, guarded: Tensor, problem: Problem, scale: float
+) -> None:
+    """Compute the flagged heads of the flagged sequences again, dense, into `out`."""
+    q, k, v = views
+    for n, (b, q0, q_len, k0, kv_len) in enumerate(problem.sequences.rows()):
+        rows, keys = slice(q0, q0 + q_len), slice(k0, k0 + kv_len)
+        for h in guarded[n].nonzero()[:, 0].tolist():
+            kv = slice(h // problem.group_size, h // problem.group_size + 1)
+            parts = q[b : b + 1, h : h + 1, rows], k[b : b + 1, kv, keys], v[b : b + 1, kv, keys]
+            out[b, h, rows] = dense(*parts, Problem.of(*parts), scale)[0, 0]
+
+
+def _unbatched(out: Tensor, problem: Problem) -> Tensor:
+    return out[0].transpose(0, 1) if problem.sequences.packed else out

@@ -1,0 +1,3 @@
+"""The implementations; `NAMES` lists them by preference, and none is imported before it is asked."""
+
+NAMES = ("eager",)

@@ -1,0 +1,46 @@
+"""Stage 2: the fewest columns whose mass reaches a share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...selection.classes import NUM_CLASSES
+
+
+def smallest_set(mass: Tensor, need: Tensor) -> Tensor:
+    """The fewest entries of each row whose sum reaches `need`: bool like `mass`.
+
+    Args:
+        mass: `[..., K]`, non-negative.
+        need: `[...]`; 0 or less keeps nothing.
+    """
+    order = mass.argsort(dim=-1, descending=True, stable=True)
+    ordered = mass.gather(-1, order)
+    keep = ordered.cumsum(-1) - ordered < need[..., None]
+    return torch.zeros_like(keep).scatter_(-1, order, keep)
+
+
+def smallest_classes(classes: Tensor, mass: Tensor, need: Tensor) -> Tensor:
+    """The lowest class to keep so that the kept classes' mass reaches `need`.
+
+    Args:
+        classes: int32 `[M, K]` in [0, NUM_CLASSES).
+        mass: `[M, K]`, non-negative, same order as `classes`.
+        need: `[M]`; 0 or less keeps nothing.
+
+    Returns:
+        int32 `[M]`: keep `classes >= threshold`; NUM_CLASSES where nothing is kept, 0 where even
+        all classes fall short.
+    """
+    histogram = mass.new_zeros(len(mass), NUM_CLASSES).scatter_add_(1, classes.long(), mass)
+    above = histogram.flip(1).cumsum(1)  # mass of the highest 1, 2, ... classes
+    kept = (above < need[:, None]).sum(1) + (need > 0)
+    return (NUM_CLASSES - kept).clamp(min=0).int()
+
+
+def lists_of(keep: Tensor) -> list[Tensor]:
+    """Sorted int32 positions of the True entries of each row of `keep` `[M, K]`."""
+    row, column = keep.nonzero(as_tuple=True)
+    counts = torch.bincount(row, minlength=len(keep)).tolist()
+    return list(column.int().split(counts))

@@ -1,0 +1,200 @@
+"""What the user wants: one configuration space, of which both published algorithms are points.
+
+| field            | symbol in the paper            | paper (v1) | mlsys (v3)     | default      |
+|------------------|--------------------------------|------------|----------------|--------------|
+| `coverage`       | alpha, alpha_c                 | 0.95       | 0.95           | 0.95         |
+| `slash_coverage` | alpha_s                        | -          | 0.95           | -            |
+| `segment`        | - (v3: one set for all rows)   | whole call | whole call     | 128 rows     |
+| `row_stride`     | 1 / r_row                      | 20 (5 %)   | -              | 8            |
+| `chunk_tails`    | chunk_n                        | -          | 2 x 128 rows   | -            |
+| `pool`           | -                              | -          | -              | 32 rows      |
+| `key_block`      | blk                            | 1          | 128            | 1            |
+| `window`         | w = ceil(r_w S)                | 8 % of Skv | -              | 256          |
+| `dense_tail`     | bottom area                    | 128        | -              | 0            |
+| `dense_prefix`   | -                              | 0          | 0              | 1024         |
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Any
+
+from .errors import InvalidConfig
+
+WINDOW_ALIGNMENT = 128
+"""Rows that share one left edge of the window when a plan has segments."""
+
+CLASSES_PER_OCTAVE = 8
+"""Within a segment ranks are compared by class: the exponent and three mantissa bits of fp32."""
+
+LOWEST_OCTAVE = -40
+"""Ranks below `2 ** LOWEST_OCTAVE` share the lowest class."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleAttentionConfig:
+    """How keys are selected: sampling (stage 1), filtering (stage 2) and what is always kept.
+
+    Attributes:
+        coverage: share of the sampled mass that the selection keeps, in (0, 1]; 1 is dense.
+        slash_coverage: the same for slashes (blocks at a constant distance); None: no slashes.
+        segment: consecutive query rows, aligned to absolute positions, that share one selection
+            per head; None: all rows of the call share one.
+        row_stride: one query row in every `row_stride` is sampled exactly.
+        chunk_tails: sample the last 128 rows of each of this many equal chunks instead of
+            strided rows (v3); None: strided rows.
+        pool: rank columns by mean queries of this many rows, so that the sampled rows only
+            decide how many; None: the sampled rows rank as well.
+        key_block: keys are kept in aligned blocks of this many; 1 is single keys.
+        window: latest keys that every query keeps, itself included.
+        window_ratio: window as a share of the key length; overrides `window`.
+        residual: columns need to cover only what the window does not.
+        dense_tail: last rows of the call that attend to every key.
+        dense_prefix: segments that end at or before this position attend to every key.
+        dense_above: a segment that would keep more than this share of its selectable columns is
+            computed dense.
+        held_out: rows per segment, not used in selecting, on which the retained mass is measured.
+        guard: heads whose mean retained mass on the held-out rows falls below this are computed
+            again, dense; None: no guard.
+
+    Raises:
+        InvalidConfig: a value is outside its range, or values contradict each other.
+
+    Source: arXiv 2406.15486, sections 3-4 (v1) and the MLSys 2025 version (v3).
+    """
+
+    coverage: float = 0.95
+    slash_coverage: float | None = None
+    segment: int | None = 128
+    row_stride: int = 8
+    chunk_tails: int | None = None
+    pool: int | None = 32
+    key_block: int = 1
+    window: int = 256
+    window_ratio: float | None = None
+    residual: bool = True
+    dense_tail: int = 0
+    dense_prefix: int = 1024
+    dense_above: float = 0.75
+    held_out: int = 0
+    guard: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check ranges and combinations."""
+        for name in ("coverage", "slash_coverage", "dense_above", "window_ratio", "guard"):
+            _check_share(name, getattr(self, name))
+        for name, lowest in _LOWEST.items():
+            _check_count(name, getattr(self, name), lowest)
+        self._check_combinations()
+
+    def _check_combinations(self) -> None:
+        if self.segment is not None:
+            for name in ("row_stride", "pool"):
+                value = getattr(self, name)
+                if value is not None and self.segment % value:
+                    raise InvalidConfig(
+                        f"{name}={value} must divide segment={self.segment}; "
+                        f"choose a power of two such as 8 or 16"
+                    )
+            if self.segment > WINDOW_ALIGNMENT and self.segment % WINDOW_ALIGNMENT:
+                raise InvalidConfig(
+                    f"segment={self.segment} must be at most {WINDOW_ALIGNMENT} or a multiple of it"
+                )
+            if self.window < 1:
+                raise InvalidConfig("a plan with segments needs window >= 1; set window=1 or more")
+        elif self.pool is not None:
+            raise InvalidConfig("pool needs segments; set segment=128 or pool=None")
+        if (self.chunk_tails is None) != (self.slash_coverage is None):
+            raise InvalidConfig(
+                "chunk_tails and slash_coverage belong together (the mlsys preset); "
+                f"got chunk_tails={self.chunk_tails}, slash_coverage={self.slash_coverage}"
+            )
+        if self.chunk_tails is not None and self.segment is not None:
+            raise InvalidConfig("chunk_tails selects once for the whole call; set segment=None")
+        if self.key_block > 1 and self.chunk_tails is None:
+            raise InvalidConfig("key_block > 1 needs chunk_tails (the mlsys preset)")
+        if self.guard is not None and self.held_out == 0:
+            raise InvalidConfig("guard needs held-out rows to measure on; set held_out=4 or more")
+
+    @property
+    def dense(self) -> bool:
+        """Whether the thresholds ask for all of the mass, so that nothing can be dropped."""
+        return self.coverage == 1 and self.slash_coverage in (None, 1)
+
+    @property
+    def window_alignment(self) -> int:
+        """Rows that share one left edge of the window; 1: every row has its own."""
+        return 1 if self.segment is None else min(self.segment, WINDOW_ALIGNMENT)
+
+    def window_for(self, kv_len: int) -> int:
+        """The window in keys for a sequence of `kv_len` keys."""
+        if self.window_ratio is not None:
+            return math.ceil(self.window_ratio * kv_len)
+        return self.window
+
+    @classmethod
+    def preset(cls, name: str, **overrides: Any) -> SampleAttentionConfig:
+        """The preset called `name` (`default`, `paper` or `mlsys`) with fields replaced.
+
+        Raises:
+            InvalidConfig: there is no such preset, or an override is out of range.
+        """
+        if name not in PRESETS:
+            raise InvalidConfig(
+                f"unknown preset {name!r}; accepted: {', '.join(sorted(PRESETS))}, "
+                "or a SampleAttentionConfig"
+            )
+        try:
+            return replace(PRESETS[name], **overrides)
+        except TypeError as error:
+            raise InvalidConfig(f"{error}; see SampleAttentionConfig for the fields") from error
+
+
+def as_config(config: SampleAttentionConfig | str) -> SampleAttentionConfig:
+    """The configuration itself, or the preset of that name.
+
+    Raises:
+        InvalidConfig: neither a configuration nor the name of a preset.
+    """
+    if isinstance(config, SampleAttentionConfig):
+        return config
+    if isinstance(config, str):
+        return SampleAttentionConfig.preset(config)
+    raise InvalidConfig(
+        f"config must be a SampleAttentionConfig or the name of a preset, got {type(config)!r}"
+    )
+
+
+_LOWEST = {
+    "segment": 1, "row_stride": 1, "chunk_tails": 1, "pool": 1, "key_block": 1,
+    "window": 0, "dense_tail": 0, "dense_prefix": 0, "held_out": 0,
+}  # fmt: skip
+
+
+def _check_share(name: str, value: object) -> None:
+    if value is None and name not in ("coverage", "dense_above"):
+        return
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
+        raise InvalidConfig(f"{name} must be a number in (0, 1], got {value!r}")
+
+
+def _check_count(name: str, value: object, lowest: int) -> None:
+    if value is None and name in ("segment", "chunk_tails", "pool"):
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
+        raise InvalidConfig(f"{name} must be an integer of at least {lowest}, got {value!r}")
+
+
+PRESETS = {
+    "default": SampleAttentionConfig(),
+    "paper": SampleAttentionConfig(
+        segment=None, row_stride=20, pool=None, window_ratio=0.08, residual=False, dense_tail=128,
+        dense_prefix=0,
+    ),
+    "mlsys": SampleAttentionConfig(
+        slash_coverage=0.95, segment=None, chunk_tails=2, pool=None, key_block=128, window=0,
+        residual=False, dense_prefix=0,
+    ),
+}  # fmt: skip
+"""The named points of the space; the table above says what each is."""

@@ -1,0 +1,50 @@
+"""Which backend runs: the first that accepts, or the one asked for, never another."""
+
+from __future__ import annotations
+
+import importlib
+from typing import cast
+
+from .backends import NAMES
+from .backends.base import Backend
+from .errors import InvalidConfig, UnsupportedProblem
+from .problem import Problem
+
+ACCEPTED = "accepted"
+
+
+def backend_of(name: str) -> Backend:
+    """The backend called `name`, imported now.
+
+    Raises:
+        InvalidConfig: there is no such backend.
+    """
+    if name not in NAMES:
+        raise InvalidConfig(f"unknown backend {name!r}; accepted: auto, {', '.join(NAMES)}")
+    module = importlib.import_module(f"sample_attention.backends.{name}")
+    return cast("Backend", module.backend)
+
+
+def verdicts(problem: Problem) -> dict[str, str]:
+    """For every backend `accepted` or the reason of its refusal, by preference."""
+    return {name: backend_of(name).refusal(problem) or ACCEPTED for name in NAMES}
+
+
+def choose(name: str, problem: Problem) -> Backend:
+    """The backend for a problem: `auto` takes the first that accepts, a name only itself.
+
+    Raises:
+        UnsupportedProblem: none, or not the one named, accepts; lists every reason.
+        InvalidConfig: there is no backend of that name.
+    """
+    if name != "auto":
+        backend = backend_of(name)
+        reason = backend.refusal(problem)
+        if reason is not None:
+            raise UnsupportedProblem(str(problem), {**verdicts(problem), name: reason})
+        return backend
+    answers = verdicts(problem)
+    for candidate, answer in answers.items():
+        if answer == ACCEPTED:
+            return backend_of(candidate)
+    raise UnsupportedProblem(str(problem), answers)

@@ -1,0 +1,126 @@
+"""Real English text that every Python has, and retrieval prompts made of it.
+
+The text is the Python language reference as `pydoc_data.topics` holds it. A needle prompt hides
+one fact (a five-digit code) in it and asks for the code at the end.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from typing import TYPE_CHECKING, Final
+
+from ..errors import InvalidInput
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_UNDERLINE: Final = re.compile(r"^[*=\-~^\"]{4,}$", re.MULTILINE)
+_BLANK_LINES: Final = re.compile(r"\n{3,}")
+_CHARACTERS_PER_TOKEN: Final = 8
+_SUBJECTS: Final = ("garden", "harbor", "library", "museum", "railway", "theater")
+_INSTRUCTION: Final = (
+    "A secret code is hidden in the following text. Find it and remember it. "
+    "I will ask you for it afterwards.\n\n"
+)
+
+
+@dataclass(frozen=True)
+class NeedlePrompt:
+    """A prompt with one planted fact.
+
+    Attributes:
+        text: the whole prompt, with the chat template applied.
+        token_ids: the tokens of `text`; batch them as `torch.tensor([prompt.token_ids])`.
+        answer: what a right answer contains.
+        question: the question at the end of the prompt.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    answer: str
+    question: str
+
+
+@cache
+def reference_text() -> str:
+    """Return the Python language reference, about 460,000 characters, topics in order of name."""
+    topics: dict[str, str] = import_module("pydoc_data.topics").topics
+    joined = "\n\n".join(topics[name] for name in sorted(topics))
+    lines = "\n".join(line.rstrip() for line in _UNDERLINE.sub("", joined).splitlines())
+    return _BLANK_LINES.sub("\n\n", lines).strip() + "\n"
+
+
+def needle_prompt(
+    tokenizer: PreTrainedTokenizerBase,
+    num_tokens: int,
+    *,
+    depth: float = 0.5,
+    seed: int = 0,
+) -> NeedlePrompt:
+    """Build a chat prompt of real text with one fact planted in it and a question at the end.
+
+    Args:
+        tokenizer: counts the tokens; its chat template is applied if it has one.
+        num_tokens: length of the prompt; reached to within a few tokens, never passed.
+        depth: where the fact stands, from 0 (start of the text) to 1 (its end).
+        seed: chooses the fact, and where in the reference the text begins.
+
+    Raises:
+        InvalidInput: a depth outside [0, 1], or too few tokens for the fact and the question.
+    """
+    if not 0.0 <= depth <= 1.0:
+        raise InvalidInput(f"depth is {depth}; it must lie between 0 and 1")
+    rng = random.Random(seed)
+    subject = rng.choice(_SUBJECTS)
+    answer = str(rng.randrange(10_000, 100_000))
+    needle = f"The secret code of the {subject} is {answer}."
+    question = f"What is the secret code of the {subject} mentioned in the text?"
+    start = rng.randrange(len(reference_text()))
+    overhead = len(_tokens(tokenizer, _chat(tokenizer, needle, question)))
+    budget = num_tokens - overhead
+    filler = _filler(tokenizer, start, max(budget, 0))
+    while budget >= 0:
+        hay = tokenizer.decode(filler[:budget])
+        text = _chat(tokenizer, _plant(str(hay), needle, depth), question)
+        token_ids = _tokens(tokenizer, text)
+        if len(token_ids) <= num_tokens:
+            return NeedlePrompt(text, tuple(token_ids), answer, question)
+        budget -= len(token_ids) - num_tokens
+    raise InvalidInput(
+        f"num_tokens is {num_tokens}; the fact and the question alone take {overhead} tokens"
+    )
+
+
+def _filler(tokenizer: PreTrainedTokenizerBase, start: int, num_tokens: int) -> list[int]:
+    """Return `num_tokens` tokens of the reference from the paragraph after `start`, cyclically."""
+    reference = reference_text()
+    begin = reference.find("\n\n", start) + 2
+    rotated = reference[begin:] + "\n" + reference[:begin]
+    repeats = -(-num_tokens * _CHARACTERS_PER_TOKEN // len(rotated))
+    text = (rotated * repeats)[: num_tokens * _CHARACTERS_PER_TOKEN]
+    return _tokens(tokenizer, text)[:num_tokens]
+
+
+def _plant(hay: str, needle: str, depth: float) -> str:
+    """Put `needle` as a paragraph of its own at the paragraph break nearest to `depth`."""
+    breaks = [0, *(match.end() for match in re.finditer(r"\n\n", hay)), len(hay)]
+    place = min(breaks, key=lambda position: abs(position - depth * len(hay)))
+    return f"{hay[:place].rstrip()}\n\n{needle}\n\n{hay[place:].lstrip()}".strip()
+
+
+def _chat(tokenizer: PreTrainedTokenizerBase, document: str, question: str) -> str:
+    content = f"{_INSTRUCTION}{document}\n\n{question}"
+    if tokenizer.chat_template is None:
+        return f"{content}\nAnswer:"
+    messages = [{"role": "user", "content": content}]
+    return str(
+        tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    )
+
+
+def _tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])

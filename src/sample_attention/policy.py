@@ -1,0 +1,59 @@
+"""Dense or sparse? Measured crossovers; the answer comes with its reason."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .config import SampleAttentionConfig
+from .problem import Problem
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Whether a call runs sparse, and why.
+
+    Attributes:
+        sparse: select and attend to a plan; else dense attention.
+        reason: one clause for people.
+    """
+
+    sparse: bool
+    reason: str
+
+
+@dataclass(frozen=True)
+class Crossover:
+    """Where sparse begins to pay on a kind of device.
+
+    Attributes:
+        min_kv_len: keys from which the whole operation is faster than dense.
+        min_q_len: queries from which it is; fewer is decoding, or a short last chunk.
+        measured: the record behind the row.
+    """
+
+    min_kv_len: int
+    min_q_len: int
+    measured: str
+
+
+CROSSOVERS = {
+    "cpu": Crossover(4096, 128, "benchmarks/records/cpu_attention.jsonl"),
+}
+"""One row per device kind; other devices use the row `cpu`."""
+
+
+def decide(problem: Problem, config: SampleAttentionConfig) -> Decision:
+    """Choose for a whole call, from facts known on the host."""
+    if config.dense:
+        return Decision(sparse=False, reason="coverage 1 keeps every key")
+    row = CROSSOVERS.get(problem.device.type, CROSSOVERS["cpu"])
+    queries, keys = problem.sequences.max_q_len, problem.sequences.max_kv_len
+    if queries < row.min_q_len:
+        return Decision(
+            sparse=False, reason=f"{queries} queries: sparse pays from {row.min_q_len} up"
+        )
+    if keys < row.min_kv_len:
+        return Decision(sparse=False, reason=f"{keys} keys: sparse pays from {row.min_kv_len} up")
+    return Decision(
+        sparse=True, reason=f"{queries} queries on {keys} keys: sparse pays from {row.min_kv_len} up"
+    )

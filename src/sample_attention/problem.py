@@ -1,0 +1,259 @@
+"""What was given: tensors, and where each sequence's queries and keys lie in them.
+
+Legend: B batch, H query heads, Hkv key/value heads, G = H / Hkv, D head dim, Sq queries, Skv keys,
+N sequences, T tokens of a packed batch. Queries are the last Sq positions of their sequence
+(bottom-right causal), so `offset = Skv - Sq` keys came before the call: a cached prefix.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .errors import InvalidInput
+
+DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+
+
+@dataclass(frozen=True)
+class Sequences:
+    """Where each sequence lies: row n of `table` is (batch, q_start, q_len, kv_start, kv_len).
+
+    Attributes:
+        table: int32 `[N, 5]`, on the device of the tensors.
+        max_q_len: bound of q_len, known on the host.
+        max_kv_len: bound of kv_len, known on the host.
+        packed: tensors are `[T, H, D]` rather than `[B, H, S, D]`.
+    """
+
+    table: Tensor
+    max_q_len: int
+    max_kv_len: int
+    packed: bool = False
+
+    @classmethod
+    def packed_from(
+        cls, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor | None = None
+    ) -> Sequences:
+        """Sequences packed one after another in `[T, H, D]` tensors.
+
+        Args:
+            cu_seqlens_q: int32 `[N + 1]`, running totals of query counts, from 0 to Tq.
+            cu_seqlens_k: int32 `[N + 1]`, the same of key counts; None: as the queries.
+
+        Returns:
+            The sequences. Reading the bounds waits for the device once.
+
+        Raises:
+            InvalidInput: totals that do not start at 0 or do not grow, an empty sequence, or more
+                queries than keys.
+        """
+        cu_k = cu_seqlens_q if cu_seqlens_k is None else cu_seqlens_k
+        q_ends, kv_ends = _totals("cu_seqlens_q", cu_seqlens_q), _totals("cu_seqlens_k", cu_k)
+        if len(q_ends) != len(kv_ends):
+            raise InvalidInput(
+                f"cu_seqlens_q names {len(q_ends) - 1} sequences and cu_seqlens_k "
+                f"{len(kv_ends) - 1}; both must name the same"
+            )
+        spans = list(zip(q_ends, q_ends[1:], kv_ends, kv_ends[1:], strict=False))
+        rows = [(0, q0, q1 - q0, k0, k1 - k0) for q0, q1, k0, k1 in spans]
+        return cls._from_rows(rows, cu_seqlens_q.device, packed=True)
+
+    @classmethod
+    def left_padded(cls, kv_lens: Tensor, q_len: int, kv_len: int) -> Sequences:
+        """Sequences of a `[B, H, S, D]` batch that are padded on the left.
+
+        Args:
+            kv_lens: int `[B]`, keys of each sequence; its queries are the last
+                `min(q_len, kv_lens[b])` rows. Rows of padding get zeros and an lse of -inf.
+            q_len: Sq of the tensors.
+            kv_len: Skv of the tensors.
+
+        Returns:
+            The sequences. Reading the lengths waits for the device once.
+
+        Raises:
+            InvalidInput: an empty sequence, or one longer than the tensors.
+        """
+        rows: list[tuple[int, int, int, int, int]] = []
+        for b, n in enumerate(int(x) for x in kv_lens.tolist()):
+            if not 0 < n <= kv_len:
+                raise InvalidInput(
+                    f"sequence {b} has {n} keys; accepted: 1 to {kv_len}, the Skv of the batch"
+                )
+            queries = min(q_len, n)
+            rows.append((b, q_len - queries, queries, kv_len - n, n))
+        return cls._from_rows(rows, kv_lens.device, packed=False)
+
+    @classmethod
+    def _from_rows(
+        cls, rows: list[tuple[int, int, int, int, int]], device: torch.device, *, packed: bool
+    ) -> Sequences:
+        table = torch.tensor(rows, dtype=torch.int32, device=device).view(-1, 5)
+        bounds = max(r[2] for r in rows), max(r[4] for r in rows)
+        for n, (_, _, q_len, _, kv_len) in enumerate(rows):
+            _check_lengths(q_len, kv_len, f"sequence {n}")
+        return cls(table, *bounds, packed=packed)
+
+    def rows(self) -> list[tuple[int, int, int, int, int]]:
+        """The table as Python integers (waits for the device)."""
+        return [tuple(row) for row in self.table.tolist()]  # pyright: ignore[reportReturnType]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The facts a backend or the policy decides on; all known on the host."""
+
+    sequences: Sequences
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    dtype: torch.dtype
+    device: torch.device
+
+    @classmethod
+    def of(cls, q: Tensor, k: Tensor, v: Tensor, sequences: Sequences | None = None) -> Problem:
+        """Check the tensors and describe them; the only validation of inputs in the package.
+
+        Args:
+            q: `[B, H, Sq, D]`, or `[Tq, H, D]` when `sequences` is packed; any strides with the
+                last dimension contiguous.
+            k: `[B, Hkv, Skv, D]` or `[Tkv, Hkv, D]`.
+            v: shape of `k`.
+            sequences: where the sequences lie; None: every batch row is one full sequence.
+
+        Raises:
+            InvalidInput: anything that does not form an attention problem.
+        """
+        packed = sequences is not None and sequences.packed
+        _check_tensors(q, k, v, rank=3 if packed else 4, layout=_LAYOUT[packed])
+        heads, kv_heads = (q.shape[1], k.shape[1])
+        if heads % kv_heads:
+            raise InvalidInput(
+                f"{heads} query heads do not share {kv_heads} key/value heads evenly; "
+                "accepted: a multiple of the key/value heads"
+            )
+        if sequences is None:
+            _check_lengths(q.shape[2], k.shape[2], "the batch")
+            sequences = _uniform(q.shape[0], q.shape[2], k.shape[2], q.device)
+        else:
+            _check_extent(sequences, q, k)
+        return cls(sequences, heads, kv_heads, q.shape[-1], q.dtype, q.device)
+
+    @property
+    def group_size(self) -> int:
+        """Query heads that share one key/value head."""
+        return self.num_heads // self.num_kv_heads
+
+    def scale(self, scale: float | None) -> float:
+        """The factor on q.k: the one given, or `D ** -0.5`.
+
+        Raises:
+            InvalidInput: the factor is not a finite number.
+        """
+        if scale is None:
+            return self.head_dim**-0.5
+        if not math.isfinite(scale):
+            raise InvalidInput(f"scale must be a finite number, got {scale!r}")
+        return float(scale)
+
+    def __str__(self) -> str:
+        """One line with every fact, for messages."""
+        s = self.sequences
+        return (
+            f"N={len(s.table)} H={self.num_heads}/{self.num_kv_heads} Sq<={s.max_q_len} "
+            f"Skv<={s.max_kv_len} D={self.head_dim} {str(self.dtype).removeprefix('torch.')} "
+            f"on {self.device}"
+        )
+
+
+def as_batched(x: Tensor, problem: Problem) -> Tensor:
+    """The `[B, H, S, D]` view of a tensor of the problem; packed tensors become B=1."""
+    return x.transpose(0, 1).unsqueeze(0) if problem.sequences.packed else x
+
+
+_LAYOUT = {False: "[B, H, S, D]", True: "[T, H, D]"}
+
+
+@functools.lru_cache(maxsize=64)
+def _uniform(batch: int, q_len: int, kv_len: int, device: torch.device) -> Sequences:
+    rows = [(b, 0, q_len, 0, kv_len) for b in range(batch)]
+    table = torch.tensor(rows, dtype=torch.int32, device=device)
+    return Sequences(table, q_len, kv_len)
+
+
+def _check_tensors(q: Tensor, k: Tensor, v: Tensor, *, rank: int, layout: str) -> None:
+    for name, x in (("q", q), ("k", k), ("v", v)):
+        if not isinstance(x, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidInput(f"{name} must be a torch.Tensor, got {type(x).__name__}")
+        if x.dim() != rank:
+            raise InvalidInput(f"{name} has shape {tuple(x.shape)}; accepted: {layout}")
+        if 0 in x.shape:
+            raise InvalidInput(f"{name} is empty: shape {tuple(x.shape)}; every size must be >= 1")
+        if x.dtype not in DTYPES:
+            names = ", ".join(str(d).removeprefix("torch.") for d in DTYPES)
+            raise InvalidInput(f"{name} is {x.dtype}; accepted: {names}")
+        if x.dtype != q.dtype or x.device != q.device:
+            raise InvalidInput(
+                f"{name} is {x.dtype} on {x.device} and q is {q.dtype} on {q.device}; "
+                "all three must agree"
+            )
+        if x.stride(-1) != 1 and x.shape[-1] > 1:
+            raise InvalidInput(
+                f"{name} has strides {x.stride()}; its last dimension must be contiguous "
+                "(call .contiguous())"
+            )
+    if k.shape != v.shape:
+        raise InvalidInput(f"k {tuple(k.shape)} and v {tuple(v.shape)} must have the same shape")
+    if q.shape[-1] != k.shape[-1]:
+        raise InvalidInput(f"head dims differ: q has {q.shape[-1]}, k has {k.shape[-1]}")
+    if rank == len("BHSD") and q.shape[0] != k.shape[0]:
+        raise InvalidInput(f"batch sizes differ: q has {q.shape[0]}, k has {k.shape[0]}")
+
+
+def _check_lengths(q_len: int, kv_len: int, whose: str) -> None:
+    if q_len < 1 or kv_len < 1:
+        raise InvalidInput(f"{whose} is empty: Sq={q_len}, Skv={kv_len}; both must be >= 1")
+    if q_len > kv_len:
+        raise InvalidInput(
+            f"{whose} has Sq={q_len} > Skv={kv_len}; queries are the last Sq of Skv positions"
+        )
+
+
+def _check_extent(sequences: Sequences, q: Tensor, k: Tensor) -> None:
+    if sequences.table.device != q.device:
+        raise InvalidInput(f"sequences lie on {sequences.table.device} and q on {q.device}")
+    token_dim = 0 if sequences.packed else 2
+    for name, x, length in (("q", q, sequences.max_q_len), ("k", k, sequences.max_kv_len)):
+        if length > x.shape[token_dim]:
+            raise InvalidInput(
+                f"a sequence has {length} tokens and {name} only {x.shape[token_dim]}"
+            )
+    if q.device.type != "cpu":
+        return  # the ends are only known on the device; the kernels bound their reads
+    batch, q_start, q_len, kv_start, kv_len = sequences.table.T.tolist()
+    q_end = max(s + n for s, n in zip(q_start, q_len, strict=True))
+    kv_end = max(s + n for s, n in zip(kv_start, kv_len, strict=True))
+    if q_end > q.shape[token_dim] or kv_end > k.shape[token_dim]:
+        raise InvalidInput(
+            f"sequences end at query {q_end} and key {kv_end}; the tensors hold "
+            f"{q.shape[token_dim]} and {k.shape[token_dim]}"
+        )
+    if not sequences.packed and max(batch) >= q.shape[0]:
+        raise InvalidInput(f"sequences name batch row {max(batch)} of {q.shape[0]}")
+
+
+def _totals(name: str, cu_seqlens: Tensor) -> list[int]:
+    if cu_seqlens.dim() != 1 or len(cu_seqlens) < 2 or cu_seqlens.is_floating_point():  # noqa: PLR2004
+        raise InvalidInput(
+            f"{name} must be a 1-D integer tensor of at least 2 running totals, got "
+            f"{cu_seqlens.dtype} {tuple(cu_seqlens.shape)}"
+        )
+    totals = [int(x) for x in cu_seqlens.tolist()]
+    if totals[0] != 0 or any(a >= b for a, b in zip(totals, totals[1:], strict=False)):
+        raise InvalidInput(f"{name} must start at 0 and grow at every step, got {totals[:8]}")
+    return totals

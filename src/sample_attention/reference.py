@@ -1,0 +1,214 @@
+"""The algorithm on one page: dense, explicit masks, any dtype (the tests run it in fp64).
+
+One sequence at a time: q `[H, Sq, D]`, k and v `[Hkv, Skv, D]`, masks bool `[H, Sq, Skv]`.
+This file is the oracle of every test. It shares no code with the backends.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from .config import CLASSES_PER_OCTAVE, LOWEST_OCTAVE, SampleAttentionConfig
+
+
+def probabilities(q: Tensor, k: Tensor, scale: float | None = None) -> Tensor:
+    """Dense causal softmax P = softmax(q k^T scale), bottom-right aligned: `[H, Sq, Skv]`."""
+    return torch.softmax(_scores(q, k, scale), dim=-1)
+
+
+def attend(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float | None = None
+) -> tuple[Tensor, Tensor]:
+    """Softmax renormalised over the kept pairs: out `[H, Sq, D]` and natural lse `[H, Sq]`.
+
+    A row that keeps nothing gives zeros and an lse of -inf.
+    """
+    scores = _scores(q, k, scale).masked_fill(~mask, -math.inf)
+    lse = torch.logsumexp(scores, dim=-1)
+    kept = torch.exp(scores - lse[..., None]).masked_fill(~mask.any(-1, keepdim=True), 0.0)
+    return kept @ _per_head(v, q), lse
+
+
+def retained_mass(q: Tensor, k: Tensor, mask: Tensor, scale: float | None = None) -> Tensor:
+    """Dense probability on the kept keys, per row: `[H, Sq]`; its minimum is the paper's CRA."""
+    return (probabilities(q, k, scale) * mask).sum(-1)
+
+
+def select(
+    q: Tensor, k: Tensor, config: SampleAttentionConfig, scale: float | None = None
+) -> Tensor:
+    """The mask that the configuration selects: bool `[H, Sq, Skv]`."""
+    q_len, kv_len = q.shape[1], k.shape[1]
+    p = torch.arange(kv_len - q_len, kv_len)[:, None]
+    j = torch.arange(kv_len)[None]
+    causal = j <= p
+    align = config.window_alignment
+    window = causal & (j > p // align * align - config.window_for(kv_len))
+    segment = config.segment or 2**62
+    always = (p >= kv_len - config.dense_tail) | ((p // segment + 1) * segment <= config.dense_prefix)
+    if config.dense:
+        return causal.expand(q.shape[0], -1, -1)
+    prob = probabilities(q, k, scale)
+    if config.chunk_tails is not None:
+        columns = _blocks(prob, p, j, config)
+    elif config.segment is None:
+        columns = _whole(prob, window, p, j, config)
+    else:
+        columns = _segments(q, k, prob, window, p, j, config, scale)
+    return causal & (window | always | columns)
+
+
+def _whole(
+    prob: Tensor, window: Tensor, p: Tensor, j: Tensor, config: SampleAttentionConfig
+) -> Tensor:
+    """v1: one set of columns for every row, from rows at equal distances."""
+    sampled = _sampled(p, config)
+    if not bool(sampled.any()):
+        return torch.ones_like(prob, dtype=torch.bool)
+    mass = prob[:, sampled].mean(1)
+    counted = (prob * ~window)[:, sampled].mean(1) if config.residual else mass
+    need = config.coverage - (1 - counted.sum(-1))
+    keep = torch.stack([_smallest_set(m, m, x) for m, x in zip(counted, need, strict=True)])
+    return keep[:, None].expand_as(prob)
+
+
+def _segments(  # noqa: PLR0913
+    q: Tensor, k: Tensor, prob: Tensor, window: Tensor, p: Tensor, j: Tensor,
+    config: SampleAttentionConfig, scale: float | None,
+) -> Tensor:  # fmt: skip
+    """Ours: every segment its own columns; mean queries rank, exact rows count."""
+    keep = torch.zeros_like(prob, dtype=torch.bool)
+    segment = (p // (config.segment or 1))[:, 0]
+    for g in segment.unique():
+        rows = segment == g
+        outside = (~window & (j <= p))[rows]  # a row's keys that only a list can keep
+        selectable = outside.any(0)
+        sampled = _sampled(p[rows], config)
+        for h in range(len(q)):
+            if not bool(sampled.any()):
+                keep[h, rows] = True
+                continue
+            exact = (prob[h, rows] * outside)[sampled].mean(0)
+            rank = exact
+            if config.pool is not None:
+                rank = _pooled_rank(q[h, rows], _per_head(k, q)[h], p[rows], outside, config, scale)
+            chosen = _filter(rank, exact, selectable, config)
+            keep[h, rows] = chosen
+    return keep
+
+
+def _filter(
+    rank: Tensor, exact: Tensor, selectable: Tensor, config: SampleAttentionConfig
+) -> Tensor:
+    """Stage 2: columns by class of rank until window and columns hold `coverage` of the mass."""
+    limit = config.dense_above * selectable.sum()
+    classes = _class(rank)
+    everything = torch.ones_like(selectable)
+    for judge in (rank, exact):  # the ranks' own estimate first: it spares the exact rows
+        chosen = selectable & _smallest_classes(
+            classes, judge * selectable, _need(judge, selectable, config)
+        )
+        if chosen.sum() > limit:
+            return everything
+    return chosen
+
+
+def _need(judge: Tensor, selectable: Tensor, config: SampleAttentionConfig) -> float:
+    outside = float((judge * selectable).sum())
+    return config.coverage - (1 - outside) if config.residual else config.coverage * outside
+
+
+def _pooled_rank(  # noqa: PLR0913
+    q: Tensor, k: Tensor, p: Tensor, outside: Tensor, config: SampleAttentionConfig,
+    scale: float | None,
+) -> Tensor:  # fmt: skip
+    """Mean over pools of the softmax of the pool's mean query, on keys that all its rows see."""
+    pool = (p // (config.pool or 1))[:, 0]
+    ranks: list[Tensor] = []
+    for i in pool.unique():
+        rows = pool == i
+        mean = q[rows].mean(0) * (q.shape[-1] ** -0.5 if scale is None else scale)
+        first = int(p[rows].min())
+        scores = (k @ mean).masked_fill(torch.arange(len(k)) > first, -math.inf)
+        ranks.append(torch.softmax(scores, -1) * outside[rows].all(0))
+    return torch.stack(ranks).mean(0)
+
+
+def _blocks(prob: Tensor, p: Tensor, j: Tensor, config: SampleAttentionConfig) -> Tensor:
+    """v3: blocks of columns and of slashes, each direction to its own threshold."""
+    block, q_len = config.key_block, len(p)
+    chunks = config.chunk_tails or 1
+    row_block, key_block = p // block, j // block
+    keep = torch.zeros_like(prob, dtype=torch.bool)
+    for c in range(chunks):
+        end = (c + 1) * q_len // chunks
+        start = max(c * q_len // chunks, end - 128)
+        if start == end:
+            continue
+        distance = p[start:end] - j
+        for h, tail in enumerate(prob[:, start:end]):
+            by_column = _sum_by(key_block.expand_as(tail), tail)
+            by_slash = _sum_by((distance.clamp(min=0) // block), tail * (distance >= 0))
+            columns = _smallest_set(by_column, by_column, config.coverage * by_column.sum())
+            slashes = _smallest_set(
+                by_slash, by_slash, (config.slash_coverage or 1) * by_slash.sum()
+            )
+            keep[h] |= columns[key_block]
+            for t in slashes.nonzero()[:, 0]:  # a slash crosses two blocks of each row of blocks
+                keep[h] |= (row_block - key_block == t) | (row_block - key_block == t + 1)
+    nothing = ~(keep & (j <= p)).any(-1, keepdim=True)
+    return keep | (nothing & (row_block == key_block))
+
+
+def _smallest_set(rank: Tensor, mass: Tensor, need: Tensor | float) -> Tensor:
+    """The fewest entries, by falling rank, whose mass reaches `need`: bool mask."""
+    order = rank.argsort(descending=True, stable=True)
+    before = mass[order].cumsum(0) - mass[order]
+    keep = torch.zeros_like(mass, dtype=torch.bool)
+    keep[order] = before < need
+    return keep
+
+
+def _smallest_classes(classes: Tensor, mass: Tensor, need: float) -> Tensor:
+    """The fewest whole classes, from the highest, whose mass reaches `need`: bool mask."""
+    order = classes.argsort(descending=True, stable=True)
+    keep = torch.zeros_like(mass, dtype=torch.bool)
+    reached = 0.0
+    for c in classes[order].unique_consecutive():
+        if reached >= need:
+            break
+        keep |= classes == c
+        reached = float(mass[keep].sum())
+    return keep
+
+
+def _class(rank: Tensor) -> Tensor:
+    """floor(8 (m - 1)) + 8 e of rank = m 2^e, 1 <= m < 2: the exponent and three mantissa bits."""
+    mantissa, exponent = torch.frexp(rank.float())
+    steps = torch.floor((2 * mantissa - 1) * CLASSES_PER_OCTAVE)
+    lowest = LOWEST_OCTAVE * CLASSES_PER_OCTAVE
+    classes = (exponent - 1) * CLASSES_PER_OCTAVE + steps
+    return torch.where(rank > 0, classes, lowest).clamp(min=lowest)
+
+
+def _sampled(p: Tensor, config: SampleAttentionConfig) -> Tensor:
+    return (p % config.row_stride == config.row_stride // 2)[:, 0]
+
+
+def _sum_by(group: Tensor, x: Tensor) -> Tensor:
+    size = int(group.max()) + 1
+    return torch.zeros(size, dtype=x.dtype).scatter_add_(0, group.flatten(), x.flatten())
+
+
+def _scores(q: Tensor, k: Tensor, scale: float | None) -> Tensor:
+    q_len, kv_len = q.shape[1], k.shape[1]
+    scores = (q @ _per_head(k, q).mT) * (q.shape[-1] ** -0.5 if scale is None else scale)
+    hidden = torch.arange(kv_len)[None] > torch.arange(kv_len - q_len, kv_len)[:, None]
+    return scores.masked_fill(hidden, -math.inf)
+
+
+def _per_head(kv: Tensor, q: Tensor) -> Tensor:
+    return kv.repeat_interleave(q.shape[0] // kv.shape[0], 0)

@@ -1,0 +1,173 @@
+"""The documentation runs: its Python blocks, and the commands, links and paths that it names."""
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")])
+FENCE = re.compile(
+    r"^(?P<indent> *)```(?P<info>[^\n`]*)\n(?P<body>.*?)^(?P=indent)```", re.M | re.S
+)
+LINK = re.compile(r"!?\[[^\]]*\]\((?P<target>[^)\s]+)(?:\s+\"[^\"]*\")?\)")
+REPOSITORY_PATH = re.compile(r"`((?:src|tests|docs|benchmarks|\.ci)/[\w./-]+)`")
+SHELLS = {"bash", "sh", "shell", "console"}
+# Made by a command that the reader runs, so absent from a fresh clone.
+GENERATED = ("demo/report",)
+
+
+def page_id(page):
+    return page.relative_to(ROOT).as_posix()
+
+
+def blocks(page, languages):
+    for match in FENCE.finditer(page.read_text("utf-8")):
+        words = match["info"].split()
+        if words and words[0] in languages:
+            yield match["body"]
+
+
+def commands(page):
+    """The shell commands of a page, continuation lines joined, comments and prompts removed."""
+    for body in blocks(page, SHELLS):
+        for line in body.replace("\\\n", " ").splitlines():
+            words = shlex.split(line.strip().removeprefix("$ "), comments=True)
+            while words and re.fullmatch(r"\w+=.*", words[0]):
+                words = words[1:]
+            if words:
+                yield words
+
+
+def prose(page):
+    return FENCE.sub("", page.read_text("utf-8"))
+
+
+@cache
+def help_text(*command):
+    """What `sample-attention <command> --help` prints; fails when there is no such command."""
+    done = subprocess.run(
+        [Path(sys.executable).with_name("sample-attention"), *command, "--help"],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"COLUMNS": "200", "NO_COLOR": "1", "TERM": "dumb"},
+    )
+    assert done.returncode == 0, f"sample-attention {' '.join(command)}: {done.stderr}"
+    return done.stdout
+
+
+@cache
+def make_targets():
+    return set(re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text("utf-8"), re.M))
+
+
+@cache
+def extras():
+    text = (ROOT / "pyproject.toml").read_text("utf-8")
+    section = text.split("[project.optional-dependencies]")[1].split("\n[")[0]
+    return set(re.findall(r"^(\w+) =", section, re.M))
+
+
+def complain(words):
+    """What is wrong with a command of the documentation; None when it would work."""
+    program, *rest = words
+    options = {w.split("=")[0] for w in rest if re.match(r"--?[a-zA-Z]", w)}
+    plain = [w for w in rest if not w.startswith("-") and "=" not in w]
+    if program == "make":
+        unknown = set(plain) - make_targets()
+        return f"make has no target {unknown}" if unknown else None
+    if Path(program).name == "sample-attention":
+        text = help_text(*plain[:1])
+        unknown = {o for o in options if not re.search(rf"(?<![\w-]){o}(?![\w-])", text)}
+        return f"sample-attention {plain[:1]} has no option {unknown}" if unknown else None
+    if "install" in rest:
+        named = re.findall(r"(?:sample-attention|\.)\[([\w,-]+)\]", " ".join(rest))
+        unknown = {e for names in named for e in names.split(",")} - extras()
+        return f"the package has no extra {unknown}" if unknown else None
+    return None
+
+
+def anchors(page):
+    """The anchors of a page: its headings, as mkdocs and GitHub write them."""
+    headings = re.findall(r"^#+ +(.+?)\s*$", prose(page), re.M)
+    plain = [re.sub(r"[`*]|\{.*\}$", "", h).strip().lower() for h in headings]
+    explicit = re.findall(r"\{ *#([\w-]+) *\}|<a id=\"([\w-]+)\"", page.read_text("utf-8"))
+    slugs = {re.sub(r"[\s-]+", "-", re.sub(r"[^\w\s-]", "", h)).strip("-") for h in plain}
+    return slugs | {a or b for a, b in explicit}
+
+
+def test_there_is_documentation():
+    assert {"README.md", "docs/index.md", "docs/quickstart.md"} <= {page_id(p) for p in PAGES}
+    assert list(blocks(ROOT / "README.md", {"python"})), "README.md shows no Python"
+
+
+PYTHON_PAGES = [p for p in PAGES if any(blocks(p, {"python"}))]
+
+
+@pytest.mark.parametrize("page", PYTHON_PAGES, ids=page_id)
+def test_python_blocks_run(page, tmp_path, monkeypatch):
+    mktestdocs = pytest.importorskip("mktestdocs")
+    monkeypatch.chdir(tmp_path)
+    mktestdocs.check_md_file(page, memory=True)
+
+
+def test_python_blocks_are_marked_python():
+    """mktestdocs runs blocks whose whole info string is `python`; another spelling would hide."""
+    hidden = [
+        (page_id(page), match["info"])
+        for page in PAGES
+        for match in FENCE.finditer(page.read_text("utf-8"))
+        if match["info"] != "python" and re.match(r"\s*(py|python)\b", match["info"])
+    ]
+    assert not hidden, f"write ```python, so that the block is run: {hidden}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_commands_exist(page):
+    found = [text for text in map(complain, commands(page)) if text]
+    assert not found, f"{page_id(page)}: {found}"
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "make no-such-target",
+        "sample-attention doctor --no-such",
+        "pip install 'sample-attention[no]'",
+    ],
+)
+def test_the_check_of_commands_objects(line):
+    assert complain(shlex.split(line))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_links_resolve(page):
+    broken = []
+    for match in LINK.finditer(prose(page)):
+        path, _, anchor = match["target"].partition("#")
+        if re.match(r"[a-z]+:", path) or path.startswith(GENERATED):
+            continue
+        target = (page.parent / path).resolve() if path else page
+        if not target.exists() or (
+            anchor and target.suffix == ".md" and anchor not in anchors(target)
+        ):
+            broken.append(match["target"])
+    assert not broken, f"{page_id(page)} links to what is not there: {broken}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_named_paths_exist(page):
+    missing = [p for p in REPOSITORY_PATH.findall(prose(page)) if not (ROOT / p).exists()]
+    assert not missing, f"{page_id(page)} names what is not there: {missing}"
+
+
+def test_every_page_stands_in_the_navigation():
+    listed = set(re.findall(r"([\w/-]+\.md)\s*$", (ROOT / "mkdocs.yml").read_text("utf-8"), re.M))
+    written = {p.relative_to(ROOT / "docs").as_posix() for p in (ROOT / "docs").rglob("*.md")}
+    assert listed == written, f"only listed: {listed - written}; only written: {written - listed}"
