@@ -54,7 +54,7 @@ types: setup ## strict types
 
 layers: setup ## import layers
 	@echo "== layers"
-	@$(VENV)/bin/lint-imports --no-cache
+	@$(VENV)/bin/lint-imports --no-cache --no-logo
 
 demo: setup ## a real model on a real long prompt, dense and sparse: writes demo/report.*
 	@$(VENV)/bin/sample-attention demo
@@ -63,7 +63,7 @@ bench-cpu: setup ## measure this machine: writes benchmarks/records/cpu_attentio
 	@$(PY) -m sample_attention.bench
 
 docs: setup ## build the documentation into site/
-	@$(PY) -m mkdocs build --strict
+	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 
 clean: ## remove caches, builds and reports; .venv stays
 	rm -rf build dist site .pytest_cache .ruff_cache .hypothesis .import_linter_cache demo/report*

@@ -17,6 +17,6 @@ def require(module: str, extra: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if error.name is not None and module.split(".")[0] == error.name.split(".")[0]:
+        if error.name is not None and module.split(".", maxsplit=1)[0] == error.name.split(".")[0]:
             raise MissingExtra(module, extra) from error
         raise

@@ -1,7 +1,7 @@
 """The public operations: check, choose, call.
 
-    config ──► select(q, k, config) ──► plan ──► attend(q, k, v, plan) ──► out, lse
-                  └────────── sample_attention(q, k, v, config) ──────────┘
+config ──► select(q, k, config) ──► plan ──► attend(q, k, v, plan) ──► out, lse
+              └────────── sample_attention(q, k, v, config) ──────────┘
 """
 
 from __future__ import annotations
@@ -73,7 +73,9 @@ class Explanation:
 
     def __str__(self) -> str:
         """A few lines for people."""
-        runs = f"sparse by {self.backend}" if self.decision.sparse else f"dense {self.dense_provider}"
+        runs = (
+            f"sparse by {self.backend}" if self.decision.sparse else f"dense {self.dense_provider}"
+        )
         answers = "\n".join(f"  {name}: {answer}" for name, answer in self.verdicts.items())
         return f"{self.problem}\n-> {runs} ({self.decision.reason})\nbackends:\n{answers}"
 
@@ -115,8 +117,8 @@ def select(
     settings = as_config(config)
     problem = Problem.of(q, k, k, sequences)
     chosen = choose(backend, problem)
-    views = as_batched(q, problem), as_batched(k, problem)
-    return chosen.select(*views, problem, settings, problem.scale(scale))
+    q, k = as_batched(q, problem), as_batched(k, problem)
+    return chosen.select(q, k, problem, settings, problem.scale(scale))
 
 
 def attend(
@@ -146,8 +148,8 @@ def attend(
     problem = Problem.of(q, k, v, plan.sequences)
     plan.check_covers(problem)
     chosen = choose(backend, problem)
-    views = (as_batched(x, problem) for x in (q, k, v))
-    out, lse = chosen.attend(*views, problem, plan, problem.scale(scale))
+    q, k, v = (as_batched(x, problem) for x in (q, k, v))
+    out, lse = chosen.attend(q, k, v, problem, plan, problem.scale(scale))
     if problem.sequences.packed:
         return AttentionOutput(out[0].transpose(0, 1), lse[0])
     return AttentionOutput(out, lse)
@@ -188,17 +190,17 @@ def measured_attention(
     settings = as_config(config)
     problem = Problem.of(q, k, v, sequences)
     chosen, factor = choose(backend, problem), problem.scale(scale)
-    views = [as_batched(x, problem) for x in (q, k, v)]
+    q, k, v = (as_batched(x, problem) for x in (q, k, v))
     decision = decide(problem, settings)
     if not decision.sparse:
-        return Measured(_unbatched(dense(*views, problem, factor), problem), decision)
-    plan = chosen.select(*views[:2], problem, settings, factor)
-    out, lse = chosen.attend(*views, problem, plan, factor)
+        return Measured(_unbatched(dense(q, k, v, problem, factor), problem), decision)
+    plan = chosen.select(q, k, problem, settings, factor)
+    out, lse = chosen.attend(q, k, v, problem, plan, factor)
     mass = plan.retained_mass(lse) if plan.probe is not None else None
     guarded = None
     if settings.guard is not None and mass is not None:
         guarded = mass.flatten(2).nanmean(-1) < settings.guard
-        _redo_dense(views, out, guarded, problem, factor)
+        _redo_dense((q, k, v), out, guarded, problem, factor)
     return Measured(_unbatched(out, problem), decision, plan, mass, guarded)
 
 
@@ -222,7 +224,11 @@ def explain(
 
 
 def _redo_dense(
-    views: list[Tensor], out: Tensor, guarded: Tensor, problem: Problem, scale: float
+    views: tuple[Tensor, Tensor, Tensor],
+    out: Tensor,
+    guarded: Tensor,
+    problem: Problem,
+    scale: float,
 ) -> None:
     """Compute the flagged heads of the flagged sequences again, dense, into `out`."""
     q, k, v = views
@@ -230,8 +236,8 @@ def _redo_dense(
         rows, keys = slice(q0, q0 + q_len), slice(k0, k0 + kv_len)
         for h in guarded[n].nonzero()[:, 0].tolist():
             kv = slice(h // problem.group_size, h // problem.group_size + 1)
-            parts = q[b : b + 1, h : h + 1, rows], k[b : b + 1, kv, keys], v[b : b + 1, kv, keys]
-            out[b, h, rows] = dense(*parts, Problem.of(*parts), scale)[0, 0]
+            head = q[b : b + 1, h : h + 1, rows], k[b : b + 1, kv, keys], v[b : b + 1, kv, keys]
+            out[b, h, rows] = dense(*head, Problem.of(*head), scale)[0, 0]
 
 
 def _unbatched(out: Tensor, problem: Problem) -> Tensor:

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
 
 from .errors import InvalidConfig
 
@@ -134,7 +133,7 @@ class SampleAttentionConfig:
         return self.window
 
     @classmethod
-    def preset(cls, name: str, **overrides: Any) -> SampleAttentionConfig:
+    def preset(cls, name: str, **overrides: object) -> SampleAttentionConfig:
         """The preset called `name` (`default`, `paper` or `mlsys`) with fields replaced.
 
         Raises:
@@ -146,7 +145,7 @@ class SampleAttentionConfig:
                 "or a SampleAttentionConfig"
             )
         try:
-            return replace(PRESETS[name], **overrides)
+            return replace(PRESETS[name], **overrides)  # pyright: ignore[reportArgumentType]
         except TypeError as error:
             raise InvalidConfig(f"{error}; see SampleAttentionConfig for the fields") from error
 
@@ -159,11 +158,11 @@ def as_config(config: SampleAttentionConfig | str) -> SampleAttentionConfig:
     """
     if isinstance(config, SampleAttentionConfig):
         return config
-    if isinstance(config, str):
-        return SampleAttentionConfig.preset(config)
-    raise InvalidConfig(
-        f"config must be a SampleAttentionConfig or the name of a preset, got {type(config)!r}"
-    )
+    if not isinstance(config, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InvalidConfig(
+            f"config must be a SampleAttentionConfig or the name of a preset, got {type(config)!r}"
+        )
+    return SampleAttentionConfig.preset(config)
 
 
 _LOWEST = {

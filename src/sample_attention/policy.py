@@ -55,5 +55,6 @@ def decide(problem: Problem, config: SampleAttentionConfig) -> Decision:
     if keys < row.min_kv_len:
         return Decision(sparse=False, reason=f"{keys} keys: sparse pays from {row.min_kv_len} up")
     return Decision(
-        sparse=True, reason=f"{queries} queries on {keys} keys: sparse pays from {row.min_kv_len} up"
+        sparse=True,
+        reason=f"{queries} queries on {keys} keys: sparse pays from {row.min_kv_len} up",
     )

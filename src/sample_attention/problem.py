@@ -8,6 +8,7 @@ N sequences, T tokens of a packed batch. Queries are the last Sq positions of th
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from dataclasses import dataclass
 
@@ -36,9 +37,7 @@ class Sequences:
     packed: bool = False
 
     @classmethod
-    def packed_from(
-        cls, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor | None = None
-    ) -> Sequences:
+    def packed_from(cls, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor | None = None) -> Sequences:
         """Sequences packed one after another in `[T, H, D]` tensors.
 
         Args:
@@ -248,12 +247,12 @@ def _check_extent(sequences: Sequences, q: Tensor, k: Tensor) -> None:
 
 
 def _totals(name: str, cu_seqlens: Tensor) -> list[int]:
-    if cu_seqlens.dim() != 1 or len(cu_seqlens) < 2 or cu_seqlens.is_floating_point():  # noqa: PLR2004
+    if cu_seqlens.dim() != 1 or len(cu_seqlens) < 2 or cu_seqlens.is_floating_point():
         raise InvalidInput(
             f"{name} must be a 1-D integer tensor of at least 2 running totals, got "
             f"{cu_seqlens.dtype} {tuple(cu_seqlens.shape)}"
         )
     totals = [int(x) for x in cu_seqlens.tolist()]
-    if totals[0] != 0 or any(a >= b for a, b in zip(totals, totals[1:], strict=False)):
+    if totals[0] != 0 or any(a >= b for a, b in itertools.pairwise(totals)):
         raise InvalidInput(f"{name} must start at 0 and grow at every step, got {totals[:8]}")
     return totals

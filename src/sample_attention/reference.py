@@ -48,22 +48,22 @@ def select(
     align = config.window_alignment
     window = causal & (j > p // align * align - config.window_for(kv_len))
     segment = config.segment or 2**62
-    always = (p >= kv_len - config.dense_tail) | ((p // segment + 1) * segment <= config.dense_prefix)
+    always = (p >= kv_len - config.dense_tail) | (
+        (p // segment + 1) * segment <= config.dense_prefix
+    )
     if config.dense:
         return causal.expand(q.shape[0], -1, -1)
     prob = probabilities(q, k, scale)
     if config.chunk_tails is not None:
         columns = _blocks(prob, p, j, config)
     elif config.segment is None:
-        columns = _whole(prob, window, p, j, config)
+        columns = _whole(prob, window, p, config)
     else:
         columns = _segments(q, k, prob, window, p, j, config, scale)
     return causal & (window | always | columns)
 
 
-def _whole(
-    prob: Tensor, window: Tensor, p: Tensor, j: Tensor, config: SampleAttentionConfig
-) -> Tensor:
+def _whole(prob: Tensor, window: Tensor, p: Tensor, config: SampleAttentionConfig) -> Tensor:
     """v1: one set of columns for every row, from rows at equal distances."""
     sampled = _sampled(p, config)
     if not bool(sampled.any()):
@@ -75,7 +75,7 @@ def _whole(
     return keep[:, None].expand_as(prob)
 
 
-def _segments(  # noqa: PLR0913
+def _segments(
     q: Tensor, k: Tensor, prob: Tensor, window: Tensor, p: Tensor, j: Tensor,
     config: SampleAttentionConfig, scale: float | None,
 ) -> Tensor:  # fmt: skip
@@ -121,7 +121,7 @@ def _need(judge: Tensor, selectable: Tensor, config: SampleAttentionConfig) -> f
     return config.coverage - (1 - outside) if config.residual else config.coverage * outside
 
 
-def _pooled_rank(  # noqa: PLR0913
+def _pooled_rank(
     q: Tensor, k: Tensor, p: Tensor, outside: Tensor, config: SampleAttentionConfig,
     scale: float | None,
 ) -> Tensor:  # fmt: skip

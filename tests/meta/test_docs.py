@@ -146,6 +146,15 @@ def test_the_check_of_commands_objects(line):
     assert complain(shlex.split(line))
 
 
+def test_extras_that_errors_name_exist():
+    sources = (ROOT / "src").rglob("*.py")
+    named = {
+        n for s in sources for n in re.findall(r'require\("[\w.]+", "(\w+)"', s.read_text("utf-8"))
+    }
+    assert named, "no optional package goes through require()"
+    assert named <= extras(), f"the package has no extra {named - extras()}"
+
+
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_links_resolve(page):
     broken = []

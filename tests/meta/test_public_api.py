@@ -19,6 +19,7 @@ LIST = Path(__file__).with_name("public_api.txt")
 
 def _text(annotation):
     """An annotation as it is written, the same on every version of Python."""
+    annotation = getattr(annotation, "__forward_arg__", annotation)
     text = annotation if isinstance(annotation, str) else inspect.formatannotation(annotation)
     return re.sub(r"\b(?:torch|typing|collections\.abc|pathlib)\.", "", text.replace("'", ""))
 
@@ -58,7 +59,8 @@ def describe():
         value = getattr(sample_attention, name)
         if inspect.isclass(value):
             bases = ", ".join(b.__name__ for b in value.__bases__ if b is not object)
-            made = _signature(value) if dataclasses.is_dataclass(value) else ""
+            is_record = dataclasses.is_dataclass(value) or hasattr(value, "_fields")
+            made = _signature(value) if is_record else ""
             lines.append(f"class {name}{f' [{bases}]' if bases else ''}{made}")
             lines += [f"    {member}" for member in _members(value)]
         elif callable(value):

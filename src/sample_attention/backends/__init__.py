@@ -1,3 +1,3 @@
-"""The implementations; `NAMES` lists them by preference, and none is imported before it is asked."""
+"""The implementations; `NAMES` lists them by preference, and each is imported when asked for."""
 
 NAMES = ("eager",)

@@ -9,7 +9,6 @@ dimension), see `deinterleave_heads`. `qwen2` files keep the order.
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
@@ -58,7 +57,7 @@ def load_gguf_model(header: GGUFHeader, *, dtype: torch.dtype = torch.float32) -
         UnsupportedGGUF: an architecture, tensor, type or RoPE scaling that is not known here.
         MissingExtra: `transformers` or `gguf` is not installed.
     """
-    transformers = require("transformers", "hf")
+    transformers = require("transformers", "transformers")
     config = model_config(header)
     model_class = getattr(transformers, MODEL_CLASSES[header.architecture])
     state = {
@@ -89,7 +88,7 @@ def model_config(header: GGUFHeader) -> PreTrainedConfig:
     Raises:
         UnsupportedGGUF: an architecture or a RoPE variant that is not known here.
     """
-    transformers = require("transformers", "hf")
+    transformers = require("transformers", "transformers")
     name = header.architecture
     if name not in MODEL_CLASSES:
         raise UnsupportedGGUF(
@@ -169,21 +168,22 @@ def decode_tensor(header: GGUFHeader, info: TensorInfo) -> Tensor:
     Raises:
         UnsupportedGGUF: a type that the `gguf` package cannot decode, or a file that is cut off.
     """
-    gguf = require("gguf", "hf")
+    gguf = require("gguf", "gguf")
     try:
         kind = gguf.GGMLQuantizationType(info.type_id)
         stored_shape = gguf.quant_shape_to_byte_shape(info.shape, kind)
         stored = np.memmap(
             header.path, dtype=np.uint8, mode="r", offset=info.offset, shape=stored_shape
         )
-        values = gguf.dequantize(stored, kind)
+        # As a plain array: slices of a memory map cost a Python call each.
+        values = gguf.dequantize(stored.view(np.ndarray), kind)
     except (ValueError, NotImplementedError, gguf.quants.QuantError) as error:
         raise UnsupportedGGUF(
             f"{header.path}: the tensor '{info.name}' (shape {info.shape}, type {info.type_id}) "
             f"cannot be decoded: {error}"
         ) from error
     # The library hands F32 out as a view of the read-only file.
-    return torch.from_numpy(np.require(values, np.float32, ["C", "W", "O"]))
+    return torch.from_numpy(values if values.flags.writeable else values.copy())
 
 
 def stop_token_ids(header: GGUFHeader) -> list[int]:
@@ -226,6 +226,6 @@ def _check_rope(header: GGUFHeader, head_dim: int) -> None:
         )
 
 
-def _parameter_names(model_class: Any, config: PreTrainedConfig) -> set[str]:
+def _parameter_names(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> set[str]:
     with torch.device("meta"):
         return {name for name, _ in model_class(config).named_parameters(remove_duplicate=False)}

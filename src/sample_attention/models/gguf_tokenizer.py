@@ -7,7 +7,8 @@ merging in `tokenizer.ggml.pre`; `PRE_TOKENIZERS` holds the ones that are known 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final
+from types import ModuleType
+from typing import TYPE_CHECKING, Final
 
 from .._extras import require
 from .gguf_header import GGUFHeader, UnsupportedGGUF
@@ -37,7 +38,7 @@ def load_gguf_tokenizer(header: GGUFHeader) -> PreTrainedTokenizerBase:
         UnsupportedGGUF: not a byte-level BPE vocabulary, or an unknown pre-tokenizer.
         MissingExtra: `transformers` is not installed.
     """
-    transformers = require("transformers", "hf")
+    transformers = require("transformers", "transformers")
     backend = _backend(header)
     tokens = header.strings("tokenizer.ggml.tokens")
     named: dict[str, str] = {}
@@ -59,7 +60,7 @@ def load_gguf_tokenizer(header: GGUFHeader) -> PreTrainedTokenizerBase:
 
 
 def _backend(header: GGUFHeader) -> Tokenizer:
-    tokenizers = require("tokenizers", "hf")
+    tokenizers = require("tokenizers", "transformers")
     kind = header.metadata.get("tokenizer.ggml.model")
     pre = header.metadata.get("tokenizer.ggml.pre")
     if kind != "gpt2" or pre not in PRE_TOKENIZERS:
@@ -89,14 +90,14 @@ def _backend(header: GGUFHeader) -> Tokenizer:
     return backend
 
 
-def _cut_as_smollm(backend: Tokenizer, tokenizers: Any) -> None:
+def _cut_as_smollm(backend: Tokenizer, tokenizers: ModuleType) -> None:
     pre = tokenizers.pre_tokenizers
     backend.pre_tokenizer = pre.Sequence(
         [pre.Digits(individual_digits=True), pre.ByteLevel(add_prefix_space=False, use_regex=True)]
     )
 
 
-def _cut_as_qwen2(backend: Tokenizer, tokenizers: Any) -> None:
+def _cut_as_qwen2(backend: Tokenizer, tokenizers: ModuleType) -> None:
     pre = tokenizers.pre_tokenizers
     backend.normalizer = tokenizers.normalizers.NFC()
     backend.pre_tokenizer = pre.Sequence(
@@ -107,7 +108,7 @@ def _cut_as_qwen2(backend: Tokenizer, tokenizers: Any) -> None:
     )
 
 
-PRE_TOKENIZERS: Final[dict[str, Callable[[Any, Any], None]]] = {
+PRE_TOKENIZERS: Final[dict[str, Callable[[Tokenizer, ModuleType], None]]] = {
     "smollm": _cut_as_smollm,
     "qwen2": _cut_as_qwen2,
 }

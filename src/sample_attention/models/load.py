@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
+from torch import nn
 
 from .._extras import require
 from ..errors import ModelNotFound
@@ -67,15 +68,17 @@ def load_model(
         >>> loaded.context_length  # doctest: +SKIP
         8192
     """
-    require("transformers", "hf")
+    require("transformers", "transformers")
     text = os.fspath(name)
     if text in PINNED_WEIGHTS:
         return _load_gguf(fetch_weights(text), text, dtype, torch.device(device))
     path = Path(text).expanduser()
     if path.is_file():
         return _load_gguf(path, text, dtype, torch.device(device))
-    if path.suffix == ".gguf" or (path.is_dir() and not (path / "config.json").is_file()):
-        raise _not_found(text, "there is no such file" if path.suffix else "it has no config.json")
+    if path.is_dir() and not (path / "config.json").is_file():
+        raise _not_found(text, "the folder has no config.json")
+    if path.suffix == ".gguf" and not path.is_dir():
+        raise _not_found(text, "there is no such file")
     return _load_pretrained(str(path) if path.is_dir() else text, text, dtype, device)
 
 
@@ -87,13 +90,14 @@ def _load_gguf(
     default = torch.float32 if device.type == "cpu" else torch.bfloat16
     model = load_gguf_model(header, dtype=dtype or default)
     length = header.integer(f"{header.architecture}.context_length")
-    return LoadedModel(model.to(device), tokenizer, length, name)
+    nn.Module.to(model, device)
+    return LoadedModel(model, tokenizer, length, name)
 
 
 def _load_pretrained(
     source: str, name: str, dtype: torch.dtype | None, device: str | torch.device
 ) -> LoadedModel:
-    transformers = require("transformers", "hf")
+    transformers = require("transformers", "transformers")
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(source)
         model = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=dtype or "auto")

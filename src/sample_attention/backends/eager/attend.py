@@ -91,7 +91,7 @@ def _split(lo: int, hi: int, columns: Tensor, align: int) -> Iterator[Tile]:
         lo = stop
 
 
-def _attend_tile(  # noqa: PLR0913
+def _attend_tile(
     q: Tensor, both: Tensor, tile: Tile, window: int, align: int, scale: float,
     out: Tensor, lse: Tensor,
 ) -> None:  # fmt: skip
@@ -120,9 +120,7 @@ def _attend_tile(  # noqa: PLR0913
         merge(out, lse, more[0, 0], more_lse[0, 0])
 
 
-def _edge(
-    tile: Tile, window: int, align: int, device: torch.device
-) -> tuple[int, Tensor | None]:
+def _edge(tile: Tile, window: int, align: int, device: torch.device) -> tuple[int, Tensor | None]:
     """First key from which rows of the tile differ, and their mask there (None: plain causal)."""
     lo, hi = tile.lo, tile.hi
     if tile.columns is None or align > 1:

@@ -33,7 +33,7 @@ def attention_with_lse(
     return out.masked_fill_(empty[:, None], 0.0), lse.masked_fill_(empty, -torch.inf)
 
 
-def _fused(  # noqa: PLR0913
+def _fused(
     q: Tensor, k: Tensor, v: Tensor, scale: float, causal: bool, mask: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     if q.device.type == "cpu":

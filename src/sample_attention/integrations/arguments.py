@@ -1,0 +1,157 @@
+"""What a layer asks for: refused where it cannot be computed right, read where it can."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import InvalidInput, UnsupportedAttention
+from .layout import (
+    Layout,
+    Rows,
+    layout_of_mask,
+    recall_layout,
+    remembered_rows,
+    rows_of_positions,
+    rows_of_totals,
+)
+
+_KNOWN = frozenset(
+    {
+        "cache", "cache_position", "cu_seq_lens_k", "cu_seq_lens_q", "labels", "logits_indices",
+        "logits_processor_args", "logits_to_keep", "max_length_k", "max_length_q", "max_seqlen_k",
+        "max_seqlen_q", "mm_token_type_ids", "num_items_in_batch", "output_attentions",
+        "output_hidden_states", "output_router_logits", "past_key_values", "position_embeddings",
+        "position_ids", "read_index", "return_dict", "token_type_ids", "use_cache", "write_index",
+    }
+)  # fmt: skip
+"""Keywords that are read, or that do not change what attention is; any other one is refused."""
+
+
+def unsupported(
+    module: nn.Module, argument: str, problem: str, remedy: str
+) -> UnsupportedAttention:
+    """The refusal of a call, naming the layer, the argument, what is wrong and what to do."""
+    kind = getattr(getattr(module, "config", None), "model_type", "unknown")
+    layer = getattr(module, "layer_idx", None)
+    where = f"{type(module).__name__} (model type {kind}, layer {layer})"
+    return UnsupportedAttention(f"{where}: {argument} {problem}; {remedy}")
+
+
+def refuse(
+    module: nn.Module, tensors: tuple[Tensor, Tensor, Tensor], dropout: float,
+    is_causal: bool | None, others: Mapping[str, Any],
+) -> None:  # fmt: skip
+    """Check all of a call but its mask.
+
+    Raises:
+        UnsupportedAttention: it asks for what is not computed here.
+    """
+    q, k, v = tensors
+    if dropout:
+        raise unsupported(module, "dropout", f"is {dropout}; accepted: 0", "call model.eval()")
+    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+        raise unsupported(
+            module, "query, key or value", "needs gradients; there is no backward pass",
+            "run under torch.no_grad(), or train with another attn_implementation",
+        )  # fmt: skip
+    if not (getattr(module, "is_causal", True) if is_causal is None else is_causal):
+        raise unsupported(
+            module, "is_causal", "is False; accepted: causal self-attention",
+            "for a multimodal model pass attn_implementation={'text_config': 'sample_attention'}, "
+            "for an encoder use another one",
+        )  # fmt: skip
+    if not q.shape[-1] == k.shape[-1] == v.shape[-1]:
+        raise unsupported(
+            module, "value", f"has head dim {v.shape[-1]}, query {q.shape[-1]} and key "
+            f"{k.shape[-1]}; accepted: all the same",
+            "use another attn_implementation (latent attention is not supported)",
+        )  # fmt: skip
+    if others.get("output_attentions"):
+        raise unsupported(
+            module, "output_attentions", "is True; the weights are never formed",
+            "use attn_implementation='eager' to see them",
+        )  # fmt: skip
+    strange = [name for name, x in others.items() if name not in _KNOWN and x is not None]
+    if strange:
+        raise unsupported(
+            module, ", ".join(strange), "may change what attention is and is not known here",
+            "leave it out or use another attn_implementation",
+        )  # fmt: skip
+
+
+def layout_of_call(
+    module: nn.Module, mask: Tensor | None, q: Tensor, k: Tensor, others: Mapping[str, Any]
+) -> Layout:
+    """Where the sequences of a call lie: from its totals, its mask or its positions.
+
+    Raises:
+        UnsupportedAttention: they say nothing that can be computed.
+    """
+    layout = Layout(k.shape[2]) if mask is None else _read_mask(module, mask, q, k)
+    cu_q, cu_k = others.get("cu_seq_lens_q"), others.get("cu_seq_lens_k")
+    positions = others.get("position_ids")
+    padded = layout.rows is not None or layout.holes is not None
+    if cu_q is not None and cu_k is not None:
+        if padded or len(q) > 1:
+            raise unsupported(
+                module, "cu_seq_lens_q", "comes with a padding mask or a batch of several rows",
+                "pack all sequences into one batch row without a mask",
+            )  # fmt: skip
+        return Layout(layout.width, rows_of_call(module, cu_q, cu_k), None, layout.window)
+    if padded or q.shape[2] == 1 or not isinstance(positions, Tensor):
+        return layout
+    if positions.dim() != 2 or positions.shape[1] != q.shape[2]:
+        return layout
+    try:
+        read = partial(rows_of_positions, positions, len(q))
+        rows = remembered_rows(read, positions)
+    except InvalidInput as error:
+        raise unsupported(
+            module, "position_ids", f"do not number one sequence or packed ones: {error}",
+            "pass an attention_mask for padding, or positions that count up",
+        ) from error  # fmt: skip
+    if rows is not None and q.shape[2] != layout.width:
+        raise unsupported(
+            module, "position_ids", "start again after a cached prefix, so that the keys of each "
+            "sequence are unknown", "pass packed sequences in one call, without a cached prefix",
+        )  # fmt: skip
+    return Layout(layout.width, rows, None, layout.window)
+
+
+def rows_of_call(module: nn.Module, cu_q: Tensor, cu_k: Tensor) -> Rows:
+    """The packed sequences that running totals name.
+
+    Raises:
+        UnsupportedAttention: they do not fit each other.
+    """
+    try:
+        rows = remembered_rows(partial(rows_of_totals, cu_q, cu_k), cu_k, cu_q)
+    except InvalidInput as error:
+        raise unsupported(
+            module, "cu_seq_lens_q and cu_seq_lens_k", f"do not fit: {error}",
+            "pass running totals from 0, one more than there are sequences",
+        ) from error  # fmt: skip
+    return rows or ()
+
+
+def _read_mask(module: nn.Module, mask: Tensor, q: Tensor, k: Tensor) -> Layout:
+    if not isinstance(mask, Tensor) or mask.dim() != 2:  # pyright: ignore[reportUnnecessaryIsInstance]
+        shape = tuple(getattr(mask, "shape", ()))
+        raise unsupported(
+            module, "attention_mask", f"is a {type(mask).__name__} of shape {shape}; accepted: a "
+            "padding mask [B, Skv]", "leave out masks of pairs of tokens",
+        )  # fmt: skip
+    layout = recall_layout(mask)
+    if layout is None:  # a copy of the mask, as on another device of a spread model
+        layout = layout_of_mask(mask.bool(), q.shape[2])
+    if not q.shape[2] <= layout.width <= k.shape[2] or len(mask) != len(q):
+        raise unsupported(
+            module, "attention_mask", f"has shape {tuple(mask.shape)} for a batch of {len(q)} with "
+            f"{q.shape[2]} queries and {k.shape[2]} keys", "pass one column per key",
+        )  # fmt: skip
+    return layout

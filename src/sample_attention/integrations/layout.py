@@ -1,0 +1,170 @@
+"""Where the sequences of a batch lie, read from what a model passes: masks, totals, positions.
+
+A row is (batch, q_start, q_len, kv_start, kv_len), as in `Sequences`. Reading one waits for the
+device; what is read from a tensor is remembered with it, so that a forward pass waits once, not
+once per layer.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+
+from ..errors import InvalidInput
+from ..problem import Sequences
+
+Row: TypeAlias = tuple[int, int, int, int, int]
+Rows: TypeAlias = tuple[Row, ...]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What a mask says.
+
+    Attributes:
+        width: keys in use; the rest of a static cache is not yet filled.
+        rows: where the sequences lie, rows of padding left out; None: each batch row is one
+            sequence that fills it.
+        holes: bool `[B, width]`, the tokens of a mask whose ones are not contiguous, or None.
+        window: the sliding window that the mask was made with, or None.
+    """
+
+    width: int
+    rows: Rows | None = None
+    holes: Tensor | None = None
+    window: int | None = None
+
+
+def layout_of_mask(mask: Tensor, q_len: int, window: int | None = None) -> Layout:
+    """Read a padding mask: bool `[B, W]`, True for tokens, for the first W keys of the batch.
+
+    Queries are the last `q_len` of the W positions. Padding may lie left, right or on both sides;
+    ones with a gap between them are returned as `holes`.
+    """
+    width = mask.shape[1]
+    ones = mask.int()
+    first, after = ones.argmax(1), width - ones.flip(1).argmax(1)
+    rows: list[Row] = []
+    whole = True
+    for b, (n, lo, hi) in enumerate(torch.stack([ones.sum(1), first, after], 1).tolist()):
+        whole = whole and n == width
+        if n == 0:
+            continue
+        if hi - lo != n:
+            return Layout(width, None, mask, window)
+        q_lo = max(lo, width - q_len)
+        if q_lo < hi:
+            rows.append((b, q_lo - (width - q_len), hi - q_lo, lo, n))
+    return Layout(width, None if whole else tuple(rows), None, window)
+
+
+def layout_of_packed(ids: Tensor, window: int | None = None) -> Layout:
+    """Read `[B, S]` numbers that change where another sequence begins."""
+    starts = torch.ones_like(ids, dtype=torch.bool)
+    starts[:, 1:] = ids[:, 1:] != ids[:, :-1]
+    return Layout(ids.shape[1], _rows_from_starts(starts), None, window)
+
+
+def rows_of_positions(positions: Tensor, batch: int) -> Rows | None:
+    """Sequences packed in `[1 or B, S]` position ids; None where each batch row is one.
+
+    A sequence begins where the position falls back to 0.
+
+    Raises:
+        InvalidInput: positions that jump elsewhere: neither one sequence nor packed ones.
+    """
+    restarts = torch.zeros_like(positions, dtype=torch.bool)
+    restarts[:, 1:] = positions[:, 1:] != positions[:, :-1] + 1
+    jumps = (restarts & (positions != 0)).any()
+    any_restart, any_jump = torch.stack([restarts.any(), jumps]).tolist()
+    if any_jump:
+        raise InvalidInput("they jump to a position other than 0")
+    if not any_restart:
+        return None
+    restarts[:, 0] = True
+    return _rows_from_starts(restarts.expand(batch, -1))
+
+
+def rows_of_totals(cu_seqlens_q: Tensor, cu_seqlens_k: Tensor) -> Rows:
+    """Packed sequences of one batch row from running totals; those without queries are left out.
+
+    Raises:
+        InvalidInput: the totals differ in number, or a sequence has more queries than keys.
+    """
+    q_ends, kv_ends = ([int(x) for x in cu.tolist()] for cu in (cu_seqlens_q, cu_seqlens_k))
+    if len(q_ends) != len(kv_ends):
+        raise InvalidInput(f"there are {len(q_ends)} totals of queries and {len(kv_ends)} of keys")
+    rows: list[Row] = []
+    spans = zip(q_ends, q_ends[1:], kv_ends, kv_ends[1:], strict=False)
+    for q_start, q_end, kv_start, kv_end in spans:
+        if q_end - q_start > kv_end - kv_start:
+            raise InvalidInput(f"{q_end - q_start} queries on {kv_end - kv_start} keys")
+        if q_end > q_start:
+            rows.append((0, q_start, q_end - q_start, kv_start, kv_end - kv_start))
+    return tuple(rows)
+
+
+def rows_of_holes(mask: Tensor, q_len: int) -> Rows:
+    """Rows of the tokens of `mask`, `[B, W]`, gathered one after another; all in batch row 0."""
+    counts = torch.stack([mask[:, mask.shape[1] - q_len :].sum(1), mask.sum(1)], 1).tolist()
+    rows: list[Row] = []
+    q_start = kv_start = 0
+    for queries, keys in counts:
+        if queries:
+            rows.append((0, q_start, queries, kv_start, keys))
+        q_start, kv_start = q_start + queries, kv_start + keys
+    return tuple(rows)
+
+
+@functools.lru_cache(maxsize=64)
+def sequences_of(rows: Rows, device: torch.device) -> Sequences:
+    """The rows as a table on the device; the same rows give the same object."""
+    table = torch.tensor(rows, dtype=torch.int32, device=device).view(-1, 5)
+    return Sequences(table, max(r[2] for r in rows), max(r[4] for r in rows))
+
+
+_layouts: WeakIdKeyDictionary = WeakIdKeyDictionary()
+_rows: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+
+def remember_layout(mask: Tensor, layout: Layout) -> Tensor:
+    """Keep the layout for as long as the mask lives; the mask must not be written to."""
+    _layouts[mask] = layout
+    return mask
+
+
+def recall_layout(mask: Tensor) -> Layout | None:
+    """What `remember_layout` kept for this very tensor."""
+    return _layouts.get(mask)
+
+
+def remembered_rows(read: Callable[[], Rows | None], *tensors: Tensor) -> Rows | None:
+    """`read()`, remembered with the tensors that it reads until one of them is written to."""
+    if any(x.is_inference() for x in tensors):  # these do not count their versions
+        return read()
+    first = tensors[0]
+    versions = tuple(x._version for x in tensors)  # pyright: ignore[reportPrivateUsage]
+    others = tuple(
+        x for x in tensors if x is not first
+    )  # held, so that their identity stays theirs
+    known = _rows.get(first)
+    if known is None or known[0] != versions or [*map(id, known[1])] != [*map(id, others)]:
+        known = _rows[first] = (versions, others, read())
+    return known[2]
+
+
+def _rows_from_starts(starts: Tensor) -> Rows:
+    """Rows of packed sequences from bool `[B, S]`, True at the first token of each."""
+    length = starts.shape[1]
+    found: list[list[int]] = starts.nonzero().tolist()
+    ends = [s if s else length for _, s in found[1:]] + [length]
+    return tuple(
+        (b, start, end - start, start, end - start)
+        for (b, start), end in zip(found, ends, strict=True)
+    )

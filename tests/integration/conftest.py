@@ -1,0 +1,124 @@
+"""Tiny random models of each family, and the budget that rounding of their own numerics sets."""
+
+import functools
+
+import pytest
+import torch
+
+from sample_attention import SampleAttentionConfig, policy
+
+transformers = pytest.importorskip("transformers")
+
+WINDOW = 24
+PROMPT = 97
+VOCABULARY = 199
+# Wide weights, so that attention is peaked and the best token leads by more than rounding.
+SIZES = {
+    "vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "initializer_range": 0.2,
+    "max_position_embeddings": 512, "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
+    "tie_word_embeddings": False,
+}  # fmt: skip
+SLIDING = {"sliding_window": WINDOW}
+MIXED = {**SLIDING, "layer_types": ["sliding_attention", "full_attention"]}
+EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "num_local_experts": 4}
+ROPE = {"rope_type": "default", "rope_theta": 10_000.0}
+FAMILIES = {
+    "llama": ("Llama", {}),
+    "qwen2": ("Qwen2", {**MIXED, "use_sliding_window": True}),
+    "qwen3": ("Qwen3", {**MIXED, "use_sliding_window": True}),
+    "mistral": ("Mistral", SLIDING),
+    "glm4": ("Glm4", {}),
+    "gemma2": ("Gemma2", {**MIXED, "attn_logit_softcapping": 5.0, "query_pre_attn_scalar": 16}),
+    "gemma3": ("Gemma3", {**MIXED, "query_pre_attn_scalar": 16}),
+    "phi3": ("Phi3", SLIDING),
+    "gpt_oss": ("GptOss", {**MIXED, **EXPERTS, "rope_parameters": ROPE}),
+    # The window of these two is in the mask only.
+    "qwen2_moe": ("Qwen2Moe", {**MIXED, **EXPERTS, "use_sliding_window": True}),
+    "phimoe": ("Phimoe", {**SLIDING, **EXPERTS}),
+}
+SPARSE = SampleAttentionConfig(
+    coverage=0.9, segment=16, pool=4, row_stride=4, window=8, dense_prefix=0, held_out=2
+)
+# Next to nothing is dropped, so the sparse path has to give what dense attention gives.
+NEARLY_ALL = SampleAttentionConfig(
+    coverage=1 - 1e-7, segment=16, pool=4, row_stride=4, window=8, dense_prefix=0, dense_above=1.0
+)
+
+
+@functools.cache
+def _model(family, dtype):
+    name, options = FAMILIES[family]
+    suffix = "TextConfig" if family == "gemma3" else "Config"
+    config = getattr(transformers, name + suffix)(**{**SIZES, **options})
+    torch.manual_seed(7)
+    model = getattr(transformers, f"{name}ForCausalLM")(config).eval()
+    for parameter_name, parameter in model.named_parameters():
+        if parameter_name.endswith("sinks"):  # left empty by the constructor
+            torch.nn.init.normal_(parameter)
+    model.set_experts_implementation("eager")  # the default has no fp64
+    model.generation_config.eos_token_id = None
+    model.generation_config.pad_token_id = 0
+    return model.to(dtype)
+
+
+@pytest.fixture
+def tiny():
+    """A function from a family to its model, with eager attention."""
+    used = []
+
+    def get(family="llama", dtype=torch.float32):
+        model = _model(family, dtype)
+        used.append(model)
+        model.set_attn_implementation("eager")
+        return model
+
+    yield get
+    for model in used:
+        model.set_attn_implementation("eager")
+
+
+@pytest.fixture
+def prompt():
+    """A function from a batch size, length and seed to random token ids."""
+
+    def make(batch=1, length=PROMPT, seed=3):
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randint(3, VOCABULARY, (batch, length), generator=generator)
+
+    return make
+
+
+@pytest.fixture
+def low_crossover(monkeypatch):
+    """Lets prompts of a few tokens run sparse."""
+    monkeypatch.setitem(policy.CROSSOVERS, "cpu", policy.Crossover(0, 2, "a test"))
+
+
+@pytest.fixture
+def generated():
+    """A function that generates greedily and returns the new tokens as lists."""
+
+    def run(model, ids, **options):
+        options = {"max_new_tokens": 10, "do_sample": False, **options}
+        return model.generate(ids, **options)[:, ids.shape[1] :].tolist()
+
+    return run
+
+
+@pytest.fixture
+def budget(tiny):
+    """A function to the most that logits may be off: a few times what fp32 costs eager itself."""
+
+    def measure(family, *args, **kwargs):
+        exact, rounded = (
+            logits(tiny(family, dtype), *args, **kwargs) for dtype in (torch.float64, torch.float32)
+        )
+        return 8 * (rounded - exact).abs().max(), exact
+
+    return measure
+
+
+@torch.no_grad()
+def logits(model, *args, **kwargs):
+    return model(*args, **kwargs).logits.double()
