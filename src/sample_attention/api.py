@@ -169,8 +169,14 @@ def sample_attention(
 
     Source: arXiv 2406.15486.
     """
+    settings = as_config(config)
+    problem = Problem.of(q, k, v, sequences)
+    if backend == "auto" and not decide(problem, settings).sparse:  # the quick way: no statistics
+        if problem.sequences.packed:
+            q, k, v = (as_batched(x, problem) for x in (q, k, v))
+        return _unbatched(dense(q, k, v, problem, problem.scale(scale)), problem)
     return measured_attention(
-        q, k, v, config, scale=scale, sequences=sequences, backend=backend
+        q, k, v, settings, scale=scale, sequences=sequences, backend=backend
     ).out
 
 
@@ -189,10 +195,12 @@ def measured_attention(
     """
     settings = as_config(config)
     problem = Problem.of(q, k, v, sequences)
-    chosen, factor = choose(backend, problem), problem.scale(scale)
-    q, k, v = (as_batched(x, problem) for x in (q, k, v))
+    factor = problem.scale(scale)
+    if problem.sequences.packed:
+        q, k, v = (as_batched(x, problem) for x in (q, k, v))
     decision = decide(problem, settings)
-    if not decision.sparse:
+    chosen = choose(backend, problem) if decision.sparse or backend != "auto" else None
+    if chosen is None or not decision.sparse:
         return Measured(_unbatched(dense(q, k, v, problem, factor), problem), decision)
     plan = chosen.select(q, k, problem, settings, factor)
     out, lse = chosen.attend(q, k, v, problem, plan, factor)

@@ -144,6 +144,8 @@ class SampleAttentionConfig:
                 f"unknown preset {name!r}; accepted: {', '.join(sorted(PRESETS))}, "
                 "or a SampleAttentionConfig"
             )
+        if not overrides:
+            return PRESETS[name]
         try:
             return replace(PRESETS[name], **overrides)  # pyright: ignore[reportArgumentType]
         except TypeError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 from .config import SampleAttentionConfig
@@ -46,15 +47,18 @@ def decide(problem: Problem, config: SampleAttentionConfig) -> Decision:
     """Choose for a whole call, from facts known on the host."""
     if config.dense:
         return Decision(sparse=False, reason="coverage 1 keeps every key")
-    row = CROSSOVERS.get(problem.device.type, CROSSOVERS["cpu"])
-    queries, keys = problem.sequences.max_q_len, problem.sequences.max_kv_len
-    if queries < row.min_q_len:
-        return Decision(
-            sparse=False, reason=f"{queries} queries: sparse pays from {row.min_q_len} up"
-        )
-    if keys < row.min_kv_len:
-        return Decision(sparse=False, reason=f"{keys} keys: sparse pays from {row.min_kv_len} up")
-    return Decision(
-        sparse=True,
-        reason=f"{queries} queries on {keys} keys: sparse pays from {row.min_kv_len} up",
-    )
+    row = CROSSOVERS.get(problem.device.type) or CROSSOVERS["cpu"]
+    sequences = problem.sequences
+    return _decide(sequences.max_q_len, sequences.max_kv_len, row.min_q_len, row.min_kv_len)
+
+
+@functools.lru_cache(maxsize=256)
+def _decide(queries: int, keys: int, min_queries: int, min_keys: int) -> Decision:
+    if queries < min_queries:
+        reason = f"{queries} queries: sparse pays from {min_queries} up"
+    elif keys < min_keys:
+        reason = f"{keys} keys: sparse pays from {min_keys} up"
+    else:
+        reason = f"{queries} queries on {keys} keys: sparse pays from {min_keys} up"
+        return Decision(sparse=True, reason=reason)
+    return Decision(sparse=False, reason=reason)

@@ -29,12 +29,14 @@ class Sequences:
         max_q_len: bound of q_len, known on the host.
         max_kv_len: bound of kv_len, known on the host.
         packed: tensors are `[T, H, D]` rather than `[B, H, S, D]`.
+        uniform: every batch row is one sequence that fills the tensors.
     """
 
     table: Tensor
     max_q_len: int
     max_kv_len: int
     packed: bool = False
+    uniform: bool = False
 
     @classmethod
     def packed_from(cls, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor | None = None) -> Sequences:
@@ -128,20 +130,15 @@ class Problem:
         Raises:
             InvalidInput: anything that does not form an attention problem.
         """
+        if sequences is None and _well_formed(q, k, v):
+            return _uniform_problem(cls, q.shape, k.shape, q.dtype, q.device)
         packed = sequences is not None and sequences.packed
         _check_tensors(q, k, v, rank=3 if packed else 4, layout=_LAYOUT[packed])
-        heads, kv_heads = (q.shape[1], k.shape[1])
-        if heads % kv_heads:
-            raise InvalidInput(
-                f"{heads} query heads do not share {kv_heads} key/value heads evenly; "
-                "accepted: a multiple of the key/value heads"
-            )
         if sequences is None:
-            _check_lengths(q.shape[2], k.shape[2], "the batch")
-            sequences = _uniform(q.shape[0], q.shape[2], k.shape[2], q.device)
-        else:
-            _check_extent(sequences, q, k)
-        return cls(sequences, heads, kv_heads, q.shape[-1], q.dtype, q.device)
+            return _uniform_problem(cls, q.shape, k.shape, q.dtype, q.device)
+        _check_heads(q.shape[1], k.shape[1])
+        _check_extent(sequences, q, k)
+        return cls(sequences, q.shape[1], k.shape[1], q.shape[-1], q.dtype, q.device)
 
     @property
     def group_size(self) -> int:
@@ -178,11 +175,34 @@ def as_batched(x: Tensor, problem: Problem) -> Tensor:
 _LAYOUT = {False: "[B, H, S, D]", True: "[T, H, D]"}
 
 
-@functools.lru_cache(maxsize=64)
-def _uniform(batch: int, q_len: int, kv_len: int, device: torch.device) -> Sequences:
-    rows = [(b, 0, q_len, 0, kv_len) for b in range(batch)]
+@functools.lru_cache(maxsize=256)
+def _uniform_problem(
+    cls: type[Problem], q: torch.Size, k: torch.Size, dtype: torch.dtype, device: torch.device
+) -> Problem:
+    """The problem of tensors of these shapes, each batch row one full sequence."""
+    _check_heads(q[1], k[1])
+    _check_lengths(q[2], k[2], "the batch")
+    rows = [(b, 0, q[2], 0, k[2]) for b in range(q[0])]
     table = torch.tensor(rows, dtype=torch.int32, device=device)
-    return Sequences(table, q_len, kv_len)
+    return cls(Sequences(table, q[2], k[2], uniform=True), q[1], k[1], q[3], dtype, device)
+
+
+def _well_formed(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether `_check_tensors` has nothing to say of a batch: the quick way for good input."""
+    try:
+        (batch, _, _, dim), kv = q.shape, k.shape
+        return (
+            kv == v.shape
+            and len(kv) == 4
+            and (batch, dim) == (kv[0], kv[3])
+            and q.dtype == k.dtype == v.dtype
+            and q.dtype in DTYPES
+            and q.device == k.device == v.device
+            and q.numel() > 0 < k.numel()
+            and q.stride(3) == k.stride(3) == v.stride(3) == 1
+        )
+    except (AttributeError, ValueError):
+        return False
 
 
 def _check_tensors(q: Tensor, k: Tensor, v: Tensor, *, rank: int, layout: str) -> None:
@@ -212,6 +232,14 @@ def _check_tensors(q: Tensor, k: Tensor, v: Tensor, *, rank: int, layout: str) -
         raise InvalidInput(f"head dims differ: q has {q.shape[-1]}, k has {k.shape[-1]}")
     if rank == len("BHSD") and q.shape[0] != k.shape[0]:
         raise InvalidInput(f"batch sizes differ: q has {q.shape[0]}, k has {k.shape[0]}")
+
+
+def _check_heads(heads: int, kv_heads: int) -> None:
+    if heads % kv_heads:
+        raise InvalidInput(
+            f"{heads} query heads do not share {kv_heads} key/value heads evenly; "
+            "accepted: a multiple of the key/value heads"
+        )
 
 
 def _check_lengths(q_len: int, kv_len: int, whose: str) -> None:

@@ -21,7 +21,10 @@ SIZES = {
 }  # fmt: skip
 SLIDING = {"sliding_window": WINDOW}
 MIXED = {**SLIDING, "layer_types": ["sliding_attention", "full_attention"]}
-EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "num_local_experts": 4}
+EXPERTS = {
+    "num_experts": 4, "num_experts_per_tok": 2, "num_local_experts": 4,
+    "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32,
+}  # fmt: skip
 ROPE = {"rope_type": "default", "rope_theta": 10_000.0}
 FAMILIES = {
     "llama": ("Llama", {}),
@@ -44,6 +47,21 @@ SPARSE = SampleAttentionConfig(
 NEARLY_ALL = SampleAttentionConfig(
     coverage=1 - 1e-7, segment=16, pool=4, row_stride=4, window=8, dense_prefix=0, dense_above=1.0
 )
+
+
+@pytest.fixture(params=FAMILIES)
+def family(request):
+    return request.param
+
+
+@pytest.fixture
+def sparse():
+    return SPARSE
+
+
+@pytest.fixture
+def nearly_all():
+    return NEARLY_ALL
 
 
 @functools.cache
@@ -96,6 +114,12 @@ def low_crossover(monkeypatch):
 
 
 @pytest.fixture
+def logits():
+    """A function to the logits of a forward pass, in fp64."""
+    return _logits
+
+
+@pytest.fixture
 def generated():
     """A function that generates greedily and returns the new tokens as lists."""
 
@@ -108,17 +132,20 @@ def generated():
 
 @pytest.fixture
 def budget(tiny):
-    """A function to the most that logits may be off: a few times what fp32 costs eager itself."""
+    """A function to eager's fp64 logits, and to how far others may be off.
+
+    That is a few times what fp32 costs eager itself.
+    """
 
     def measure(family, *args, **kwargs):
         exact, rounded = (
-            logits(tiny(family, dtype), *args, **kwargs) for dtype in (torch.float64, torch.float32)
+            _logits(tiny(family, dtype), *args, **kwargs) for dtype in (torch.float64, torch.float32)
         )
-        return 8 * (rounded - exact).abs().max(), exact
+        return exact, 8 * (rounded - exact).abs().max()
 
     return measure
 
 
 @torch.no_grad()
-def logits(model, *args, **kwargs):
+def _logits(model, *args, **kwargs):
     return model(*args, **kwargs).logits.double()

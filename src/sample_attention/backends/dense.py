@@ -6,10 +6,9 @@ the log-sum-exp, and windows and capped scores change which scores there are.
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
 
 from ..problem import Problem
 from .eager.flash import attention_with_lse, merge
@@ -24,27 +23,27 @@ CAPPED_SCORES = 2**24
 def provider(problem: Problem) -> str:
     """Which implementation `dense` runs for a problem."""
     s = problem.sequences
-    if s.max_q_len == 1 or (_is_uniform(problem) and s.max_q_len == s.max_kv_len):
+    if s.max_q_len == 1 or (s.uniform and s.max_q_len == s.max_kv_len):
         return "sdpa"
     return "sdpa on the prefix and the causal square, merged"
 
 
 def dense(q: Tensor, k: Tensor, v: Tensor, problem: Problem, scale: float) -> Tensor:
     """Dense bottom-right causal attention of q `[B, H, Sq, D]`; rows of padding give zeros."""
-    s = problem.sequences
-    fused = functools.partial(
-        torch.nn.functional.scaled_dot_product_attention,
-        scale=scale, enable_gqa=problem.group_size > 1,
-    )  # fmt: skip
-    fills = (len(s.table), s.max_q_len, s.max_kv_len) == (len(q), q.shape[2], k.shape[2])
-    if fills and _is_uniform(problem) and s.max_q_len in (1, s.max_kv_len):
-        return fused(q, k, v, is_causal=s.max_q_len > 1)
+    s, grouped = problem.sequences, problem.num_heads > problem.num_kv_heads
+    if s.uniform and s.max_q_len in (1, s.max_kv_len):
+        return scaled_dot_product_attention(
+            q, k, v, is_causal=s.max_q_len > 1, scale=scale, enable_gqa=grouped
+        )
     if s.max_q_len > 1:
         return dense_with_lse(q, k, v, problem, scale)[0]
     out = torch.zeros(q.shape, dtype=q.dtype, device=q.device)
     for b, q0, _, k0, kv_len in s.rows():  # decoding: every key is visible
-        parts = (q[b : b + 1, :, q0 : q0 + 1], *(x[b : b + 1, :, k0 : k0 + kv_len] for x in (k, v)))
-        out[b, :, q0 : q0 + 1] = fused(*parts)[0]
+        keys = slice(k0, k0 + kv_len)
+        row = q[b : b + 1, :, q0 : q0 + 1]
+        out[b, :, q0 : q0 + 1] = scaled_dot_product_attention(
+            row, k[b : b + 1, :, keys], v[b : b + 1, :, keys], scale=scale, enable_gqa=grouped
+        )[0]
     return out
 
 
@@ -132,10 +131,3 @@ def _heads(k: Tensor, v: Tensor, b: int, at: slice, problem: Problem) -> tuple[T
     return tuple(  # pyright: ignore[reportReturnType]
         x[b : b + 1, :, None, at].expand(-1, -1, group, -1, -1).flatten(1, 2) for x in (k, v)
     )
-
-
-def _is_uniform(problem: Problem) -> bool:
-    """Whether every sequence is a batch row of its own, of the same lengths and from key 0."""
-    s = problem.sequences
-    lengths = s.table.new_tensor([s.max_q_len, 0, s.max_kv_len])
-    return not s.packed and bool((s.table[:, 2:] == lengths).all())

@@ -159,7 +159,9 @@ def _mask(
         if parts.packed is not None:
             return remember_layout(mask, layout_of_packed(parts.packed, parts.window))
     else:
-        mask = attention_mask[:, kv_offset : kv_offset + width].bool()
+        # With a static cache `generate` makes the mask, and the model again from what it made.
+        start = kv_offset if attention_mask.shape[1] > width else 0
+        mask = attention_mask[:, start : start + width].bool()
         mask = nn.functional.pad(mask, (0, width - mask.shape[1]))
     layout = layout_of_mask(mask, q_length, parts.window)
     if layout.rows is None and layout.holes is None and not limited:

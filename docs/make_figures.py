@@ -1,0 +1,443 @@
+"""Draws the pictures of the documentation and writes the tables that come from records.
+
+    python docs/make_figures.py            draw and write everything
+    python docs/make_figures.py --check    write nothing; exit 1 when a table is not up to date
+
+Every mask and every curve is computed by the library; matplotlib only puts it on paper.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import math
+import sys
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+import torch
+from torch import Tensor
+
+from sample_attention import SampleAttentionConfig, Sequences, StripePlan, reference, select
+from sample_attention.backends.eager.mass import column_mass
+from sample_attention.backends.eager.segments import HeadRows
+from sample_attention.selection.classes import rank_classes
+from sample_attention.selection.rows import held_out_rows, strided_rows
+
+DOCS = Path(__file__).resolve().parent
+ROOT = DOCS.parent
+FIGURES = DOCS / "figures"
+RECORDS = ROOT / "benchmarks" / "records" / "cpu_attention.jsonl"
+NO_RECORDS = "No records yet: `make bench-cpu` makes them."
+
+# The palette of Okabe and Ito, which people with any kind of colour vision can tell apart.
+BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+PURPLE, SKY, GREY, INK = "#CC79A7", "#56B4E9", "#8a8f98", "#22262e"
+
+SEQ_LEN = 4096
+"""Tokens of the made-up head that the pictures show."""
+
+Row = dict[str, Any]
+
+
+def style() -> None:
+    """One look for all pictures, and files that come out the same every time."""
+    mpl.use("Agg")
+    plt.rcParams.update({
+        "font.size": 11, "axes.titlesize": 12, "axes.labelsize": 11, "figure.dpi": 150,
+        "figure.facecolor": "white", "savefig.facecolor": "white", "text.color": INK,
+        "axes.edgecolor": GREY, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK,
+        "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,
+        "grid.color": "#e3e5e9", "legend.frameon": False, "svg.hashsalt": "sample-attention",
+    })  # fmt: skip
+
+
+def save(figure: plt.Figure, name: str) -> None:
+    """Write a picture and forget it; no date goes into the file."""
+    dated = {"Date": None} if name.endswith(".svg") else {"Software": None}
+    figure.savefig(FIGURES / name, metadata=dated)
+    plt.close(figure)
+
+
+def structured_head() -> tuple[Tensor, Tensor]:
+    """q and k `[SEQ_LEN, 64]` of a head that has what real heads have.
+
+    A sink at key 0, attention that falls with distance, a slash at distance 1,280, a handful of
+    columns that every row looks for, and columns that only the rows of one passage look for.
+    """
+    generator = torch.Generator().manual_seed(6)
+    position = torch.arange(SEQ_LEN)[:, None]
+    waves = torch.logspace(math.log10(2 / 5), math.log10(1 / 900), 20)
+    q = torch.randn(SEQ_LEN, 64, generator=generator)
+    k = torch.randn(SEQ_LEN, 64, generator=generator)
+    near, slash = position * waves, (position - 1280) * waves
+    turn = torch.cat([near.cos(), near.sin()], 1)
+    q[:, :40] = 1.55 * turn + 1.35 * torch.cat([slash.cos(), slash.sin()], 1)
+    k[:, :40] = 1.9 * turn
+    q[:, 40] += 4
+    k[0, 40] += 17
+    k[torch.randint(0, SEQ_LEN, (12,), generator=generator), 40] += 12
+    for topic in range(8):
+        first = 512 * topic
+        q[first : first + 512, 41 + topic] += 5
+        keys = torch.randint(0, first + 1, (24,), generator=generator)
+        k[keys, 41 + topic] += 9 + 2 * torch.rand(24, generator=generator)
+    return q, k
+
+
+# --- masks -----------------------------------------------------------------------------------
+
+
+def draw_masks() -> None:
+    """The attention of one head, and what the three presets keep of it."""
+    q, k = structured_head()
+    prob = reference.probabilities(q[None], k[None])[0]
+    figure, axes = plt.subplots(2, 2, figsize=(8, 8.6), layout="constrained")
+    cells = _cells(prob.numpy())
+    shown = np.ma.masked_where(~np.tri(len(cells), dtype=bool), np.log10(cells + 1e-12))
+    image = axes[0, 0].imshow(shown, cmap="cividis", vmin=-6, vmax=-1.5, extent=_extent())
+    bar = figure.colorbar(image, ax=axes[0, 0], shrink=0.55, ticks=[-6, -4, -2], pad=0.02)
+    bar.ax.set_yticklabels(["$10^{-6}$", "$10^{-4}$", "$10^{-2}$"])
+    bar.outline.set_visible(False)
+    axes[0, 0].set_title("dense attention: mass per pair")
+    for axis, name in zip(axes.flat[1:], ("default", "paper", "mlsys"), strict=True):
+        plan = select(q[None, None], k[None, None], name)
+        axis.imshow(_coloured(plan), extent=_extent())
+        mass = (prob * plan.to_dense(0, 0)).sum(-1).mean()
+        density = float(plan.density().mean())
+        axis.set_title(f"preset {name}\ndensity {density:.2f}, mean retained mass {mass:.3f}")
+    for axis in axes.flat:
+        axis.set_xticks(range(0, SEQ_LEN + 1, 1024))
+        axis.set_yticks(range(0, SEQ_LEN + 1, 1024))
+        axis.set(xlabel="key position", ylabel="query position")
+    swatches = [plt.Rectangle((0, 0), 1, 1, color=c) for c in (ORANGE, BLUE, GREEN)]
+    labels = ["columns (mlsys: columns and slashes)", "window", "dense rows"]
+    figure.legend(swatches, labels, loc="outside lower center", ncols=3, fontsize=11)
+    save(figure, "masks.png")
+
+
+def _extent() -> tuple[int, int, int, int]:
+    return (0, SEQ_LEN, SEQ_LEN, 0)
+
+
+def _cells(values: np.ndarray, size: int = 512) -> np.ndarray:
+    """Means over square cells: `[size, size]`."""
+    step = len(values) // size
+    return values.reshape(size, step, size, step).mean((1, 3))
+
+
+def _coloured(plan: StripePlan) -> np.ndarray:
+    """RGB cells: why pairs are computed gives the colour, how many of them the strength."""
+    none = torch.zeros_like(plan.counts)
+    sparse = torch.zeros_like(plan.dense)
+    window = dataclasses.replace(plan, counts=none, dense=sparse, dense_tail=0).to_dense(0, 0)
+    rest = dataclasses.replace(plan, counts=none).to_dense(0, 0) & ~window
+    listed = plan.to_dense(0, 0) & ~window & ~rest
+    paint = np.ones((512, 512, 3))
+    paint[~np.tri(512, dtype=bool)] = 0.965
+    for colour, mask in ((BLUE, window), (GREEN, rest), (ORANGE, listed)):
+        share = np.sqrt(_cells(mask.numpy().astype(np.float32)))[..., None]
+        paint = paint * (1 - share) + np.array(mpl.colors.to_rgb(colour)) * share
+    return paint
+
+
+# --- how a segment is selected ---------------------------------------------------------------
+
+
+def draw_segment() -> None:
+    """Stage 1 and 2 for one segment: ranks, and how many columns the coverage takes."""
+    q, k = structured_head()
+    config = SampleAttentionConfig(held_out=16)
+    plan = select(q[None, None], k[None, None], config)
+    g = 26
+    lo, hi, edge = g * 128, (g + 1) * 128, g * 128 - config.window + 1
+    kept = plan.columns(0, 0, g).long()
+    head = HeadRows(q, k, 0, q.shape[1] ** -0.5)
+
+    def mass_of(rows: Tensor) -> Tensor:
+        return column_mass(head.softmax(rows), torch.full((len(rows),), edge), 1, edge)[0]
+
+    pooled, firsts = head.pooled_softmax(lo, hi, config.pool or 1)
+    rank = column_mass(pooled, torch.full((len(firsts),), edge), 1, edge)[0]
+    exact = mass_of(strided_rows(lo, hi, config.row_stride))
+    held = mass_of(held_out_rows(lo, hi, config))
+    figure, (top, bottom) = plt.subplots(2, 1, figsize=(8, 7.6), layout="constrained")
+    _draw_ranks(top, rank, kept, (edge, lo, hi))
+    order = rank_classes(rank).argsort(descending=True, stable=True)
+    _draw_counts(bottom, (exact[order], held[order]), len(kept), config.coverage)
+    save(figure, "segment.png")
+
+
+def _draw_ranks(axis: plt.Axes, rank: Tensor, kept: Tensor, at: tuple[int, int, int]) -> None:
+    edge, lo, hi = at
+    dropped = torch.ones(len(rank), dtype=torch.bool)
+    dropped[kept] = False
+    axis.scatter(dropped.nonzero()[:, 0], rank[dropped], s=3, color=GREY, label="dropped columns")
+    axis.scatter(kept, rank[kept], s=12, color=ORANGE, label=f"kept columns ({len(kept)})")
+    axis.axvspan(edge, hi, color=BLUE, alpha=0.18, lw=0, label="window: always kept")
+    axis.set(
+        yscale="log", ylim=(1e-6, 1), xlim=(-40, hi + 40), xlabel="key position",
+        ylabel="rank (mass under mean queries)",
+        title=f"Which columns: four mean queries rank them (rows {lo:,} to {hi - 1:,})",
+    )  # fmt: skip
+    axis.grid(axis="y")
+    axis.legend(loc="upper center", ncols=3, markerscale=2)
+
+
+def _draw_counts(
+    axis: plt.Axes, curves: tuple[Tensor, Tensor], count: int, coverage: float
+) -> None:
+    most = 3 * count
+    looks = (
+        ("16 sampled rows, which decide", BLUE, "-"), ("16 held-out rows, which check", RED, "--"),
+    )  # fmt: skip
+    for mass, (label, colour, line) in zip(curves, looks, strict=True):
+        kept = 1 - mass.sum() + torch.cat([mass.new_zeros(1), mass.cumsum(0)])
+        axis.plot(kept[: most + 1], color=colour, ls=line, lw=2, label=label)
+    start = float(1 - curves[0].sum())
+    axis.axhline(coverage, color=INK, lw=1)
+    axis.text(most, coverage + 0.01, f"coverage {coverage}", ha="right", va="bottom")
+    axis.axvline(count, color=ORANGE, lw=2, label=f"{count} columns are kept")
+    axis.annotate(
+        f"the window alone holds {start:.2f}", (0, start), (0.06 * most, start + 0.015),
+        arrowprops={"arrowstyle": "-", "color": INK}, va="center",
+    )  # fmt: skip
+    axis.set(
+        xlim=(0, most),
+        ylim=(start - 0.06, 1.03),
+        ylabel="mean retained mass",
+        xlabel="columns kept, by falling rank",
+        title="How many columns: exact rows count until window and columns reach the coverage",
+    )
+    axis.grid(axis="y")
+    axis.legend(loc="lower right")
+
+
+# --- alignment of segments and windows -------------------------------------------------------
+
+
+def draw_alignment() -> None:
+    """The same lists with a window edge per row and with edges aligned to runs of rows."""
+    figure, axes = plt.subplots(1, 2, figsize=(8, 4.9), layout="constrained", sharey=True)
+    titles = "an edge for every row", "an edge for every run of rows (default)"
+    for axis, align, title in zip(axes, (1, 16), titles, strict=True):
+        plan = _small_plan(align)
+        lists = plan.to_dense(0, 0)
+        none = torch.zeros_like(plan.counts)
+        window = dataclasses.replace(plan, counts=none).to_dense(0, 0)
+        colours = ["white", "#eef0f2", BLUE, ORANGE]
+        kind = torch.ones(80, 80).tril() + window.float() + 2 * (lists & ~window).float()
+        axis.imshow(kind, cmap=mpl.colors.ListedColormap(colours), vmin=0, vmax=3)
+        for edge in range(0, 81, 16):
+            axis.axhline(edge - 0.5, color=INK, lw=0.8, ls=":")
+        axis.set(title=title, xlabel="key position")
+        axis.set_xticks([x - 0.5 for x in range(0, 81, 16)], range(0, 81, 16))
+        axis.set_yticks([x - 0.5 for x in range(0, 81, 16)], range(0, 81, 16))
+    axes[0].set_ylabel("query position")
+    swatches = [plt.Rectangle((0, 0), 1, 1, color=c) for c in (BLUE, ORANGE)]
+    swatches.append(plt.Line2D([], [], color=INK, lw=0.8, ls=":"))
+    figure.legend(swatches, ["window", "columns", "segments"], loc="outside lower center", ncols=3)
+    save(figure, "alignment.png")
+
+
+def _small_plan(align: int) -> StripePlan:
+    """Eighty rows in segments of 16 with a window of 24 and the same columns for any alignment."""
+    lists = [[], [0], [0, 5, 17], [0, 5, 17, 30], [0, 9, 17, 30, 38]]
+    counts = torch.tensor([[[len(x) for x in lists]]], dtype=torch.int32)
+    return StripePlan(
+        indices=torch.tensor([j for x in lists for j in x], dtype=torch.int32),
+        offsets=(counts.long().cumsum(-1) - counts),
+        counts=counts,
+        dense=torch.zeros(1, 1, len(lists), dtype=torch.bool),
+        sequences=Sequences.left_padded(torch.tensor([80]), 80, 80),
+        segment=16,
+        window=torch.tensor([24], dtype=torch.int32),
+        window_alignment=align,
+    )
+
+
+# --- records ---------------------------------------------------------------------------------
+
+
+def read_records(path: Path = RECORDS) -> list[Row]:
+    """The latest record of each measurement, in the order of the tables."""
+    if not path.exists():
+        return []
+    presets = ["default", "paper", "mlsys"]
+    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
+    keys = ("preset", "input", "dtype", "threads", "coverage", "seq_len")
+    latest = {tuple(row.get(key) for key in keys): row for row in rows}
+    return sorted(
+        latest.values(),
+        key=lambda r: (
+            presets.index(r["preset"]) if r["preset"] in presets else len(presets),
+            r["input"], str(r.get("dtype")), r["threads"], -r["coverage"], r["seq_len"],
+        ),
+    )  # fmt: skip
+
+
+def headline(rows: list[Row]) -> list[Row]:
+    """The records of the default preset at its own coverage."""
+    config = SampleAttentionConfig()
+    return [r for r in rows if r["preset"] == "default" and r["coverage"] == config.coverage]
+
+
+def sampling_cost(row: Row) -> float:
+    """Multiplications of stage 1 over those of dense attention, which has two per pair."""
+    config = SampleAttentionConfig.preset(row["preset"])
+    if config.chunk_tails is not None:
+        rows = min(128 * config.chunk_tails, row["seq_len"])
+        return rows * (1 + 1 / config.chunk_tails) / 2 / row["seq_len"]
+    return (1 / config.row_stride + (1 / config.pool if config.pool else 0)) / 2
+
+
+def draw_speedup() -> None:
+    """Speed-up over dense attention against the length of the prompt, from the records."""
+    figure, axis = plt.subplots(figsize=(8, 4.6), layout="constrained")
+    rows = headline(read_records())
+    if not rows:
+        axis.text(0.5, 0.5, NO_RECORDS.replace("`", ""), ha="center", transform=axis.transAxes)
+        axis.set_axis_off()
+        save(figure, "cpu_speedup.svg")
+        return
+    lines = _lines(rows)
+    axis.axhline(1, color=INK, lw=1)
+    axis.text(0.005, 1, " dense attention", va="bottom", transform=axis.get_yaxis_transform())
+    looks = zip((BLUE, RED, GREEN, PURPLE, ORANGE, SKY) * 3, "os^Dv*" * 3, strict=True)
+    for (label, line), (colour, marker) in zip(lines.items(), looks, strict=False):
+        lengths, speedups = [r["seq_len"] for r in line], [r["speedup"] for r in line]
+        axis.plot(lengths, speedups, color=colour, marker=marker, lw=2, ms=7, label=label)
+    for row in [line[-1] for line in lines.values()]:
+        axis.annotate(
+            f"{row['speedup']:.1f}×", (row["seq_len"], row["speedup"]), (8, 0),
+            textcoords="offset points", va="center",
+        )  # fmt: skip
+    lengths = sorted({r["seq_len"] for r in rows})
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(lengths, [_tokens(n) for n in lengths])
+    axis.minorticks_off()
+    axis.margins(x=0.08)
+    axis.set_ylim(0, 1.12 * max(r["speedup"] for r in rows))
+    axis.set(xlabel="prompt length (tokens)", ylabel="speed-up of attention, selection included")
+    axis.set_title(f"One layer on a CPU against PyTorch SDPA\n{provenance(rows)}", fontsize=11)
+    axis.grid(axis="y")
+    axis.legend(loc="upper left")
+    save(figure, "cpu_speedup.svg")
+
+
+def _lines(rows: list[Row]) -> dict[str, list[Row]]:
+    """Records by line of the picture; a label says only what tells the lines apart."""
+    fields = ("input", "dtype", "threads")
+    varying = [f for f in fields if len({r.get(f) for r in rows}) > 1] or ["input"]
+    words = {"threads": "{} threads"}
+    lines: dict[str, list[Row]] = {}
+    for row in rows:
+        label = ", ".join(words.get(f, "{}").format(row.get(f)) for f in varying)
+        lines.setdefault(label, []).append(row)
+    return lines
+
+
+def provenance(rows: list[Row]) -> str:
+    """Machine, threads, dtype and commit of records, each named once."""
+    threads = " and ".join(str(x) for x in sorted({r["threads"] for r in rows}))
+    parts = [
+        _distinct(r.get("cpu") or r.get("device") for r in rows), f"{threads} threads",
+        _distinct(r.get("dtype") for r in rows),
+        "commit " + _distinct(_short(r.get("commit")) for r in rows),
+    ]  # fmt: skip
+    return ", ".join(p for p in parts if p)
+
+
+def _distinct(values: Iterable[object]) -> str:
+    return " / ".join(dict.fromkeys(str(x) for x in values if x))
+
+
+def _short(commit: str | None) -> str:
+    return "unknown" if not commit else commit[:10] + ("-dirty" if "dirty" in commit else "")
+
+
+def _tokens(n: int) -> str:
+    return f"{n // 1024}K" if n >= 1024 and n % 1024 == 0 else f"{n:,}"
+
+
+# --- tables ----------------------------------------------------------------------------------
+
+Columns = dict[str, Callable[[Row], str]]
+
+SHORT: Columns = {
+    "input": lambda r: r["input"],
+    "tokens": lambda r: f"{r['seq_len']:,}",
+    "density": lambda r: f"{r['density']:.3f}",
+    "retained mass": lambda r: f"{r['retained_mass_mean']:.3f}",
+    "dense (s)": lambda r: f"{r['s_dense']:.3g}",
+    "sparse (s)": lambda r: f"{r['s_total']:.3g}",
+    "speed-up": lambda r: f"{r['speedup']:.2f}×",
+}
+FULL: Columns = {
+    "preset": lambda r: r["preset"],
+    "coverage": lambda r: f"{r['coverage']:.2f}",
+    **{name: SHORT[name] for name in ("input", "tokens")},
+    "dtype": lambda r: str(r.get("dtype", "")),
+    "threads": lambda r: str(r["threads"]),
+    **{name: SHORT[name] for name in ("density", "retained mass")},
+    "select (s)": lambda r: f"{r['s_select']:.3g}",
+    "attend (s)": lambda r: f"{r['s_attend']:.3g}",
+    "total (s)": SHORT["sparse (s)"],
+    "dense (s)": SHORT["dense (s)"],
+    "floor (s)": lambda r: f"{r['s_dense'] * (r['density'] + sampling_cost(r)):.3g}",
+    "speed-up": SHORT["speed-up"],
+}
+
+
+def table(rows: list[Row], columns: Columns) -> str:
+    """Records as a Markdown table, with where they come from."""
+    if not rows:
+        return NO_RECORDS
+    lines = [list(columns), ["---"] + ["--:"] * (len(columns) - 1)]
+    lines += [[cell(row) for cell in columns.values()] for row in rows]
+    body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    where = RECORDS.relative_to(ROOT).as_posix()
+    return f"{body}\n\n{provenance(rows)}. Records: `{where}`."
+
+
+def tables() -> dict[Path, str]:
+    """The pages that hold a table between markers, with their text as it should be."""
+    rows, pages = read_records(), {}
+    for page, kept, columns in (
+        (ROOT / "README.md", headline(rows), SHORT),
+        (DOCS / "performance-cpu.md", rows, FULL),
+    ):
+        start, end = "<!-- cpu-table:start -->", "<!-- cpu-table:end -->"
+        head, _, rest = page.read_text("utf-8").partition(start)
+        tail = rest.partition(end)[2]
+        pages[page] = f"{head}{start}\n{table(kept, columns)}\n{end}{tail}"
+    return pages
+
+
+def main() -> int:
+    """Draw and write, or check."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="only compare the tables")
+    check = parser.parse_args().check
+    stale = [page for page, text in tables().items() if page.read_text("utf-8") != text]
+    if check:
+        sys.stderr.writelines(
+            f"{page.name}: the table is not that of the records\n" for page in stale
+        )
+        return int(bool(stale))
+    style()
+    FIGURES.mkdir(exist_ok=True)
+    for draw in (draw_masks, draw_segment, draw_alignment, draw_speedup):
+        draw()
+    for page, text in tables().items():
+        page.write_text(text, "utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

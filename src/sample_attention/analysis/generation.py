@@ -1,0 +1,120 @@
+"""Greedy generation with its time to first token (TTFT): the prefill and one step."""
+
+from __future__ import annotations
+
+import inspect
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..api import attend, select
+from ..config import SampleAttentionConfig
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+WARM_UP_TOKENS = 512
+"""Length of the prefill that `warm_up` makes."""
+
+WARM_UP_KEYS = 2048
+"""Keys of the random tensors that `warm_up` selects from and attends to."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """A greedy continuation.
+
+    Attributes:
+        token_ids: the new tokens, without the one that ends the text.
+        ttft_s: seconds from the prompt's tokens to the first new token, selection included.
+        decode_s: seconds for the tokens after the first.
+    """
+
+    token_ids: tuple[int, ...]
+    ttft_s: float
+    decode_s: float
+
+
+@torch.inference_mode()
+def generate_greedily(
+    model: PreTrainedModel, token_ids: Tensor, max_new_tokens: int,
+    on_token: Callable[[], None] | None = None,
+) -> Generation:  # fmt: skip
+    """Continue a prompt with the likeliest token at each step.
+
+    Args:
+        model: a causal language model in evaluation mode.
+        token_ids: int64 `[1, S]` on the model's device.
+        max_new_tokens: stop after this many, or at the token that ends the text.
+        on_token: called after every new token.
+    """
+    ends = end_tokens(model)
+    forward: Any = model
+    keywords = _last_logits_only(model)
+    found: list[int] = []
+    _wait(token_ids.device)
+    start = time.perf_counter()
+    result = forward(input_ids=token_ids, use_cache=True, **keywords)
+    token = int(result.logits[0, -1].argmax())  # waits for the device
+    first = time.perf_counter()
+    while token not in ends:
+        found.append(token)
+        if on_token is not None:
+            on_token()
+        if len(found) >= max_new_tokens:
+            break
+        step = token_ids.new_tensor([[token]])
+        cache = result.past_key_values
+        result = forward(input_ids=step, past_key_values=cache, use_cache=True, **keywords)
+        token = int(result.logits[0, -1].argmax())
+    return Generation(tuple(found), first - start, time.perf_counter() - first)
+
+
+@torch.inference_mode()
+def prefill(model: PreTrainedModel, token_ids: Tensor) -> None:
+    """One pass over a prompt, for what can be observed of it: int64 `[1, S]`."""
+    forward: Any = model
+    forward(input_ids=token_ids, use_cache=False, **_last_logits_only(model))
+
+
+@torch.inference_mode()
+def warm_up(model: PreTrainedModel, token_ids: Tensor, config: SampleAttentionConfig) -> None:
+    """Pay the costs of first calls: threads, kernels and imports, of both ways to attend.
+
+    Makes a short prefill, and one sparse attention over random tensors shaped like the model's.
+    """
+    prefill(model, token_ids[:, :WARM_UP_TOKENS])
+    text: Any = model.config.get_text_config(decoder=True)
+    heads = int(text.num_attention_heads)
+    kv_heads = int(getattr(text, "num_key_value_heads", None) or heads)
+    dim = int(getattr(text, "head_dim", None) or text.hidden_size // heads)
+    kind = {"dtype": model.dtype, "device": token_ids.device}
+    q = torch.randn(1, heads, WARM_UP_KEYS, dim, **kind)
+    k = torch.randn(1, kv_heads, WARM_UP_KEYS, dim, **kind)
+    attend(q, k, k, select(q, k, config))
+    _wait(token_ids.device)
+
+
+def end_tokens(model: PreTrainedModel) -> frozenset[int]:
+    """The tokens that end a text, as the model's generation configuration lists them."""
+    configured: Any = getattr(model.generation_config, "eos_token_id", None)
+    if configured is None:
+        configured = getattr(model.config, "eos_token_id", None)
+    if configured is None:
+        return frozenset()
+    return frozenset(configured if isinstance(configured, list) else [configured])
+
+
+def _last_logits_only(model: PreTrainedModel) -> dict[str, int]:
+    """Ask for the logits of the last row alone, where the model can; all rows can take gigabytes."""
+    known = inspect.signature(model.forward).parameters
+    return {"logits_to_keep": 1} if "logits_to_keep" in known else {}
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

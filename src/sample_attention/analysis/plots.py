@@ -1,0 +1,209 @@
+"""Pictures of what was kept: per layer and head, and of one head over its attention map.
+
+Figures are drawn without pyplot, so that no global state of matplotlib is touched. At the default
+resolution a figure is 1800 pixels wide and readable at 1200.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from .._extras import require
+from ..plan import StripePlan
+from .capture import AttentionInputs
+from .maps import HeadMap, head_map
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure, SubFigure
+
+WIDTH_INCHES = 12.0
+DPI = 150
+ANNOTATED_LAYERS, ANNOTATED_HEADS = 36, 16
+"""Largest heat map whose values are written into its cells."""
+
+ZOOM_ROWS, ZOOM_KEYS = 384, 768
+"""Pairs that the inset near the diagonal shows one by one."""
+
+COLOURS = {"window": (0.27, 0.47, 0.67), "columns": (0.90, 0.40, 0.10), "dense": (0.0, 0.55, 0.45)}
+"""Of kept pairs; told apart by people with any kind of colour vision."""
+
+LABELS = {"window": "window: latest keys", "columns": "columns: chosen keys",
+          "dense": "dense rows: every key"}  # fmt: skip
+DROPPED = (0.86, 0.86, 0.86)
+
+
+@dataclass(frozen=True)
+class HeadPicture:
+    """One head, ready to be drawn.
+
+    Attributes:
+        title: which head it is, and its statistics.
+        whole: all rows and keys.
+        zoom: some rows near the middle of the prompt with the keys before them.
+    """
+
+    title: str
+    whole: HeadMap
+    zoom: HeadMap
+
+
+def head_picture(inputs: AttentionInputs, plan: StripePlan, h: int, title: str) -> HeadPicture:
+    """Read one head of the first sequence off its attention inputs and its plan."""
+    _, _, q_len, _, kv_len = plan.sequences.rows()[0]
+    middle = kv_len - q_len // 2
+    rows = middle, min(kv_len, middle + ZOOM_ROWS)
+    keys = max(0, rows[1] - ZOOM_KEYS), rows[1]
+    parts = inputs.q, inputs.k, plan, h
+    whole = head_map(*parts, scale=inputs.scale)
+    zoom = head_map(*parts, rows=rows, keys=keys, cells=ZOOM_KEYS, scale=inputs.scale)
+    return HeadPicture(title, whole, zoom)
+
+
+def draw_report(
+    title: str, summary: str, layers: Sequence[int], density: Tensor, mass: Tensor | None,
+    head: HeadPicture | None = None,
+) -> Figure:  # fmt: skip
+    """Density and retained mass per layer and head, and one head's plan over its attention.
+
+    Args:
+        title: what was run.
+        summary: what came out, in a line or two.
+        layers: indices of the layers, L of them.
+        density: fp64 `[L, H]`.
+        mass: retained mass, fp64 `[L, H]`; NaN where none was measured; None for no panel.
+        head: what to draw below; None: nothing.
+
+    Raises:
+        MissingExtra: matplotlib is not installed.
+    """
+    heads = density.shape[1]
+    map_height = min(6.0, max(1.9, 0.9 + 0.21 * heads))
+    heights = [1.0, map_height, *([map_height] if mass is not None else ())]
+    heights += [5.4] if head is not None else []
+    figure = _figure(sum(heights))
+    parts: Any = figure.subfigures(len(heights), 1, height_ratios=heights)
+    _write_heading(parts[0], title, summary)
+    _draw_values(parts[1], layers, density, "Share of the attention computed (density)",
+                 "computed pairs / causal pairs", "viridis", (0.0, 1.0))  # fmt: skip
+    if mass is not None:
+        worst = float(mass.nan_to_num(nan=1.0).min())
+        _draw_values(parts[2], layers, mass, "Probability kept by what is computed (retained mass)",
+                     "mean over held-out rows", "cividis",
+                     (min(0.9, int(worst * 20) / 20), 1.0))  # fmt: skip
+    if head is not None:
+        _draw_head(parts[len(heights) - 1], head)
+    return figure
+
+
+def draw_head(head: HeadPicture) -> Figure:
+    """One head's attention map, its plan over it, and both near the diagonal.
+
+    Raises:
+        MissingExtra: matplotlib is not installed.
+    """
+    figure = _figure(5.4)
+    _draw_head(figure.subfigures(1, 1), head)
+    return figure
+
+
+def _figure(height: float) -> Figure:
+    module: Any = require("matplotlib.figure", "plot")
+    return module.Figure(figsize=(WIDTH_INCHES, height), dpi=DPI, facecolor="white")
+
+
+def _write_heading(part: SubFigure, title: str, summary: str) -> None:
+    part.text(0.02, 0.86, title, fontsize=15, weight="bold", va="top")
+    part.text(0.02, 0.42, summary, fontsize=10.5, va="top", linespacing=1.4)
+
+
+def _draw_values(
+    part: SubFigure, layers: Sequence[int], values: Tensor, title: str, unit: str, colours: str,
+    limits: tuple[float, float],
+) -> None:  # fmt: skip
+    axes: Axes = part.add_axes((0.05, 0.24, 0.86, 0.60))
+    grid = values.T.double().cpu()
+    image = axes.imshow(
+        grid.numpy(), aspect="auto", cmap=colours, vmin=limits[0], vmax=limits[1],
+        interpolation="nearest",
+    )  # fmt: skip
+    heads, count = grid.shape
+    axes.set_title(title, fontsize=11, loc="left", weight="bold")
+    axes.set_xlabel("layer", fontsize=9)
+    axes.set_ylabel("head", fontsize=9)
+    step = max(1, count // ANNOTATED_LAYERS)
+    axes.set_xticks(range(0, count, step), [str(layers[i]) for i in range(0, count, step)])
+    axes.set_yticks(range(0, heads, max(1, heads // 8)))
+    axes.tick_params(labelsize=8, length=2)
+    if count <= ANNOTATED_LAYERS and heads <= ANNOTATED_HEADS:
+        middle = sum(limits) / 2
+        for h in range(heads):
+            for i in range(count):
+                value = float(grid[h, i])
+                text = "–" if value != value else f"{value:.2f}".removeprefix("0")  # noqa: PLR0124
+                shade = "white" if value < middle else "black"
+                axes.text(i, h, text, ha="center", va="center", fontsize=7.5, color=shade)
+    bar = part.colorbar(image, cax=part.add_axes((0.925, 0.24, 0.012, 0.60)))
+    bar.set_label(unit, fontsize=8)
+    bar.ax.tick_params(labelsize=8)
+
+
+def _draw_head(part: SubFigure, head: HeadPicture) -> None:
+    patches: Any = require("matplotlib.patches", "plot")
+    part.text(0.02, 0.97, head.title, fontsize=11, weight="bold", va="top")
+    places = [(0.055, 0.15, 0.25, 0.66), (0.375, 0.15, 0.25, 0.66), (0.695, 0.15, 0.295, 0.66)]
+    attention, plan, zoom = (part.add_axes(place) for place in places)
+    image = _show(attention, head.whole, _logarithm(head.whole.probability, head.whole.causal),
+                  "Attention: largest probability per cell", cmap="magma", vmin=-5, vmax=0)  # fmt: skip
+    bar = part.colorbar(image, cax=part.add_axes((0.311, 0.15, 0.008, 0.66)))
+    bar.set_ticks([-5, -4, -3, -2, -1, 0], labels=["1e-5", "1e-4", "1e-3", "0.01", "0.1", "1"])
+    bar.ax.tick_params(labelsize=7)
+    _show(plan, head.whole, _paint(head.whole), "What is computed")
+    _show(zoom, head.zoom, _paint(head.zoom), "Zoom: single pairs; darker = more attention")
+    (x0, x1), (y0, y1) = head.zoom.keys, head.zoom.rows
+    for axes in (attention, plan):
+        axes.add_patch(patches.Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, lw=1.0, ec="black"
+                                         if axes is plan else "white"))  # fmt: skip
+    shown = {name: colour for name, colour in COLOURS.items()
+             if float(getattr(head.whole, name).max()) > 0}  # fmt: skip
+    handles = [patches.Patch(color=colour, label=LABELS[name]) for name, colour in shown.items()]
+    handles.append(patches.Patch(color=DROPPED, label="skipped"))
+    part.legend(handles=handles, loc="upper right", ncols=len(handles), fontsize=9, frameon=False,
+                bbox_to_anchor=(0.995, 0.995))  # fmt: skip
+
+
+def _show(axes: Axes, grid: HeadMap, picture: Tensor, title: str, **style: Any) -> Any:
+    extent = (grid.keys[0], grid.keys[1], grid.rows[1], grid.rows[0])
+    image = axes.imshow(
+        picture.numpy(), extent=extent, aspect="auto", interpolation="nearest", **style
+    )
+    axes.set_title(title, fontsize=9.5, loc="left")
+    axes.set_xlabel("key position (token)", fontsize=9)
+    axes.set_ylabel("query position (token)", fontsize=9)
+    axes.tick_params(labelsize=8)
+    axes.locator_params(nbins=5)
+    return image
+
+
+def _logarithm(probability: Tensor, causal: Tensor) -> Tensor:
+    """Decimal logarithm, NaN (drawn as nothing) where no pair is causal."""
+    value = probability.clamp(min=1e-5).log10()
+    return value.masked_fill(causal == 0, torch.nan)
+
+
+def _paint(grid: HeadMap) -> Tensor:
+    """Kept pairs in their colours, dropped ones grey, each darker where attention is larger."""
+    dropped = torch.tensor(DROPPED)
+    picture = dropped.expand(*grid.causal.shape, 3).clone()
+    for name, colour in COLOURS.items():
+        share = getattr(grid, name)[..., None].sqrt()  # a few columns in a cell still show
+        picture = picture * (1 - share) + torch.tensor(colour) * share
+    level = (grid.probability.clamp(min=1e-5).log10() / 5 + 1)[..., None]
+    picture = picture * (1.15 - 0.65 * level).clamp(max=1.0)
+    visible = grid.causal[..., None]
+    return picture * visible + (1 - visible)
