@@ -30,6 +30,9 @@ CLASSES_PER_OCTAVE = 8
 LOWEST_OCTAVE = -40
 """Ranks below `2 ** LOWEST_OCTAVE` share the lowest class."""
 
+LARGEST = 2**30
+"""Largest count that a field takes: beyond every prompt, and within int32."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SampleAttentionConfig:
@@ -183,8 +186,8 @@ def _check_share(name: str, value: object) -> None:
 def _check_count(name: str, value: object, lowest: int) -> None:
     if value is None and name in ("segment", "chunk_tails", "pool"):
         return
-    if isinstance(value, bool) or not isinstance(value, int) or value < lowest:
-        raise InvalidConfig(f"{name} must be an integer of at least {lowest}, got {value!r}")
+    if isinstance(value, bool) or not isinstance(value, int) or not lowest <= value <= LARGEST:
+        raise InvalidConfig(f"{name} must be an integer from {lowest} to {LARGEST}, got {value!r}")
 
 
 PRESETS = {

@@ -18,6 +18,7 @@ from torch import Tensor
 from .errors import InvalidInput
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
+_INTEGERS = (torch.int32, torch.int64)
 
 
 @dataclass(frozen=True)
@@ -80,6 +81,7 @@ class Sequences:
         Raises:
             InvalidInput: an empty sequence, or one longer than the tensors.
         """
+        _check_integers("kv_lens", kv_lens, 1)
         rows: list[tuple[int, int, int, int, int]] = []
         for b, n in enumerate(int(x) for x in kv_lens.tolist()):
             if not 0 < n <= kv_len:
@@ -153,7 +155,8 @@ class Problem:
         """
         if scale is None:
             return self.head_dim**-0.5
-        if not math.isfinite(scale):
+        number = isinstance(scale, int | float)  # pyright: ignore[reportUnnecessaryIsInstance]
+        if not number or not math.isfinite(scale):
             raise InvalidInput(f"scale must be a finite number, got {scale!r}")
         return float(scale)
 
@@ -255,6 +258,11 @@ def _check_extent(sequences: Sequences, q: Tensor, k: Tensor) -> None:
     if sequences.table.device != q.device:
         raise InvalidInput(f"sequences lie on {sequences.table.device} and q on {q.device}")
     token_dim = 0 if sequences.packed else 2
+    if not sequences.packed and len(sequences.table) < len(q):
+        raise InvalidInput(
+            f"{len(sequences.table)} sequence(s) do not cover a batch of {len(q)}; "
+            "name at least one per batch row"
+        )
     for name, x, length in (("q", q, sequences.max_q_len), ("k", k, sequences.max_kv_len)):
         if length > x.shape[token_dim]:
             raise InvalidInput(
@@ -274,12 +282,19 @@ def _check_extent(sequences: Sequences, q: Tensor, k: Tensor) -> None:
         raise InvalidInput(f"sequences name batch row {max(batch)} of {q.shape[0]}")
 
 
+def _check_integers(name: str, x: Tensor, least: int) -> None:
+    given = type(x).__name__
+    if isinstance(x, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+        if x.dim() == 1 and len(x) >= least and x.dtype in _INTEGERS:
+            return
+        given = f"{x.dtype} {tuple(x.shape)}"
+    raise InvalidInput(
+        f"{name} must be a 1-D tensor of at least {least} int32 or int64 values, got {given}"
+    )
+
+
 def _totals(name: str, cu_seqlens: Tensor) -> list[int]:
-    if cu_seqlens.dim() != 1 or len(cu_seqlens) < 2 or cu_seqlens.is_floating_point():
-        raise InvalidInput(
-            f"{name} must be a 1-D integer tensor of at least 2 running totals, got "
-            f"{cu_seqlens.dtype} {tuple(cu_seqlens.shape)}"
-        )
+    _check_integers(name, cu_seqlens, 2)
     totals = [int(x) for x in cu_seqlens.tolist()]
     if totals[0] != 0 or any(a >= b for a, b in itertools.pairwise(totals)):
         raise InvalidInput(f"{name} must start at 0 and grow at every step, got {totals[:8]}")

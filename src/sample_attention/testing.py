@@ -1,16 +1,15 @@
 """What a test of attention needs: structured inputs, hand-made plans, and a computed error budget.
 
 The error of a result is measured against `reference.attend` in fp64 on the mask of its plan. It is
-allowed to be `factor` times the error that plain PyTorch makes in the same dtype, plus what rounding
-the exact result to that dtype changes. Nothing in that is typed in by hand.
+allowed to be `factor` times the error that plain PyTorch makes in the same dtype, plus what
+rounding the exact result to that dtype changes. Nothing in that is typed in by hand.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
 from unittest import mock
 
 import torch
@@ -201,7 +200,7 @@ def assert_matches_oracle(
     for n, (qn, kn, vn) in enumerate(zip(*parts, strict=True)):
         _check_sequence(
             f"sequence {n}", outs[n], lses[n], (qn, kn, vn), plan_masks(plan, n), scale, factor
-        )  # noqa: E501
+        )
     _check_padding(out, lse, Problem.of(q, k, v, s))
 
 
@@ -217,18 +216,22 @@ def _check_sequence(
     empty = ~mask.any(-1)
     if bool(out.cpu()[empty].count_nonzero()):
         raise AssertionError(f"{name}: rows that keep no key are not zeros")
-    # The scores of the kept pairs are bounded by the lse and the row maximum of a smaller sum.
-    largest = float(exact_lse[~empty].abs().max()) if not bool(empty.all()) else 0.0
-    step = torch.finfo(accumulator).eps * (1 + largest) * math.log2(2 + mask.shape[-1])
+    step = torch.finfo(accumulator).eps * _largest_score(q, k, scale)
     rounding = torch.finfo(q.dtype).eps * float(exact.abs().max())
     _check(
         f"{name}: out", out, exact, plain, factor, rounding + step * float(v.double().abs().max())
-    )  # noqa: E501
+    )
     if lse is not None:
         if not torch.equal(lse.cpu() == -math.inf, empty):
             raise AssertionError(f"{name}: lse is not -inf exactly on rows that keep no key")
         kept, plain_lse = ~empty, _plain_lse(q, k, mask, scale)
         _check(f"{name}: lse", lse.cpu()[kept], exact_lse[kept], plain_lse[kept], factor, step)
+
+
+def _largest_score(q: Tensor, k: Tensor, scale: float | None) -> float:
+    """A bound of |score| that a rounded sum of products can be measured by: scale |q| |k|."""
+    factor = q.shape[-1] ** -0.5 if scale is None else abs(scale)
+    return 1 + factor * float(q.double().norm(dim=-1).max() * k.double().norm(dim=-1).max())
 
 
 def _plain_lse(q: Tensor, k: Tensor, mask: Tensor, scale: float | None) -> Tensor:
@@ -256,7 +259,7 @@ def _check(
             at = tuple(int(i) for i in torch.unravel_index(worst, error.shape))
             raise AssertionError(
                 f"{name}: {kind} error {float(mine):.3g} > budget {budget:.3g} = {factor:g} * "
-                f"{float(theirs):.3g} (plain PyTorch in {plain.dtype}) + {rounding:.3g} (rounding); "
+                f"{float(theirs):.3g} (plain PyTorch, {plain.dtype}) + {rounding:.3g} (rounding); "
                 f"worst at {at}: got {float(given[at]):.6g}, exact {float(exact[at]):.6g}; "
                 f"{int((~(error <= budget)).sum())} of {error.numel()} values are beyond it"
             )
@@ -276,8 +279,8 @@ def _check_padding(out: Tensor, lse: Tensor | None, problem: Problem) -> None:
 def nan_poison() -> Iterator[None]:
     """Within the block memory that torch hands out unwritten holds NaN (integers: the lowest)."""
 
-    def poisoned(allocate: Any) -> Any:
-        def call(*args: Any, **options: Any) -> Tensor:
+    def poisoned(allocate: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def call(*args: object, **options: object) -> Tensor:
             x = allocate(*args, **options)
             return x.fill_(torch.nan if x.is_floating_point() else _lowest(x.dtype))
 

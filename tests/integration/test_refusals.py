@@ -27,7 +27,6 @@ def refused(match):
     ("options", "match"),
     [
         ({"attention_mask": torch.ones(1, 1, 97, 97)}, r"layer 0\): attention_mask.*\(1, 1, 97, 97\)"),
-        ({"is_causal": False}, r"layer 0\): is_causal is False.*text_config"),
         ({"output_attentions": True}, r"output_attentions.*eager"),
         ({"position_bias": torch.ones(1)}, r"position_bias may change what attention is"),
         ({"position_ids": torch.arange(97)[None] ** 2}, r"position_ids.*jump to a position other"),
@@ -92,7 +91,16 @@ def test_gaps_in_a_mask_of_a_sliding_layer(tiny, prompt):
         model(prompt(), attention_mask=mask)
 
 
-def test_bidirectional_models(prompt):
+def test_bidirectional_models(prompt, tiny):
+    model = tiny("llama")
+    attention = model.model.layers[1].self_attn
+    model.set_attn_implementation(NAME)
+    attention.is_causal = False
+    with refused(r"LlamaAttention.*layer 1\): is_causal is False.*text_config"), torch.no_grad():
+        model(prompt())
+    attention.is_causal = True
+    with refused(r"the mask 'bidirectional_mask_function'"), torch.no_grad():
+        model(prompt(), is_causal=False)
     encoder = transformers.BertModel(transformers.BertConfig(**SMALL)).eval()
     encoder.set_attn_implementation(NAME)
     with refused(r"the mask 'bidirectional_mask_function'"), torch.no_grad():

@@ -95,7 +95,7 @@ def layout_of_call(
     layout = Layout(k.shape[2]) if mask is None else _read_mask(module, mask, q, k)
     cu_q, cu_k = others.get("cu_seq_lens_q"), others.get("cu_seq_lens_k")
     positions = others.get("position_ids")
-    padded = layout.rows is not None or layout.holes is not None
+    padded = layout.holes is not None or (layout.rows is not None and not layout.packed)
     if cu_q is not None and cu_k is not None:
         if padded or len(q) > 1:
             raise unsupported(
@@ -103,7 +103,7 @@ def layout_of_call(
                 "pack all sequences into one batch row without a mask",
             )  # fmt: skip
         return Layout(layout.width, rows_of_call(module, cu_q, cu_k), None, layout.window)
-    if padded or q.shape[2] == 1 or not isinstance(positions, Tensor):
+    if padded or layout.packed or q.shape[2] == 1 or not isinstance(positions, Tensor):
         return layout
     if positions.dim() != 2 or positions.shape[1] != q.shape[2]:
         return layout

@@ -33,12 +33,14 @@ class Layout:
             sequence that fills it.
         holes: bool `[B, width]`, the tokens of a mask whose ones are not contiguous, or None.
         window: the sliding window that the mask was made with, or None.
+        packed: the rows are packed sequences rather than what padding leaves.
     """
 
     width: int
     rows: Rows | None = None
     holes: Tensor | None = None
     window: int | None = None
+    packed: bool = False
 
 
 def layout_of_mask(mask: Tensor, q_len: int, window: int | None = None) -> Layout:
@@ -68,7 +70,7 @@ def layout_of_packed(ids: Tensor, window: int | None = None) -> Layout:
     """Read `[B, S]` numbers that change where another sequence begins."""
     starts = torch.ones_like(ids, dtype=torch.bool)
     starts[:, 1:] = ids[:, 1:] != ids[:, :-1]
-    return Layout(ids.shape[1], _rows_from_starts(starts), None, window)
+    return Layout(ids.shape[1], _rows_from_starts(starts), None, window, packed=True)
 
 
 def rows_of_positions(positions: Tensor, batch: int) -> Rows | None:

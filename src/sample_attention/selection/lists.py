@@ -74,7 +74,9 @@ class SegmentLists:
     def probe_rows(self) -> Tensor:
         """Held-out rows within the call: int32 `[N, G, R]`, -1 where there are fewer."""
         g = self._counts.shape[2]
-        rows = torch.full((len(self._rows), g, self.config.held_out), -1, dtype=torch.int32)
+        longest = max(hi - lo for starts in self._starts for lo, hi in starts)
+        held_out = min(self.config.held_out, longest)
+        rows = torch.full((len(self._rows), g, held_out), -1, dtype=torch.int32)
         for n, (_, _, q_len, _, kv_len) in enumerate(self._rows):
             for i, (lo, hi) in enumerate(self._starts[n]):
                 held = held_out_rows(lo, hi, self.config) - (kv_len - q_len)

@@ -24,6 +24,7 @@ def strided_rows(lo: int, hi: int, stride: int) -> Tensor:
 def chunk_tail_rows(offset: int, kv_len: int, num_chunks: int) -> list[Tensor]:
     """Positions of the last rows of each equal chunk of the call: int64 `[<=128]` per chunk."""
     q_len = kv_len - offset
+    num_chunks = min(num_chunks, q_len)  # more chunks than rows: every row is one
     ends = [offset + (c + 1) * q_len // num_chunks for c in range(num_chunks)]
     starts = [offset, *ends[:-1]]
     return [

@@ -17,9 +17,8 @@ class EagerBackend:
     name = "eager"
 
     def refusal(self, problem: Problem) -> str | None:
-        """Nothing is refused: any device, head dim and dtype that torch multiplies."""
-        del problem
-        return None
+        """Any device, head dim and dtype that torch multiplies, if there is data."""
+        return "tensors on the meta device hold no data" if problem.device.type == "meta" else None
 
     def select(
         self, q: Tensor, k: Tensor, problem: Problem, config: SampleAttentionConfig, scale: float

@@ -73,7 +73,7 @@ def _tiles(plan: StripePlan, n: int, h: int, offset: int, kv_len: int) -> Iterat
             dense_from = None
         columns = plan.indices[starts[g] : starts[g] + counts[g]].long()
         if plan.key_block > 1:
-            within = torch.arange(plan.key_block, device=columns.device)
+            within = torch.arange(min(plan.key_block, kv_len), device=columns.device)
             columns = (columns[:, None] * plan.key_block + within).flatten()
         yield from _split(lo, min(hi, tail), columns, plan.window_alignment)
         if hi > tail:
@@ -123,10 +123,10 @@ def _attend_tile(
 def _edge(tile: Tile, window: int, align: int, device: torch.device) -> tuple[int, Tensor | None]:
     """First key from which rows of the tile differ, and their mask there (None: plain causal)."""
     lo, hi = tile.lo, tile.hi
-    if tile.columns is None or align > 1:
+    if tile.columns is None or (align > 1 and window > 0):
         return lo, None
-    first = max(0, min(lo - window + 1, lo))
+    first = max(0, min(lo // align * align - window + 1, lo))
     p = torch.arange(lo, hi, device=device)[:, None]
     j = torch.arange(first, hi, device=device)[None]
     listed = torch.isin(j[0], tile.columns)
-    return first, (j <= p) & ((j > p - window) | listed)
+    return first, (j <= p) & ((j > p // align * align - window) | listed)

@@ -40,7 +40,7 @@ def column_mass(prob: Tensor, edges: Tensor, runs: int, limit: int) -> Tensor:
     first, last = int(edges.min()), min(limit, prob.shape[1])
     inside = torch.arange(first, last, device=prob.device) >= edges[:, None]
     prob[:, first:last].masked_fill_(inside, 0.0)
-    mass = prob[:, :last].reshape(runs, -1, last).mean(1)
+    mass = prob[:, :last].unflatten(0, (runs, -1)).mean(1)
     return torch.nn.functional.pad(mass, (0, limit - last))
 
 
