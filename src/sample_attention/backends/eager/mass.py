@@ -12,7 +12,7 @@ def softmax_rows(q: Tensor, k: Tensor, positions: Tensor, scale: float) -> Tenso
     Args:
         q: `[R, D]`, fp32 or fp64.
         k: `[K, D]`, keys 0..K-1 of the sequence.
-        positions: int64 `[R]`, the last key that each row sees.
+        positions: int64 `[R]` on the host, the last key that each row sees.
         scale: multiplies q.k.
 
     Returns:
@@ -20,8 +20,8 @@ def softmax_rows(q: Tensor, k: Tensor, positions: Tensor, scale: float) -> Tenso
     """
     scores = (q * scale) @ k.T
     first = int(positions.min()) + 1  # every row sees the keys left of this
-    hidden = torch.arange(first, len(k), device=k.device) > positions[:, None]
-    scores[:, first:].masked_fill_(hidden, -torch.inf)
+    hidden = torch.arange(first, len(k)) > positions[:, None]
+    scores[:, first:].masked_fill_(hidden.to(k.device), -torch.inf)
     return torch.softmax(scores, dim=-1)
 
 
@@ -30,7 +30,7 @@ def column_mass(prob: Tensor, edges: Tensor, runs: int, limit: int) -> Tensor:
 
     Args:
         prob: `[R, K]` probabilities; zeroed in place from each row's edge on.
-        edges: int64 `[R]`, first key of each row's window, which is not counted.
+        edges: int64 `[R]` on the host, first key of each row's window, which is not counted.
         runs: how many means to take; divides R.
         limit: columns of the result, at least the largest edge.
 
@@ -38,8 +38,8 @@ def column_mass(prob: Tensor, edges: Tensor, runs: int, limit: int) -> Tensor:
         `[runs, limit]`.
     """
     first, last = int(edges.min()), min(limit, prob.shape[1])
-    inside = torch.arange(first, last, device=prob.device) >= edges[:, None]
-    prob[:, first:last].masked_fill_(inside, 0.0)
+    inside = torch.arange(first, last) >= edges[:, None]
+    prob[:, first:last].masked_fill_(inside.to(prob.device), 0.0)
     mass = prob[:, :last].unflatten(0, (runs, -1)).mean(1)
     return torch.nn.functional.pad(mass, (0, limit - last))
 
@@ -47,5 +47,6 @@ def column_mass(prob: Tensor, edges: Tensor, runs: int, limit: int) -> Tensor:
 def row_lse(q: Tensor, k: Tensor, positions: Tensor, scale: float) -> Tensor:
     """Natural log-sum-exp of the causal scores of the given rows: `[R]`."""
     scores = (q * scale) @ k.T
-    scores.masked_fill_(torch.arange(len(k), device=k.device) > positions[:, None], -torch.inf)
+    hidden = torch.arange(len(k)) > positions[:, None]
+    scores.masked_fill_(hidden.to(k.device), -torch.inf)
     return torch.logsumexp(scores, dim=-1)

@@ -48,8 +48,8 @@ class HeadRows:
         positions = torch.arange(lo, hi)
         ids = positions // pool - lo // pool
         sums = self.q.new_zeros(int(ids[-1]) + 1, self.q.shape[1])
-        sums.index_add_(0, ids, self.q[lo - self.offset : hi - self.offset])
-        means = sums / torch.bincount(ids)[:, None]
+        sums.index_add_(0, ids.to(sums.device), self.q[lo - self.offset : hi - self.offset])
+        means = sums / torch.bincount(ids)[:, None].to(sums.device)
         firsts = (torch.arange(len(sums)) + lo // pool).mul_(pool).clamp_(min=lo)
         return softmax_rows(means, self.k[: int(firsts[-1]) + 1], firsts, self.scale), firsts
 
@@ -82,22 +82,23 @@ def _select_group(head: HeadRows, n: int, h: int, group: list[int], lists: Segme
     config = lists.config
     spans = [lists.starts(n)[g] for g in group]
     window = config.window_for(len(head.k))
-    limits = _edges(torch.tensor([hi - 1 for _, hi in spans]), window, config)
-    if int(limits.max()) == 0:
+    edges = _edges(torch.tensor([hi - 1 for _, hi in spans]), window, config)
+    limit, limits = int(edges.max()), edges.to(head.k.device)
+    if limit == 0:
         return
-    ranked, flat_by_rank = None, torch.zeros(len(group), dtype=torch.bool)
+    ranked, flat_by_rank = None, torch.zeros_like(limits, dtype=torch.bool)
     if config.pool is not None:
         prob, firsts = head.pooled_softmax(spans[0][0], spans[-1][1], config.pool)
-        ranked = column_mass(prob, _edges(firsts, window, config), len(spans), int(limits.max()))
+        ranked = column_mass(prob, _edges(firsts, window, config), len(spans), limit)
         flat_by_rank = _kept(ranked, ranked, limits, config).sum(1) > config.dense_above * limits
         if bool(flat_by_rank.all()):
             lists.dense[n, h, group] = True
             return
-    exact = _exact_mass(head, spans, window, int(limits.max()), config)
+    exact = _exact_mass(head, spans, window, limit, config)
     keep = _kept(exact if ranked is None else ranked, exact, limits, config)
     flat = keep.sum(1) > config.dense_above * limits
     flat |= flat_by_rank | ~exact.sum(1).isfinite()
-    lists.dense[n, h, group] = flat
+    lists.dense[n, h, group] = flat.cpu()
     for g, columns in zip(group, lists_of(keep & ~flat[:, None]), strict=True):
         lists.put(n, h, g, columns)
 
@@ -108,7 +109,7 @@ def _kept(rank: Tensor, mass: Tensor, limits: Tensor, config: SampleAttentionCon
     need = config.coverage - (1 - outside) if config.residual else config.coverage * outside
     classes = rank_classes(rank.float())
     keep = classes >= smallest_classes(classes, mass, need)[:, None]
-    return keep & (torch.arange(keep.shape[1]) < limits[:, None])
+    return keep & (torch.arange(keep.shape[1], device=keep.device) < limits[:, None])
 
 
 def _exact_mass(

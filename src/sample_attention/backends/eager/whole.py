@@ -39,17 +39,18 @@ def select_blocks(head: HeadRows, n: int, h: int, lists: SegmentLists) -> None:
     """v3: 128-blocks of columns and of slashes from the tail of each chunk, united."""
     config, starts = lists.config, lists.starts(n)
     block, num_blocks = config.key_block, -(-len(head.k) // config.key_block)
-    columns = torch.zeros(num_blocks, dtype=torch.bool)
-    slashes = torch.zeros(num_blocks + 1, dtype=torch.bool)
+    device = head.k.device
+    columns = torch.zeros(num_blocks, dtype=torch.bool, device=device)
+    slashes = torch.zeros(num_blocks + 1, dtype=torch.bool, device=device)
     for rows in chunk_tail_rows(head.offset, len(head.k), config.chunk_tails or 1):
         prob = head.softmax(rows)
         if not bool(prob.isfinite().all()):
             lists.dense[n, h, : len(starts)] = True
             return
-        keys = torch.arange(prob.shape[1])
+        keys = torch.arange(prob.shape[1], device=device)
         by_column = _sum_by(keys // block, prob.sum(0), num_blocks)
         columns |= smallest_set(by_column, config.coverage * by_column.sum())
-        distance = (rows[:, None] - keys).clamp_(min=0) // block
+        distance = (rows[:, None].to(device) - keys).clamp_(min=0) // block
         by_slash = _sum_by(distance.flatten(), prob.flatten(), num_blocks)
         kept = smallest_set(by_slash, (config.slash_coverage or 1.0) * by_slash.sum())
         slashes[:-1] |= kept
