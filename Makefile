@@ -37,6 +37,8 @@ $(READY):
 
 test: setup ## all checks: style, types, layers, then every test and documentation block
 	@$(MAKE) --no-print-directory lint types layers
+	@echo "== kernels in the interpreter"
+	@TRITON_INTERPRET=1 $(PY) -m pytest tests/kernels/test_triton_interpreted.py
 	@echo "== tests"
 	@$(PY) -m pytest -m 'not gpu' $(PYTEST)
 

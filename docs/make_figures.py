@@ -11,17 +11,15 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import io
-import json
 import math
 import sys
-from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from cpu_records import NO_RECORDS, Row, by_length, provenance, read_records, tables
 from PIL import Image
 from torch import Tensor
 
@@ -32,10 +30,7 @@ from sample_attention.selection.classes import rank_classes
 from sample_attention.selection.rows import held_out_rows, strided_rows
 
 DOCS = Path(__file__).resolve().parent
-ROOT = DOCS.parent
 FIGURES = DOCS / "figures"
-RECORDS = ROOT / "benchmarks" / "records" / "cpu_attention.jsonl"
-NO_RECORDS = "No records yet: `make bench-cpu` makes them."
 
 # The palette of Okabe and Ito, which people with any kind of colour vision can tell apart.
 BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
@@ -43,8 +38,6 @@ PURPLE, SKY, GREY, INK = "#CC79A7", "#56B4E9", "#8a8f98", "#22262e"
 
 SEQ_LEN = 4096
 """Tokens of the made-up head that the pictures show."""
-
-Row = dict[str, Any]
 
 
 def style() -> None:
@@ -67,7 +60,9 @@ def save(figure: plt.Figure, name: str) -> None:
     else:
         memory = io.BytesIO()
         figure.savefig(memory)
-        Image.open(memory).convert("RGB").quantize(224).save(path, optimize=True)
+        Image.open(memory).convert("RGB").quantize(224, Image.Quantize.MAXCOVERAGE).save(
+            path, optimize=True
+        )
     plt.close(figure)
 
 
@@ -274,44 +269,6 @@ def _small_plan(align: int) -> StripePlan:
 # --- records ---------------------------------------------------------------------------------
 
 
-def read_records(path: Path = RECORDS) -> list[Row]:
-    """The latest record of each measurement, in the order of the tables.
-
-    An input is named `captured:model/text/layer`; the parts become fields of their own.
-    """
-    if not path.exists():
-        return []
-    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
-    for row in rows:
-        model, text, layer = row["input"].removeprefix("captured:").split("/")
-        row |= {"model": model, "text": text, "layer": int(layer)}
-    identity = ("preset", "model", "text", "dtype", "threads", "coverage", "seq_len", "layer")
-    latest = {tuple(row[name] for name in identity): row for row in rows}
-    presets = ["default", "paper", "mlsys"]
-    return sorted(
-        latest.values(),
-        key=lambda r: (presets.index(r["preset"]), r["seq_len"], r["model"], r["layer"]),
-    )
-
-
-def by_length(rows: list[Row]) -> list[Row]:
-    """Means over the measured layers of a model, for the default preset at its own coverage."""
-    coverage = SampleAttentionConfig().coverage
-    groups: dict[tuple[str, str, int], list[Row]] = {}
-    for row in rows:
-        if row["preset"] == "default" and row["coverage"] == coverage:
-            groups.setdefault((row["model"], row["text"], row["seq_len"]), []).append(row)
-    means: list[Row] = []
-    for group in groups.values():
-        mean = {
-            name: sum(r[name] for r in group) / len(group)
-            for name in ("density", "retained_mass_mean", "s_dense", "s_total")
-        }
-        speedup = mean["s_dense"] / mean["s_total"]
-        means.append(group[0] | mean | {"layers": len(group), "speedup": speedup, "group": group})
-    return means
-
-
 def draw_speedup() -> None:
     """Speed-up over dense attention against the length of the prompt, from the records."""
     figure, axis = plt.subplots(figsize=(8, 4.6), layout="constrained")
@@ -353,84 +310,6 @@ def _draw_lines(axis: plt.Axes, rows: list[Row]) -> None:
     axis.set_title(f"Attention on a CPU against dense SDPA\n{provenance(rows)}", fontsize=10)
     axis.grid(axis="y")
     axis.legend(loc="upper left", title="lines: mean of layers; dots: one layer")
-
-
-def provenance(rows: list[Row]) -> str:
-    """Machine, threads, dtype, versions and commit of records, each named once."""
-    commits = dict.fromkeys((r["commit"] or "unknown") for r in rows)
-    short = [c[:10] + "-dirty" * c.endswith("-dirty") for c in commits]
-    parts = [
-        _distinct(r["device"] for r in rows), _distinct(f"{r['threads']} threads" for r in rows),
-        _distinct(r["dtype"] for r in rows), "torch " + _distinct(r["torch"] for r in rows),
-        "commit " + _distinct(short),
-    ]  # fmt: skip
-    return ", ".join(parts)
-
-
-def _distinct(values: Iterable[str]) -> str:
-    return " / ".join(dict.fromkeys(values))
-
-
-# --- tables ----------------------------------------------------------------------------------
-
-Columns = dict[str, Callable[[Row], str]]
-
-
-def _milliseconds(name: str) -> Callable[[Row], str]:
-    def cell(row: Row) -> str:
-        value = row[name]
-        return "–" if value is None else f"{1000 * value:,.{0 if value >= 0.1 else 2}f}"
-
-    return cell
-
-
-SHORT: Columns = {
-    "model": lambda r: r["model"],
-    "tokens": lambda r: f"{r['seq_len']:,}",
-    "layers": lambda r: str(r["layers"]),
-    "density": lambda r: f"{r['density']:.3f}",
-    "retained mass": lambda r: f"{r['retained_mass_mean']:.3f}",
-    "dense (ms)": _milliseconds("s_dense"),
-    "sparse (ms)": _milliseconds("s_total"),
-    "speed-up": lambda r: f"{r['speedup']:.2f}×",
-}
-FULL: Columns = {
-    "preset": lambda r: r["preset"],
-    "model": SHORT["model"],
-    "layer": lambda r: str(r["layer"]),
-    **{name: SHORT[name] for name in ("tokens", "density", "retained mass")},
-    "select (ms)": _milliseconds("s_select"),
-    "attend (ms)": _milliseconds("s_attend"),
-    "total (ms)": _milliseconds("s_total"),
-    "dense (ms)": _milliseconds("s_dense"),
-    "floor (ms)": _milliseconds("s_floor"),
-    "speed-up": SHORT["speed-up"],
-}
-
-
-def table(rows: list[Row], columns: Columns) -> str:
-    """Records as a Markdown table, with where they come from."""
-    if not rows:
-        return NO_RECORDS
-    lines = [list(columns), ["---"] + ["--:"] * (len(columns) - 1)]
-    lines += [[cell(row) for cell in columns.values()] for row in rows]
-    body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    where = RECORDS.relative_to(ROOT).as_posix()
-    return f"{body}\n\n{provenance(rows)}; records: `{where}`."
-
-
-def tables() -> dict[Path, str]:
-    """The pages that hold a table between markers, with their text as it should be."""
-    rows, pages = read_records(), {}
-    for page, kept, columns in (
-        (ROOT / "README.md", [r for r in by_length(rows) if r["seq_len"] >= 4096], SHORT),
-        (DOCS / "performance-cpu.md", rows, FULL),
-    ):
-        start, end = "<!-- cpu-table:start -->", "<!-- cpu-table:end -->"
-        head, _, rest = page.read_text("utf-8").partition(start)
-        tail = rest.partition(end)[2]
-        pages[page] = f"{head}{start}\n{table(kept, columns)}\n{end}{tail}"
-    return pages
 
 
 def main() -> int:

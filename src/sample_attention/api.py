@@ -9,11 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
-from .backends.dense import dense, provider
+from .backends.dense import dense, dense_with_lse, provider
 from .config import SampleAttentionConfig, as_config
 from .dispatch import choose, verdicts
+from .errors import InvalidInput
 from .plan import StripePlan
 from .policy import Decision, decide
 from .problem import Problem, Sequences, as_batched
@@ -40,6 +42,8 @@ class Measured:
         out: like q.
         decision: whether the call ran sparse, and why.
         plan: what was computed; None when the call ran dense.
+        lse: as `attend` returns it, of all keys for the guarded heads; None when the call ran
+            dense.
         retained_mass: `[N, H, G, R]` on the held-out rows, NaN where there is none; None without
             `held_out` or when the call ran dense.
         guarded: bool `[N, H]`, heads that missed `guard` and were computed again, dense; None
@@ -49,6 +53,7 @@ class Measured:
     out: Tensor
     decision: Decision
     plan: StripePlan | None = None
+    lse: Tensor | None = None
     retained_mass: Tensor | None = None
     guarded: Tensor | None = None
 
@@ -60,7 +65,7 @@ class Explanation:
     Attributes:
         problem: the facts in one line.
         decision: dense or sparse.
-        backend: who would run the sparse path.
+        backend: who would run the sparse path; two names where one selects and one attends.
         dense_provider: who would run the dense path.
         verdicts: every backend's answer.
     """
@@ -116,7 +121,7 @@ def select(
     """
     settings = as_config(config)
     problem = Problem.of(q, k, k, sequences)
-    chosen = choose(backend, problem)
+    chosen = choose(backend, problem, "select")
     q, k = as_batched(q, problem), as_batched(k, problem)
     return chosen.select(q, k, problem, settings, problem.scale(scale))
 
@@ -145,8 +150,9 @@ def attend(
         PlanMismatch: the plan was made for other sequences or heads.
         UnsupportedProblem: no backend accepts; the message lists the reasons.
     """
-    problem = Problem.of(q, k, v, plan.sequences)
+    problem = Problem.of(q, k, v, None if plan.sequences.uniform else plan.sequences)
     plan.check_covers(problem)
+    _refuse_gradient(q, k, v)
     chosen = choose(backend, problem)
     q, k, v = (as_batched(x, problem) for x in (q, k, v))
     out, lse = chosen.attend(q, k, v, problem, plan, problem.scale(scale))
@@ -199,17 +205,19 @@ def measured_attention(
     if problem.sequences.packed:
         q, k, v = (as_batched(x, problem) for x in (q, k, v))
     decision = decide(problem, settings)
-    chosen = choose(backend, problem) if decision.sparse or backend != "auto" else None
-    if chosen is None or not decision.sparse:
+    selector, chosen = choose(backend, problem, "select"), choose(backend, problem, "attend")
+    if not decision.sparse:
         return Measured(_unbatched(dense(q, k, v, problem, factor), problem), decision)
-    plan = chosen.select(q, k, problem, settings, factor)
+    _refuse_gradient(q, k, v)
+    plan = selector.select(q, k, problem, settings, factor)
     out, lse = chosen.attend(q, k, v, problem, plan, factor)
     mass = plan.retained_mass(lse) if plan.probe is not None else None
     guarded = None
     if settings.guard is not None and mass is not None:
         guarded = mass.flatten(2).nanmean(-1) < settings.guard
-        _redo_dense((q, k, v), out, guarded, problem, factor)
-    return Measured(_unbatched(out, problem), decision, plan, mass, guarded)
+        _redo_dense((q, k, v), (out, lse), guarded, problem, factor)
+    lse = lse[0] if problem.sequences.packed else lse
+    return Measured(_unbatched(out, problem), decision, plan, lse, mass, guarded)
 
 
 def explain(
@@ -225,7 +233,7 @@ def explain(
     return Explanation(
         problem=str(problem),
         decision=decide(problem, as_config(config)),
-        backend=choose(backend, problem).name,
+        backend=" then ".join(_names(backend, problem)),
         dense_provider=provider(problem),
         verdicts=verdicts(problem),
     )
@@ -233,19 +241,35 @@ def explain(
 
 def _redo_dense(
     views: tuple[Tensor, Tensor, Tensor],
-    out: Tensor,
+    results: tuple[Tensor, Tensor],
     guarded: Tensor,
     problem: Problem,
     scale: float,
 ) -> None:
-    """Compute the flagged heads of the flagged sequences again, dense, into `out`."""
-    q, k, v = views
+    """Compute the flagged heads of the flagged sequences again, dense, into out and lse."""
+    (q, k, v), (out, lse) = views, results
     for n, (b, q0, q_len, k0, kv_len) in enumerate(problem.sequences.rows()):
         rows, keys = slice(q0, q0 + q_len), slice(k0, k0 + kv_len)
         for h in guarded[n].nonzero()[:, 0].tolist():
             kv = slice(h // problem.group_size, h // problem.group_size + 1)
             head = q[b : b + 1, h : h + 1, rows], k[b : b + 1, kv, keys], v[b : b + 1, kv, keys]
-            out[b, h, rows] = dense(*head, Problem.of(*head), scale)[0, 0]
+            again, again_lse = dense_with_lse(*head, Problem.of(*head), scale)
+            out[b, h, rows], lse[b, h, rows] = again[0, 0], again_lse[0, 0]
+
+
+def _names(backend: str, problem: Problem) -> list[str]:
+    """Who would select and who would attend: one name where they are the same."""
+    chosen = choose(backend, problem, "select").name, choose(backend, problem, "attend").name
+    return list(dict.fromkeys(chosen))
+
+
+def _refuse_gradient(*tensors: Tensor) -> None:
+    """Sparse attention has no backward: a wrong gradient must not pass in silence."""
+    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+        raise InvalidInput(
+            "q, k or v requires a gradient, and sparse attention has no backward; "
+            "call it under torch.no_grad() or torch.inference_mode()"
+        )
 
 
 def _unbatched(out: Tensor, problem: Problem) -> Tensor:

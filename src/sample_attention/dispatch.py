@@ -6,7 +6,7 @@ import importlib
 from typing import cast
 
 from .backends import NAMES
-from .backends.base import Backend
+from .backends.base import Backend, Operation
 from .errors import InvalidConfig, UnsupportedProblem
 from .problem import Problem
 
@@ -25,13 +25,13 @@ def backend_of(name: str) -> Backend:
     return cast("Backend", module.backend)
 
 
-def verdicts(problem: Problem) -> dict[str, str]:
+def verdicts(problem: Problem, operation: Operation = "attend") -> dict[str, str]:
     """For every backend `accepted` or the reason of its refusal, by preference."""
-    return {name: backend_of(name).refusal(problem) or ACCEPTED for name in NAMES}
+    return {name: backend_of(name).refusal(problem, operation) or ACCEPTED for name in NAMES}
 
 
-def choose(name: str, problem: Problem) -> Backend:
-    """The backend for a problem: `auto` takes the first that accepts, a name only itself.
+def choose(name: str, problem: Problem, operation: Operation = "attend") -> Backend:
+    """The backend for an operation: `auto` takes the first that accepts, a name only itself.
 
     Raises:
         UnsupportedProblem: none, or not the one named, accepts; lists every reason.
@@ -39,11 +39,11 @@ def choose(name: str, problem: Problem) -> Backend:
     """
     if name != "auto":
         backend = backend_of(name)
-        reason = backend.refusal(problem)
+        reason = backend.refusal(problem, operation)
         if reason is not None:
-            raise UnsupportedProblem(str(problem), {**verdicts(problem), name: reason})
+            raise UnsupportedProblem(str(problem), {**verdicts(problem, operation), name: reason})
         return backend
-    answers = verdicts(problem)
+    answers = verdicts(problem, operation)
     for candidate, answer in answers.items():
         if answer == ACCEPTED:
             return backend_of(candidate)

@@ -40,14 +40,17 @@ class Crossover:
 CROSSOVERS = {
     "cpu": Crossover(4096, 128, "benchmarks/records/cpu_attention.jsonl"),
 }
-"""One row per device kind; other devices use the row `cpu`."""
+"""One row per device kind that was measured; `sample_attention` runs dense on any other."""
 
 
 def decide(problem: Problem, config: SampleAttentionConfig) -> Decision:
     """Choose for a whole call, from facts known on the host."""
     if config.dense:
         return Decision(sparse=False, reason="coverage 1 keeps every key")
-    row = CROSSOVERS.get(problem.device.type) or CROSSOVERS["cpu"]
+    row = CROSSOVERS.get(problem.device.type)
+    if row is None:
+        kind = problem.device.type
+        return Decision(sparse=False, reason=f"where sparse pays was not measured on {kind}")
     sequences = problem.sequences
     return _decide(sequences.max_q_len, sequences.max_kv_len, row.min_q_len, row.min_kv_len)
 

@@ -151,13 +151,13 @@ class Problem:
         """The factor on q.k: the one given, or `D ** -0.5`.
 
         Raises:
-            InvalidInput: the factor is not a finite number.
+            InvalidInput: the factor is not a positive finite number.
         """
         if scale is None:
             return self.head_dim**-0.5
         number = isinstance(scale, int | float)  # pyright: ignore[reportUnnecessaryIsInstance]
-        if not number or not math.isfinite(scale):
-            raise InvalidInput(f"scale must be a finite number, got {scale!r}")
+        if not number or not 0 < scale < math.inf:
+            raise InvalidInput(f"scale must be a positive finite number, got {scale!r}")
         return float(scale)
 
     def __str__(self) -> str:

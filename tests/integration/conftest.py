@@ -80,15 +80,20 @@ def _model(family, dtype):
     return model.to(dtype)
 
 
+def _with_eager(family, dtype):
+    model = _model(family, dtype)
+    model.set_attn_implementation("eager")
+    return model
+
+
 @pytest.fixture
 def tiny():
     """A function from a family to its model, with eager attention."""
     used = []
 
-    def get(family="llama", dtype=torch.float32):
-        model = _model(family, dtype)
+    def get(family):
+        model = _with_eager(family, torch.float32)
         used.append(model)
-        model.set_attn_implementation("eager")
         return model
 
     yield get
@@ -130,20 +135,22 @@ def generated():
     return run
 
 
+@functools.cache
+def _budget(family, rows):
+    exact, rounded = (
+        _logits(_with_eager(family, dtype), torch.tensor(rows))
+        for dtype in (torch.float64, torch.float32)
+    )
+    return exact, 8 * (rounded - exact).abs().max()
+
+
 @pytest.fixture
-def budget(tiny):
-    """A function to eager's fp64 logits, and to how far others may be off.
+def budget():
+    """A function to eager's fp64 logits of unpadded ids, and to how far others may be off.
 
     That is a few times what fp32 costs eager itself.
     """
-
-    def measure(family, *args, **kwargs):
-        exact, rounded = (
-            _logits(tiny(family, dtype), *args, **kwargs) for dtype in (torch.float64, torch.float32)
-        )
-        return exact, 8 * (rounded - exact).abs().max()
-
-    return measure
+    return lambda family, ids: _budget(family, tuple(map(tuple, ids.tolist())))
 
 
 @torch.no_grad()

@@ -26,7 +26,10 @@ def refused(match):
 @pytest.mark.parametrize(
     ("options", "match"),
     [
-        ({"attention_mask": torch.ones(1, 1, 97, 97)}, r"layer 0\): attention_mask.*\(1, 1, 97, 97\)"),
+        (
+            {"attention_mask": torch.ones(1, 1, 97, 97)},
+            r"layer 0\): attention_mask.*\(1, 1, 97, 97\)",
+        ),
         ({"output_attentions": True}, r"output_attentions.*eager"),
         ({"position_bias": torch.ones(1)}, r"position_bias may change what attention is"),
         ({"position_ids": torch.arange(97)[None] ** 2}, r"position_ids.*jump to a position other"),
@@ -165,7 +168,10 @@ def test_a_multimodal_model_switches_its_text_part_only(prompt):
         "num_attention_heads": 2, "image_size": 28, "patch_size": 14,
     }  # fmt: skip
     config = transformers.Gemma3Config(
-        text_config=text.to_dict(), vision_config=vision, mm_tokens_per_image=4, image_token_index=98
+        text_config=text.to_dict(),
+        vision_config=vision,
+        mm_tokens_per_image=4,
+        image_token_index=98,
     )
     model = transformers.Gemma3ForConditionalGeneration(config).eval()
     model.set_attn_implementation("eager")

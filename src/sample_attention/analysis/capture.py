@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Generator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
 from .._extras import require
-from ..errors import InvalidInput, UnsupportedAttention
+from ..errors import InvalidInput
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -26,12 +25,14 @@ class AttentionInputs:
         k: `[B, Hkv, Skv, D]`, with the cached keys, after position encoding.
         v: like k.
         scale: multiplies q.k.
+        mask: as the model passed it; None: every row sees all keys up to its own.
     """
 
     q: Tensor
     k: Tensor
     v: Tensor
     scale: float
+    mask: Tensor | None = None
 
 
 @contextmanager
@@ -53,7 +54,6 @@ def capture_attention(
 
     Raises:
         InvalidInput: a layer that the model does not have.
-        UnsupportedAttention: the layer sees only some of its keys (padding, or a sliding window).
         MissingExtra: transformers is not installed.
     """
     interfaces: Any = require("transformers", "transformers")
@@ -63,14 +63,14 @@ def capture_attention(
     name = "sdpa" if before == "eager" else before  # eager attention has no entry to wrap
     table = interfaces.AttentionInterface()
     captured: dict[int, AttentionInputs] = {}
-    watched = {id(module): module for module in model.modules()}
-    wrapped = partial(_watch, table[name], watched, frozenset(layers), captured)
+    original = table[name]
     model.set_attn_implementation(name)
-    interfaces.AttentionInterface.register(name, wrapped)
+    watch = _Watch(original, model, frozenset(layers), captured)
+    interfaces.AttentionInterface.register(name, watch)
     try:
         yield captured
     finally:
-        interfaces.AttentionInterface.register(name, wrapped.args[0])
+        interfaces.AttentionInterface.register(name, original)
         model.set_attn_implementation(before)
 
 
@@ -85,19 +85,23 @@ def check_layers(layers: Collection[int], num_layers: int) -> None:
         raise InvalidInput(f"the model has no layer {wrong[0]}; accepted: 0 to {num_layers - 1}")
 
 
-def _watch(
-    original: Callable[..., Any], watched: dict[int, nn.Module], layers: frozenset[int],
-    captured: dict[int, AttentionInputs], module: nn.Module, q: Tensor, k: Tensor, v: Tensor,
-    attention_mask: Tensor | None, *arguments: Any, **keywords: Any,
-) -> Any:  # fmt: skip
-    layer = int(getattr(module, "layer_idx", -1))
-    if layer in layers and id(module) in watched and q.shape[2] > 1:
-        if attention_mask is not None:
-            raise UnsupportedAttention(
-                f"layer {layer} sees only some of its keys (padding or a sliding window), which "
-                "this analysis does not follow; choose other layers, one prompt without padding"
-            )
-        scale = keywords.get("scaling")
-        parts = (x.detach().clone() for x in (q, k, v))
-        captured[layer] = AttentionInputs(*parts, scale=float(scale or q.shape[-1] ** -0.5))
-    return original(module, q, k, v, attention_mask, *arguments, **keywords)
+@dataclass(frozen=True)
+class _Watch:
+    """An attention function that keeps what it is given, then calls the original."""
+
+    original: Callable[..., object]
+    model: nn.Module
+    layers: frozenset[int]
+    captured: dict[int, AttentionInputs]
+
+    def __call__(
+        self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None,
+        *arguments: object, **keywords: object,
+    ) -> object:  # fmt: skip
+        layer = int(getattr(module, "layer_idx", -1))
+        if layer in self.layers and q.shape[2] > 1 and module in self.model.modules():
+            given = keywords.get("scaling")
+            scale = given if isinstance(given, float) else float(q.shape[-1]) ** -0.5
+            kept = [x.detach().clone() for x in (q, k, v)]
+            self.captured[layer] = AttentionInputs(kept[0], kept[1], kept[2], scale, mask)
+        return self.original(module, q, k, v, mask, *arguments, **keywords)

@@ -1,6 +1,6 @@
 """Retained mass of a plan: the dense probability of the pairs it computes, exact on chosen rows.
 
-    mass_i = sum_j P_ij [pair (i, j) is computed],   CRA = min_i mass_i
+mass_i = sum_j P_ij [pair (i, j) is computed],   CRA = min_i mass_i
 """
 
 from __future__ import annotations

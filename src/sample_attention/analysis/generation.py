@@ -92,9 +92,8 @@ def warm_up(model: PreTrainedModel, token_ids: Tensor, config: SampleAttentionCo
     heads = int(text.num_attention_heads)
     kv_heads = int(getattr(text, "num_key_value_heads", None) or heads)
     dim = int(getattr(text, "head_dim", None) or text.hidden_size // heads)
-    kind = {"dtype": model.dtype, "device": token_ids.device}
-    q = torch.randn(1, heads, WARM_UP_KEYS, dim, **kind)
-    k = torch.randn(1, kv_heads, WARM_UP_KEYS, dim, **kind)
+    q = torch.randn(1, heads, WARM_UP_KEYS, dim, dtype=model.dtype, device=token_ids.device)
+    k = q[:, :kv_heads] * 0.5
     attend(q, k, k, select(q, k, config))
     _wait(token_ids.device)
 
@@ -110,7 +109,7 @@ def end_tokens(model: PreTrainedModel) -> frozenset[int]:
 
 
 def _last_logits_only(model: PreTrainedModel) -> dict[str, int]:
-    """Ask for the logits of the last row alone, where the model can; all rows can take gigabytes."""
+    """Ask for the logits of the last row alone: those of all rows can take gigabytes."""
     known = inspect.signature(model.forward).parameters
     return {"logits_to_keep": 1} if "logits_to_keep" in known else {}
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 WIDTH_INCHES = 12.0
 DPI = 150
+HEAD_INCHES = 4.9
 ANNOTATED_LAYERS, ANNOTATED_HEADS = 36, 16
 """Largest heat map whose values are written into its cells."""
 
@@ -34,7 +35,7 @@ COLOURS = {"window": (0.27, 0.47, 0.67), "columns": (0.90, 0.40, 0.10), "dense":
 """Of kept pairs; told apart by people with any kind of colour vision."""
 
 LABELS = {"window": "window: latest keys", "columns": "columns: chosen keys",
-          "dense": "dense rows: every key"}  # fmt: skip
+          "dense": "dense rows: all keys"}  # fmt: skip
 DROPPED = (0.86, 0.86, 0.86)
 
 
@@ -85,7 +86,7 @@ def draw_report(
     heads = density.shape[1]
     map_height = min(6.0, max(1.9, 0.9 + 0.21 * heads))
     heights = [1.0, map_height, *([map_height] if mass is not None else ())]
-    heights += [5.4] if head is not None else []
+    heights += [HEAD_INCHES] if head is not None else []
     figure = _figure(sum(heights))
     parts: Any = figure.subfigures(len(heights), 1, height_ratios=heights)
     _write_heading(parts[0], title, summary)
@@ -107,8 +108,9 @@ def draw_head(head: HeadPicture) -> Figure:
     Raises:
         MissingExtra: matplotlib is not installed.
     """
-    figure = _figure(5.4)
-    _draw_head(figure.subfigures(1, 1), head)
+    figure = _figure(HEAD_INCHES)
+    part: Any = figure.subfigures(1, 1)
+    _draw_head(part, head)
     return figure
 
 
@@ -126,7 +128,7 @@ def _draw_values(
     part: SubFigure, layers: Sequence[int], values: Tensor, title: str, unit: str, colours: str,
     limits: tuple[float, float],
 ) -> None:  # fmt: skip
-    axes: Axes = part.add_axes((0.05, 0.24, 0.86, 0.60))
+    axes: Axes = part.add_axes((0.05, 0.22, 0.86, 0.66))
     grid = values.T.double().cpu()
     image = axes.imshow(
         grid.numpy(), aspect="auto", cmap=colours, vmin=limits[0], vmax=limits[1],
@@ -148,23 +150,30 @@ def _draw_values(
                 text = "–" if value != value else f"{value:.2f}".removeprefix("0")  # noqa: PLR0124
                 shade = "white" if value < middle else "black"
                 axes.text(i, h, text, ha="center", va="center", fontsize=7.5, color=shade)
-    bar = part.colorbar(image, cax=part.add_axes((0.925, 0.24, 0.012, 0.60)))
+    bar = part.colorbar(image, cax=part.add_axes((0.925, 0.22, 0.012, 0.66)))
     bar.set_label(unit, fontsize=8)
     bar.ax.tick_params(labelsize=8)
 
 
 def _draw_head(part: SubFigure, head: HeadPicture) -> None:
     patches: Any = require("matplotlib.patches", "plot")
-    part.text(0.02, 0.97, head.title, fontsize=11, weight="bold", va="top")
-    places = [(0.055, 0.15, 0.25, 0.66), (0.375, 0.15, 0.25, 0.66), (0.695, 0.15, 0.295, 0.66)]
+    part.text(0.05, 0.985, head.title, fontsize=11, weight="bold", va="top")
+    places = [(0.06, 0.12, 0.24, 0.67), (0.405, 0.12, 0.24, 0.67), (0.705, 0.12, 0.275, 0.67)]
     attention, plan, zoom = (part.add_axes(place) for place in places)
-    image = _show(attention, head.whole, _logarithm(head.whole.probability, head.whole.causal),
-                  "Attention: largest probability per cell", cmap="magma", vmin=-5, vmax=0)  # fmt: skip
-    bar = part.colorbar(image, cax=part.add_axes((0.311, 0.15, 0.008, 0.66)))
+    image = attention.imshow(
+        _logarithm(head.whole).numpy(), extent=_extent(head.whole), aspect="auto",
+        interpolation="nearest", cmap="magma", vmin=-5, vmax=0,
+    )  # fmt: skip
+    _label(attention, "Attention: largest probability per cell")
+    bar = part.colorbar(image, cax=part.add_axes((0.306, 0.12, 0.008, 0.67)))
     bar.set_ticks([-5, -4, -3, -2, -1, 0], labels=["1e-5", "1e-4", "1e-3", "0.01", "0.1", "1"])
     bar.ax.tick_params(labelsize=7)
-    _show(plan, head.whole, _paint(head.whole), "What is computed")
-    _show(zoom, head.zoom, _paint(head.zoom), "Zoom: single pairs; darker = more attention")
+    for axes, grid in ((plan, head.whole), (zoom, head.zoom)):
+        axes.imshow(
+            _paint(grid).numpy(), extent=_extent(grid), aspect="auto", interpolation="nearest"
+        )
+    _label(plan, "What is computed of it")
+    _label(zoom, "The framed part; darker: more attention")
     (x0, x1), (y0, y1) = head.zoom.keys, head.zoom.rows
     for axes in (attention, plan):
         axes.add_patch(patches.Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, lw=1.0, ec="black"
@@ -173,27 +182,26 @@ def _draw_head(part: SubFigure, head: HeadPicture) -> None:
              if float(getattr(head.whole, name).max()) > 0}  # fmt: skip
     handles = [patches.Patch(color=colour, label=LABELS[name]) for name, colour in shown.items()]
     handles.append(patches.Patch(color=DROPPED, label="skipped"))
-    part.legend(handles=handles, loc="upper right", ncols=len(handles), fontsize=9, frameon=False,
-                bbox_to_anchor=(0.995, 0.995))  # fmt: skip
+    part.legend(handles=handles, loc="upper left", ncols=len(handles), fontsize=9, frameon=False,
+                bbox_to_anchor=(0.045, 0.945))  # fmt: skip
 
 
-def _show(axes: Axes, grid: HeadMap, picture: Tensor, title: str, **style: Any) -> Any:
-    extent = (grid.keys[0], grid.keys[1], grid.rows[1], grid.rows[0])
-    image = axes.imshow(
-        picture.numpy(), extent=extent, aspect="auto", interpolation="nearest", **style
-    )
+def _extent(grid: HeadMap) -> tuple[int, int, int, int]:
+    return (grid.keys[0], grid.keys[1], grid.rows[1], grid.rows[0])
+
+
+def _label(axes: Axes, title: str) -> None:
     axes.set_title(title, fontsize=9.5, loc="left")
     axes.set_xlabel("key position (token)", fontsize=9)
     axes.set_ylabel("query position (token)", fontsize=9)
     axes.tick_params(labelsize=8)
     axes.locator_params(nbins=5)
-    return image
 
 
-def _logarithm(probability: Tensor, causal: Tensor) -> Tensor:
+def _logarithm(grid: HeadMap) -> Tensor:
     """Decimal logarithm, NaN (drawn as nothing) where no pair is causal."""
-    value = probability.clamp(min=1e-5).log10()
-    return value.masked_fill(causal == 0, torch.nan)
+    value = grid.probability.clamp(min=1e-5).log10()
+    return value.masked_fill(grid.causal == 0, torch.nan)
 
 
 def _paint(grid: HeadMap) -> Tensor:

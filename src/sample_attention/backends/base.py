@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Literal, Protocol
 
 from torch import Tensor
 
@@ -10,14 +10,16 @@ from ..config import SampleAttentionConfig
 from ..plan import StripePlan
 from ..problem import Problem
 
+Operation = Literal["select", "attend"]
+
 
 class Backend(Protocol):
     """Two operations over the `[B, H, S, D]` views of a problem's tensors."""
 
     name: str
 
-    def refusal(self, problem: Problem) -> str | None:
-        """Why the backend cannot take the problem; None when it can."""
+    def refusal(self, problem: Problem, operation: Operation = "attend") -> str | None:
+        """Why the backend cannot do the operation on the problem; None when it can."""
         ...
 
     def select(

@@ -15,7 +15,7 @@ from .attention import Row, dense_floor, machine_gflops, measure_case, measure_s
 from .cases import CPU_CASES
 
 
-def main() -> int:
+def _main() -> int:
     """Measure every case, append a record each, and say what was reached."""
     options = _options()
     torch.set_num_threads(options.threads)
@@ -58,4 +58,4 @@ def _options() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(_main())

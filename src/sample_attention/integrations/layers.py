@@ -15,12 +15,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..api import Measured, attend, measured_attention, select
+from ..api import Measured, measured_attention
 from ..backends.dense import dense_with_lse, limited
 from ..config import SampleAttentionConfig
 from ..policy import Decision, decide
 from ..problem import Problem, Sequences
-from .layout import Rows, sequences_of
+from .layout import Row, Rows, sequences_of
 
 
 @dataclass(frozen=True)
@@ -70,31 +70,34 @@ def compute(call: LayerCall, rows: Rows | None) -> tuple[Tensor, list[LayerPart]
         out like q, and one part, or two where some sequences run sparse and others dense.
     """
     if rows is None:
-        groups: list[Sequences | None] = [None]
-    elif not rows:
-        return torch.zeros_like(call.q), []
-    else:
-        groups = [*_groups(call, rows)]
-    parts = [_compute_part(call, sequences) for sequences in groups]
-    out = parts[0].measured.out
-    for part in parts[1:]:
-        out = out + part.measured.out
+        part = _compute_part(call, None)
+        return part.measured.out, [part]
+    out, parts = torch.zeros_like(call.q), list[LayerPart]()
+    for group in _groups(call, rows):
+        batch = sorted({row[0] for row in group})
+        if len(batch) == len(call.q):
+            part = _compute_part(call, sequences_of(group, call.q.device))
+            out += part.measured.out
+        else:
+            q, k, v = (x[batch] for x in (call.q, call.k, call.v))
+            moved = tuple((batch.index(row[0]), *row[1:]) for row in group)
+            part = _compute_part(replace(call, q=q, k=k, v=v), sequences_of(moved, q.device))
+            out[batch] += part.measured.out
+        parts.append(part)
     return out, parts
 
 
-def _groups(call: LayerCall, rows: Rows) -> list[Sequences]:
+def _groups(call: LayerCall, rows: Rows) -> list[Rows]:
     """The sequences, apart where the policy decides apart: decoding beside a long prompt."""
-    every = sequences_of(rows, call.q.device)
-    problem = Problem.of(call.q, call.k, call.v, every)
-    if _limits(call, problem) or not decide(problem, call.config).sparse:
-        return [every]
-    split: dict[bool, list[tuple[int, int, int, int, int]]] = {}
+    split: dict[bool, list[Row]] = {}
+    q = call.q
     for row in rows:
-        alone = replace(every, max_q_len=row[2], max_kv_len=row[4])
-        split.setdefault(decide(replace(problem, sequences=alone), call.config).sparse, []).append(
-            row
-        )
-    return [sequences_of(tuple(group), call.q.device) for group in split.values()]
+        # Only the lengths are read here; the table is that of all.
+        lengths = replace(sequences_of(rows, q.device), max_q_len=row[2], max_kv_len=row[4])
+        alone = Problem(lengths, q.shape[1], call.k.shape[1], q.shape[3], q.dtype, q.device)
+        sparse = _limits(call, alone) is None and decide(alone, call.config).sparse
+        split.setdefault(sparse, []).append(row)
+    return [tuple(group) for group in split.values()]
 
 
 def _limits(call: LayerCall, problem: Problem) -> str | None:
@@ -111,45 +114,26 @@ def _compute_part(call: LayerCall, sequences: Sequences | None) -> LayerPart:
     window = call.window
     if window is not None and window >= problem.sequences.max_kv_len:
         window = None
-    reason = _limits(call, problem)
+    decision, reason = decide(problem, call.config), _limits(call, problem)
     if reason is not None:
         out, lse = limited(
             call.q, call.k, call.v, problem, problem.scale(call.scale),
             window=window, softcap=call.softcap,
         )  # fmt: skip
-        measured = Measured(
-            _with_sinks(out, lse, call.sinks), Decision(sparse=False, reason=reason)
-        )
-    elif call.sinks is not None:
-        measured = _measured_with_sinks(call, problem, call.sinks)
+        measured = Measured(out, Decision(sparse=False, reason=reason), lse=lse)
+    elif call.sinks is not None and not decision.sparse:
+        out, lse = dense_with_lse(call.q, call.k, call.v, problem, problem.scale(call.scale))
+        measured = Measured(out, decision, lse=lse)
     else:
         measured = measured_attention(
             call.q, call.k, call.v, call.config, scale=call.scale, sequences=sequences
         )
+    if call.sinks is not None and measured.lse is not None:
+        measured = replace(measured, out=_with_sinks(measured.out, measured.lse, call.sinks))
     return LayerPart(measured, problem, window)
 
 
-def _measured_with_sinks(call: LayerCall, problem: Problem, sinks: Tensor) -> Measured:
-    """`measured_attention`, then the sinks, which need the log-sum-exp."""
-    q, k, v, config = call.q, call.k, call.v, call.config
-    decision = decide(problem, config)
-    if not decision.sparse:
-        out, lse = dense_with_lse(q, k, v, problem, problem.scale(call.scale))
-        return Measured(_with_sinks(out, lse, sinks), decision)
-    plan = select(q, k, config, scale=call.scale, sequences=problem.sequences)
-    out, lse = attend(q, k, v, plan, scale=call.scale)
-    mass = plan.retained_mass(lse) if plan.probe is not None else None
-    guarded = None
-    if config.guard is not None and mass is not None:
-        guarded = mass.flatten(2).nanmean(-1) < config.guard
-        if bool(guarded.any()):
-            out, lse = attend(q, k, v, plan.with_dense(guarded), scale=call.scale)
-    return Measured(_with_sinks(out, lse, sinks), decision, plan, mass, guarded)
-
-
-def _with_sinks(out: Tensor, lse: Tensor, sinks: Tensor | None) -> Tensor:
+def _with_sinks(out: Tensor, lse: Tensor, sinks: Tensor) -> Tensor:
     """The share of the softmax that the keys keep beside a sink: e^lse / (e^lse + e^sink)."""
-    if sinks is None:
-        return out
     share = torch.sigmoid(lse - sinks.to(lse.dtype)[:, None])
     return out * share[..., None].to(out.dtype)

@@ -1,7 +1,7 @@
 """Rank classes: ranks within a segment are compared by exponent and three mantissa bits.
 
-A class is 1/8 of an octave, so the order is exact to 9 % of a rank, far below what a sample can
-resolve, and a threshold is found by one histogram instead of a sort.
+A class spans 1/16 to 1/8 of its ranks' value, far less than what a sample can resolve, and a
+threshold is found by one histogram instead of a sort.
 """
 
 from __future__ import annotations

@@ -1,0 +1,131 @@
+"""Reads the records of the CPU and writes the tables that the documentation shows of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from sample_attention import SampleAttentionConfig
+
+DOCS = Path(__file__).resolve().parent
+ROOT = DOCS.parent
+RECORDS = ROOT / "benchmarks" / "records" / "cpu_attention.jsonl"
+NO_RECORDS = "No records yet: `make bench-cpu` makes them."
+
+Row = dict[str, Any]
+
+
+def read_records(path: Path = RECORDS) -> list[Row]:
+    """The latest record of each measurement, in the order of the tables.
+
+    An input is named `captured:model/text/layer`; the parts become fields of their own.
+    """
+    if not path.exists():
+        return []
+    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
+    for row in rows:
+        model, text, layer = row["input"].removeprefix("captured:").split("/")
+        row |= {"model": model, "text": text, "layer": int(layer)}
+    identity = ("preset", "model", "text", "dtype", "threads", "coverage", "seq_len", "layer")
+    latest = {tuple(row[name] for name in identity): row for row in rows}
+    presets = ["default", "paper", "mlsys"]
+    return sorted(
+        latest.values(),
+        key=lambda r: (presets.index(r["preset"]), r["seq_len"], r["model"], r["layer"]),
+    )
+
+
+def by_length(rows: list[Row]) -> list[Row]:
+    """Means over the measured layers of a model, for the default preset at its own coverage."""
+    coverage = SampleAttentionConfig().coverage
+    groups: dict[tuple[str, str, int], list[Row]] = {}
+    for row in rows:
+        if row["preset"] == "default" and row["coverage"] == coverage:
+            groups.setdefault((row["model"], row["text"], row["seq_len"]), []).append(row)
+    means: list[Row] = []
+    for group in groups.values():
+        mean = {
+            name: sum(r[name] for r in group) / len(group)
+            for name in ("density", "retained_mass_mean", "s_dense", "s_total")
+        }
+        speedup = mean["s_dense"] / mean["s_total"]
+        means.append(group[0] | mean | {"layers": len(group), "speedup": speedup, "group": group})
+    return means
+
+
+def provenance(rows: list[Row]) -> str:
+    """Machine, threads, dtype, versions and commit of records, each named once."""
+    commits = dict.fromkeys((r["commit"] or "unknown") for r in rows)
+    short = [c[:10] + "-dirty" * c.endswith("-dirty") for c in commits]
+    parts = [
+        _distinct(r["device"] for r in rows), _distinct(f"{r['threads']} threads" for r in rows),
+        _distinct(r["dtype"] for r in rows), "torch " + _distinct(r["torch"] for r in rows),
+        "commit " + _distinct(short),
+    ]  # fmt: skip
+    return ", ".join(parts)
+
+
+def _distinct(values: Iterable[str]) -> str:
+    return " / ".join(dict.fromkeys(values))
+
+
+Columns = dict[str, Callable[[Row], str]]
+
+
+def _milliseconds(name: str) -> Callable[[Row], str]:
+    def cell(row: Row) -> str:
+        value = row[name]
+        return "–" if value is None else f"{1000 * value:,.{0 if value >= 0.1 else 2}f}"
+
+    return cell
+
+
+SHORT: Columns = {
+    "model": lambda r: r["model"],
+    "tokens": lambda r: f"{r['seq_len']:,}",
+    "layers": lambda r: str(r["layers"]),
+    "density": lambda r: f"{r['density']:.3f}",
+    "retained mass": lambda r: f"{r['retained_mass_mean']:.3f}",
+    "dense (ms)": _milliseconds("s_dense"),
+    "sparse (ms)": _milliseconds("s_total"),
+    "speed-up": lambda r: f"{r['speedup']:.2f}×",
+}
+FULL: Columns = {
+    "preset": lambda r: r["preset"],
+    "model": SHORT["model"],
+    "layer": lambda r: str(r["layer"]),
+    **{name: SHORT[name] for name in ("tokens", "density", "retained mass")},
+    "select (ms)": _milliseconds("s_select"),
+    "attend (ms)": _milliseconds("s_attend"),
+    "total (ms)": _milliseconds("s_total"),
+    "dense (ms)": _milliseconds("s_dense"),
+    "floor (ms)": _milliseconds("s_floor"),
+    "speed-up": SHORT["speed-up"],
+}
+
+
+def table(rows: list[Row], columns: Columns) -> str:
+    """Records as a Markdown table, with where they come from."""
+    if not rows:
+        return NO_RECORDS
+    lines = [list(columns), ["---"] + ["--:"] * (len(columns) - 1)]
+    lines += [[cell(row) for cell in columns.values()] for row in rows]
+    body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    where = RECORDS.relative_to(ROOT).as_posix()
+    return f"{body}\n\n{provenance(rows)}; records: `{where}`."
+
+
+def tables() -> dict[Path, str]:
+    """The pages that hold a table between markers, with their text as it should be."""
+    rows, pages = read_records(), {}
+    for page, kept, columns in (
+        (ROOT / "README.md", [r for r in by_length(rows) if r["seq_len"] >= 4096], SHORT),
+        (DOCS / "performance-cpu.md", rows, FULL),
+    ):
+        start, end = "<!-- cpu-table:start -->", "<!-- cpu-table:end -->"
+        head, _, rest = page.read_text("utf-8").partition(start)
+        tail = rest.partition(end)[2]
+        pages[page] = f"{head}{start}\n{table(kept, columns)}\n{end}{tail}"
+    return pages

@@ -1,0 +1,66 @@
+"""Triton kernels for NVIDIA GPUs from sm80 up; on a CPU only in Triton's interpreter."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+from ...config import SampleAttentionConfig
+from ...errors import UnsupportedProblem
+from ...plan import StripePlan
+from ...problem import Problem
+from ..base import Operation
+
+MAX_HEAD_DIM = 256
+MIN_CAPABILITY = (8, 0)
+
+
+class TritonBackend:
+    """Attends in one launch; selection is not on the device yet."""
+
+    name = "triton"
+
+    def refusal(self, problem: Problem, operation: Operation = "attend") -> str | None:
+        """Why the backend cannot do the operation on the problem; None when it can."""
+        if importlib.util.find_spec("triton") is None:
+            return "triton is not installed"
+        if operation == "select":
+            return "attends only; selection runs on the eager backend"
+        if problem.head_dim > MAX_HEAD_DIM:
+            return f"head dim {problem.head_dim}; accepted: up to {MAX_HEAD_DIM}"
+        interpreted = os.environ.get("TRITON_INTERPRET") == "1" and problem.device.type == "cpu"
+        dtypes = (torch.float16, torch.bfloat16, *([torch.float32] if interpreted else []))
+        if problem.dtype not in dtypes:
+            return f"{problem.dtype}; accepted: {', '.join(str(x) for x in dtypes)}"
+        return None if interpreted else _device_refusal(problem.device)
+
+    def select(
+        self, q: Tensor, k: Tensor, problem: Problem, config: SampleAttentionConfig, scale: float
+    ) -> NoReturn:
+        """Refused: see `refusal`."""
+        del q, k, config, scale
+        raise UnsupportedProblem(str(problem), {self.name: str(self.refusal(problem, "select"))})
+
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, problem: Problem, plan: StripePlan, scale: float
+    ) -> tuple[Tensor, Tensor]:
+        """See `Backend.attend`."""
+        from .attend import attend
+
+        return attend(q, k, v, problem, plan, scale)
+
+
+def _device_refusal(device: torch.device) -> str | None:
+    if device.type != "cuda":
+        return f"device {device}; accepted: an NVIDIA GPU"
+    capability = torch.cuda.get_device_capability(device)
+    if capability < MIN_CAPABILITY:
+        return f"sm_{capability[0]}{capability[1]}; accepted: sm_80 and newer"
+    return None
+
+
+backend = TritonBackend()

@@ -1,0 +1,173 @@
+"""Attention over a plan's pairs in one launch: listed keys gathered by index, then the window.
+
+A program owns BLOCK_M rows of one segment, head and sequence. It folds tiles of BLOCK_N keys into
+a running softmax: first the band (window and causal diagonal, contiguous), then the list (rows of
+K and V loaded by index). Only tiles at an edge are masked. Dense segments are a band from key 0.
+All pointer arithmetic on tokens is int64.
+"""
+
+# Device code: its parameters are pointers, strides and compile-time constants, not Python values.
+# pyright: basic
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+FLOOR = tl.constexpr(-1.0e30)
+"""Running maximum before the first key: finite, so that empty rows never meet inf - inf."""
+
+
+@triton.jit
+def fold_tile(
+    acc, total, m, q, k_base, v_base, k_stride, v_stride, keys, load, keep, scale,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """Fold keys `[BLOCK_N]` into (acc `[BLOCK_M, BLOCK_D]`, total, m `[BLOCK_M]`); m is in log2."""
+    d = tl.arange(0, BLOCK_D)
+    at = keys.to(tl.int64)[:, None]
+    if MASKED or HEAD_DIM != BLOCK_D:
+        read = load[:, None] & (d < HEAD_DIM)[None, :]
+        k = tl.load(k_base + at * k_stride + d[None, :], mask=read, other=0.0)
+    else:
+        k = tl.load(k_base + at * k_stride + d[None, :])
+    s = tl.dot(q, tl.trans(k))  # [BLOCK_M, BLOCK_N]
+    if MASKED:
+        s = tl.where(keep, s, float("-inf"))
+    m_new = tl.maximum(m, tl.max(s, 1) * scale)
+    p = tl.exp2(s * scale - m_new[:, None])
+    shrink = tl.exp2(m - m_new)
+    total = total * shrink + tl.sum(p, 1)
+    acc = acc * shrink[:, None]
+    if MASKED or HEAD_DIM != BLOCK_D:
+        read = load[:, None] & (d < HEAD_DIM)[None, :]
+        v = tl.load(v_base + at * v_stride + d[None, :], mask=read, other=0.0)
+    else:
+        v = tl.load(v_base + at * v_stride + d[None, :])
+    acc = tl.dot(p.to(v.dtype), v, acc)
+    return acc, total, m_new
+
+
+@triton.jit
+def count_below(list_ptr, count, limit):
+    """Entries of a sorted list that are smaller than `limit`."""
+    lo = 0
+    hi = count
+    while lo < hi:
+        middle = (lo + hi) // 2
+        below = tl.load(list_ptr + middle) < limit
+        lo = tl.where(below, middle + 1, lo)
+        hi = tl.where(below, hi, middle)
+    return lo
+
+
+@triton.jit
+def attend_kernel(
+    Q, K, V, Out, Lse, Table, Window, Indices, Offsets, Counts, Dense,
+    q_strides, k_strides, v_strides, out_strides, lse_strides,
+    num_segments, segment, dense_tail, tail_tiles, scale,
+    NUM_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, ALIGN: tl.constexpr, KEY_BLOCK: tl.constexpr,
+    LISTS_LEFT: tl.constexpr,
+):  # fmt: skip
+    """One tile of rows; LISTS_LEFT: every list ends left of its rows' windows."""
+    n, h = tl.program_id(2), tl.program_id(1)
+    b = tl.load(Table + n * 5).to(tl.int64)
+    q_start, q_len = tl.load(Table + n * 5 + 1), tl.load(Table + n * 5 + 2)
+    kv_start, kv_len = tl.load(Table + n * 5 + 3), tl.load(Table + n * 5 + 4)
+    offset = kv_len - q_len
+    tail = tl.maximum(kv_len - dense_tail, offset)
+    # heavy rows first: the dense tail, then tiles from the last to the first
+    pid = tl.program_id(0)
+    is_tail = pid < tail_tiles
+    stop = tl.where(is_tail, kv_len, tail)
+    t = (stop - 1) // BLOCK_M - tl.where(is_tail, pid, pid - tail_tiles)
+    first = tl.maximum(t * BLOCK_M, tl.where(is_tail, tail, offset))
+    last = tl.minimum((t + 1) * BLOCK_M, stop)  # past the last row
+    if first >= last:
+        return
+    rows = t * BLOCK_M + tl.arange(0, BLOCK_M)
+    valid = (rows >= first) & (rows < last)
+    entry = (n * NUM_HEADS + h) * num_segments + first // segment - offset // segment
+    every = is_tail | (tl.load(Dense + entry) != 0)
+    window = tl.load(Window + n)
+    edges = tl.maximum(rows // ALIGN * ALIGN - window + 1, 0)  # first key of each row's window
+    edge_min = tl.maximum(first // ALIGN * ALIGN - window + 1, 0)
+    edge_max = tl.maximum((last - 1) // ALIGN * ALIGN - window + 1, 0)
+    if every:
+        edges = tl.zeros_like(edges)
+        edge_min = edge_min * 0
+        edge_max = edge_max * 0
+
+    d = tl.arange(0, BLOCK_D)
+    at = (q_start + rows - offset).to(tl.int64)
+    q_ptr = Q + b * q_strides[0] + h * q_strides[1] + at[:, None] * q_strides[2] + d[None, :]
+    q = tl.load(q_ptr, mask=valid[:, None] & (d < HEAD_DIM)[None, :], other=0.0)
+    k_stride, v_stride = k_strides[2], v_strides[2]
+    kv_head, from_key = h // GROUP, kv_start.to(tl.int64)
+    k_base = K + b * k_strides[0] + kv_head * k_strides[1] + from_key * k_stride
+    v_base = V + b * v_strides[0] + kv_head * v_strides[1] + from_key * v_stride
+    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    m = tl.zeros([BLOCK_M], tl.float32) + FLOOR
+    step = tl.arange(0, BLOCK_N)
+    open_tile = step >= 0  # every key is read and kept
+
+    # band: a masked part where window edges differ, an open part, the causal diagonal
+    open_from = edge_min + tl.cdiv(edge_max - edge_min, BLOCK_N) * BLOCK_N
+    open_to = open_from + tl.maximum(first + 1 - open_from, 0) // BLOCK_N * BLOCK_N
+    for j in range(open_from, open_to, BLOCK_N):
+        keys = j + step
+        acc, total, m = fold_tile(
+            acc, total, m, q, k_base, v_base, k_stride, v_stride, keys, open_tile, open_tile,
+            scale, HEAD_DIM, BLOCK_D, False,
+        )  # fmt: skip
+    edge_tiles = (open_from - edge_min) // BLOCK_N
+    masked_tiles = edge_tiles + tl.cdiv(tl.maximum(last - open_to, 0), BLOCK_N)
+    for i in range(0, masked_tiles):
+        j = tl.where(i < edge_tiles, edge_min + i * BLOCK_N, open_to + (i - edge_tiles) * BLOCK_N)
+        keys = j + step
+        keep = (keys[None, :] <= rows[:, None]) & (keys[None, :] >= edges[:, None])
+        acc, total, m = fold_tile(
+            acc, total, m, q, k_base, v_base, k_stride, v_stride, keys, keys < kv_len, keep,
+            scale, HEAD_DIM, BLOCK_D, True,
+        )  # fmt: skip
+
+    # list: open tiles of keys left of every row's window, then one masked remainder
+    list_ptr = Indices + tl.load(Offsets + entry)
+    count = tl.where(every, 0, tl.load(Counts + entry))
+    listed = count
+    shared = count
+    if not LISTS_LEFT:
+        listed = count_below(list_ptr, count, tl.cdiv(edge_max, KEY_BLOCK))
+        shared = count_below(list_ptr, listed, edge_min // KEY_BLOCK)
+    open_keys = shared * KEY_BLOCK // BLOCK_N * BLOCK_N
+    for i in range(0, open_keys, BLOCK_N):
+        if KEY_BLOCK == 1:
+            keys = tl.load(list_ptr + i + step)
+        else:
+            keys = tl.load(list_ptr + i // KEY_BLOCK) * KEY_BLOCK + i % KEY_BLOCK + step
+        acc, total, m = fold_tile(
+            acc, total, m, q, k_base, v_base, k_stride, v_stride, keys, open_tile, open_tile,
+            scale, HEAD_DIM, BLOCK_D, False,
+        )  # fmt: skip
+    for i in range(open_keys, listed * KEY_BLOCK, BLOCK_N):
+        if KEY_BLOCK == 1:
+            there = i + step < listed
+            keys = tl.load(list_ptr + i + step, mask=there, other=0)
+        else:
+            keys = tl.load(list_ptr + i // KEY_BLOCK) * KEY_BLOCK + i % KEY_BLOCK + step
+            there = keys < kv_len
+        keep = there[None, :] & (keys[None, :] < edges[:, None])
+        acc, total, m = fold_tile(
+            acc, total, m, q, k_base, v_base, k_stride, v_stride, keys, there, keep,
+            scale, HEAD_DIM, BLOCK_D, True,
+        )  # fmt: skip
+
+    out = acc / tl.where(total > 0, total, 1.0)[:, None]
+    out_ptr = (
+        Out + b * out_strides[0] + h * out_strides[1] + at[:, None] * out_strides[2] + d[None, :]
+    )
+    tl.store(out_ptr, out.to(Out.dtype.element_ty), mask=valid[:, None] & (d < HEAD_DIM)[None, :])
+    lse = tl.where(total > 0, (m + tl.log2(total)) * 0.6931471805599453, float("-inf"))
+    tl.store(Lse + b * lse_strides[0] + h * lse_strides[1] + at, lse, mask=valid)

@@ -1,0 +1,119 @@
+"""`sample-attention doctor`: the environment, and what would run here."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from .. import __version__
+from ..api import explain
+from ..errors import UnsupportedProblem
+from ..policy import CROSSOVERS
+from ..problem import Problem
+from ..records import commit_of_checkout, device_name, installed_version
+
+EXTRAS = {
+    "transformers": ("transformers", "accelerate"),
+    "gguf": ("gguf", "numpy"),
+    "plot": ("matplotlib",),
+    "cli": ("typer", "rich"),
+}
+"""What the extras for users install."""
+
+TYPICAL = {"num_heads": 32, "num_kv_heads": 8, "tokens": 8192, "head_dim": 128}
+"""The problem that backends are asked about: one layer of an 8B model on a prompt of 8K."""
+
+
+def doctor(*, as_json: bool) -> None:
+    """Print the facts, as JSON or for people."""
+    facts = examine()
+    if as_json:
+        print(json.dumps(facts))
+    else:
+        _print_facts(facts)
+
+
+def examine() -> dict[str, Any]:
+    """What is here, and what would run."""
+    devices = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+    return {
+        "sample_attention": __version__,
+        "commit": commit_of_checkout(),
+        "python": platform.python_version(),
+        "system": platform.platform(),
+        "torch": torch.__version__,
+        "threads": torch.get_num_threads(),
+        "cores": os.cpu_count(),
+        "extras": {
+            extra: {name: installed_version(name) for name in names}
+            for extra, names in EXTRAS.items()
+        },
+        "devices": [_examine_device(torch.device(name)) for name in devices],
+        "crossovers": {kind: asdict(row) for kind, row in CROSSOVERS.items()},
+    }
+
+
+def _examine_device(device: torch.device) -> dict[str, Any]:
+    """What would run for the typical problem; tensors of one row, repeated, take no memory."""
+    dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
+    row = torch.zeros(TYPICAL["head_dim"], dtype=dtype, device=device)
+    q = row.expand(1, TYPICAL["num_heads"], TYPICAL["tokens"], -1)
+    k = row.expand(1, TYPICAL["num_kv_heads"], TYPICAL["tokens"], -1)
+    known = {"device": str(device), "name": device_name(device)}
+    try:
+        answer = explain(q, k, k)
+    except UnsupportedProblem as refusal:
+        return {
+            **known, "problem": str(Problem.of(q, k, k)), "backends": refusal.verdicts,
+            "backend": None, "dense_provider": None, "sparse": False, "reason": "none accepts",
+        }  # fmt: skip
+    return {
+        **known,
+        "problem": answer.problem,
+        "backends": answer.verdicts,
+        "backend": answer.backend,
+        "dense_provider": answer.dense_provider,
+        "sparse": answer.decision.sparse,
+        "reason": answer.decision.reason,
+    }
+
+
+def _print_facts(facts: dict[str, Any]) -> None:
+    console = Console(highlight=False, soft_wrap=True)
+    commit = f" ({facts['commit'][:12]})" if facts["commit"] else ""
+    table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
+    table.add_row("sample-attention", f"{facts['sample_attention']}{commit}")
+    table.add_row("python", f"{facts['python']} on {facts['system']}")
+    table.add_row(
+        "torch", f"{facts['torch']}, {facts['threads']} threads on {facts['cores']} cores"
+    )
+    for extra, packages in facts["extras"].items():
+        missing = [name for name, version in packages.items() if version is None]
+        found = ", ".join(f"{name} {version}" for name, version in packages.items() if version)
+        remedy = f"missing {', '.join(missing)}: pip install 'sample-attention[{extra}]'"
+        text = "; ".join(filter(None, (found, remedy if missing else "")))
+        table.add_row(f"extra {extra}", escape(text))
+    console.print(table)
+    for device in facts["devices"]:
+        console.print(f"\n{device['device']}: {device['name']}", style="bold")
+        console.print(f"  a typical layer: {device['problem']}")
+        for name, verdict in device["backends"].items():
+            console.print(f"  backend {name}: {verdict}")
+        runs = f"sparse, by {device['backend']}" if device["sparse"] else "not sparse"
+        console.print(f"  it would run {runs} ({device['reason']})")
+        if device["dense_provider"]:
+            console.print(f"  dense attention is that of {device['dense_provider']}")
+    console.print()
+    for kind, row in facts["crossovers"].items():
+        console.print(
+            f"on {kind} sparse pays from {row['min_kv_len']} keys and {row['min_q_len']} queries "
+            f"up (measured: {row['measured']})",
+        )  # fmt: skip

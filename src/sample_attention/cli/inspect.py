@@ -1,0 +1,211 @@
+"""`sample-attention inspect`: the plans of chosen layers, drawn and measured."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from .._extras import require
+from ..analysis.capture import AttentionInputs, capture_attention, check_layers
+from ..analysis.cra import measure_retained_mass
+from ..analysis.generation import prefill
+from ..analysis.probabilities import sample_rows
+from ..analysis.sparsity import sparsity_degree
+from ..api import select
+from ..config import SampleAttentionConfig
+from ..errors import InvalidInput, UnsupportedAttention
+from ..models import LoadedModel
+from ..plan import StripePlan
+from ..plan.render import render
+from ..policy import Decision, decide
+from ..problem import Problem
+from ..records import Provenance
+from .comparison import DENSE_IMPLEMENTATION
+from .console import layer_bar, messages, step
+from .setup import ModelOptions, check_length, load, read_prompt
+
+SEED = 0
+
+
+@dataclass(frozen=True)
+class InspectOptions:
+    """What is inspected, and how it is shown.
+
+    Attributes:
+        config: of the plans.
+        layers: indices; None: the first, the middle and the last.
+        heads: the heads to draw; None: in each layer the one with the middle density.
+        rows: random query rows to measure on.
+        output: folder for `inspect.json` and a picture per drawn head; None: no files.
+        as_json: print JSON on stdout, and nothing else there.
+    """
+
+    config: SampleAttentionConfig
+    layers: tuple[int, ...] | None = None
+    heads: tuple[int, ...] | None = None
+    rows: int = 128
+    output: Path | None = None
+    as_json: bool = False
+
+
+@dataclass(frozen=True)
+class LayerView:
+    """One layer: what it was given, what is kept of it, and how that measures.
+
+    Attributes:
+        layer: index in the model.
+        inputs: of its attention, in a dense prefill.
+        plan: selected from them.
+        decision: whether such a call would run sparse.
+        heads: one dict of statistics per head.
+        drawn: the heads to draw.
+    """
+
+    layer: int
+    inputs: AttentionInputs
+    plan: StripePlan
+    decision: Decision
+    heads: list[dict[str, Any]]
+    drawn: tuple[int, ...]
+
+
+def inspect(place: ModelOptions, prompt_file: Path, options: InspectOptions) -> None:
+    """Prefill densely, select from what each layer was given, and show the plans.
+
+    Raises:
+        SampleAttentionError: bad input, as each step states it.
+        OSError: a file that cannot be read or written.
+    """
+    if options.output is not None:
+        require("matplotlib", "plot")
+        options.output.mkdir(parents=True, exist_ok=True)
+    prompt_file.open("rb").close()
+    loaded = load(place)
+    layers, heads = _chosen(loaded, options)
+    token_ids = read_prompt(loaded, prompt_file, place.chat)
+    check_length(loaded, token_ids.shape[1], 0)
+    model: Any = loaded.model
+    model.set_attn_implementation(DENSE_IMPLEMENTATION)
+    with capture_attention(model, layers) as captured, layer_bar(model, "dense prefill"):
+        prefill(model, token_ids)
+    views: list[LayerView] = []
+    for layer in layers:
+        with step(f"layer {layer}: selecting and measuring"):
+            views.append(_view(layer, captured.pop(layer), heads, options))
+    content = {
+        "prompt_tokens": token_ids.shape[1],
+        "model": loaded.name,
+        "config": asdict(options.config),
+        "rows": min(options.rows, token_ids.shape[1]),
+        "layers": [_row(view) for view in views],
+        "provenance": Provenance.collect(model.device, seed=SEED).as_row(),
+    }
+    if options.output is not None:
+        _write(content, views, options.output)
+    if options.as_json:
+        print(json.dumps(content))
+        return
+    for view in views:
+        _print_view(view, options.config.coverage)
+
+
+def _chosen(
+    loaded: LoadedModel, options: InspectOptions
+) -> tuple[tuple[int, ...], tuple[int, ...] | None]:
+    """The layers and heads, checked before any work is done."""
+    text: Any = loaded.model.config.get_text_config(decoder=True)
+    count, heads = int(text.num_hidden_layers), int(text.num_attention_heads)
+    layers = options.layers
+    if layers is None:
+        layers = tuple(sorted({0, count // 2, count - 1}))
+    check_layers(layers, count)
+    if options.heads is not None and max(options.heads) >= heads:
+        raise InvalidInput(
+            f"the model has no head {max(options.heads)}; accepted: 0 to {heads - 1}"
+        )
+    return layers, options.heads
+
+
+def _view(
+    layer: int, inputs: AttentionInputs, heads: tuple[int, ...] | None, options: InspectOptions
+) -> LayerView:
+    if inputs.mask is not None:
+        raise UnsupportedAttention(
+            f"layer {layer} sees only some of its keys (a sliding window) and is computed exactly; "
+            "choose other layers with --layers"
+        )
+    q, k, v, scale = inputs.q, inputs.k, inputs.v, inputs.scale
+    plan = select(q, k, options.config, scale=scale)
+    density = plan.density()[0]
+    rows = sample_rows(q.shape[2], options.rows, SEED)
+    mass = measure_retained_mass(q, k, plan, rows=rows, scale=scale)
+    degree = sparsity_degree(q, k, options.config.coverage, rows=rows, scale=scale)[0]
+    facts = {
+        "density": density,
+        "retained_mass_mean": mass.mean,
+        "retained_mass_p5": mass.p5,
+        "retained_mass_min": mass.cra,
+        "sparsity_degree": degree,
+        "dense_segments": plan.dense[0].double().mean(-1),
+    }
+    heads_facts = [
+        {"head": h, **{name: round(float(x[h]), 6) for name, x in facts.items()}}
+        for h in range(len(density))
+    ]
+    middle = int(density.argsort()[len(density) // 2])
+    decision = decide(Problem.of(q, k, v), options.config)
+    return LayerView(layer, inputs, plan, decision, heads_facts, heads or (middle,))
+
+
+def _row(view: LayerView) -> dict[str, Any]:
+    return {
+        "layer": view.layer,
+        "sparse": view.decision.sparse,
+        "reason": view.decision.reason,
+        "heads": view.heads,
+        "drawings": {str(h): render(view.plan, h=h).splitlines() for h in view.drawn},
+    }
+
+
+def _title(view: LayerView, h: int) -> str:
+    facts = view.heads[h]
+    return (
+        f"Layer {view.layer}, head {h}: {100 * facts['density']:.0f} % computed, "
+        f"{facts['retained_mass_mean']:.3f} of the probability kept"
+    )
+
+
+def _write(content: dict[str, Any], views: list[LayerView], folder: Path) -> None:
+    from ..analysis.plots import draw_head, head_picture
+
+    (folder / "inspect.json").write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+    for view in views:
+        for h in view.drawn:
+            figure = draw_head(head_picture(view.inputs, view.plan, h, _title(view, h)))
+            figure.savefig(folder / f"layer{view.layer:02}_head{h:02}.png")
+    messages().print(f"wrote {folder / 'inspect.json'} and a picture per drawn head")
+
+
+def _print_view(view: LayerView, coverage: float) -> None:
+    console = Console(highlight=False, soft_wrap=True, markup=False)
+    kind = "sparse" if view.decision.sparse else "dense"
+    console.print(f"\nlayer {view.layer}", style="bold", end="")
+    console.print(f", would run {kind}: {view.decision.reason}")
+    table = Table()
+    names = ("head", "density", "kept: mean", "p5", "min (CRA)", f"SD({coverage:g})", "dense rows")
+    for name in names:
+        table.add_column(name, justify="right")
+    for facts in view.heads:
+        values = [float(x) for name, x in facts.items() if name != "head"]
+        table.add_row(str(facts["head"]), *(f"{x:.3f}" for x in values))
+    console.print(table)
+    for h in view.drawn:
+        print(
+            f"\n{_title(view, h)}\nrows: queries, columns: keys; from ' ' none to '#' all computed"
+        )
+        print(render(view.plan, h=h))

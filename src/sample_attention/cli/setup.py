@@ -1,0 +1,156 @@
+"""From options to what a command works on: configuration, model and prompt."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .._extras import require
+from ..config import SampleAttentionConfig
+from ..errors import InvalidConfig, InvalidInput, PromptTooLong
+from ..models import LoadedModel, load_model
+from .console import step
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+WORDS = {"none": None, "true": True, "false": False}
+
+
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which model, and how it runs.
+
+    Attributes:
+        name: as `load_model` takes it.
+        dtype: a key of `DTYPES`; None: as `load_model` chooses.
+        device: `cpu` or `cuda`; None: a GPU where there is one.
+        threads: of torch on the CPU; None: as torch chooses.
+        chat: apply the chat template; None: where there is one.
+    """
+
+    name: str
+    dtype: str | None = None
+    device: str | None = None
+    threads: int | None = None
+    chat: bool | None = None
+
+
+def build_config(
+    preset: str, coverage: float | None, assignments: Sequence[str] | None
+) -> SampleAttentionConfig:
+    """The preset with `coverage` and every `KEY=VALUE` applied.
+
+    Raises:
+        InvalidConfig: unknown preset or field, or a value out of range.
+    """
+    accepted = [field.name for field in fields(SampleAttentionConfig)]
+    overrides: dict[str, Any] = {} if coverage is None else {"coverage": coverage}
+    for assignment in assignments or ():
+        name, separator, text = assignment.partition("=")
+        if not separator or name not in accepted:
+            raise InvalidConfig(
+                f"--config {assignment}: write KEY=VALUE with a KEY of {', '.join(accepted)}"
+            )
+        overrides[name] = _parse_value(name, text.strip())
+    return SampleAttentionConfig.preset(preset, **overrides)
+
+
+def _parse_value(name: str, text: str) -> float | bool | None:
+    if text.lower() in WORDS:
+        return WORDS[text.lower()]
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    raise InvalidConfig(f"--config {name}={text}: a value is a number, true, false or none")
+
+
+def parse_indices(name: str, text: str | None) -> tuple[int, ...] | None:
+    """The indices of a list such as `0,5,12`; None when none is given.
+
+    Raises:
+        InvalidInput: not a list of indices.
+    """
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise InvalidInput(f"--{name} {text}: write indices with commas between them, as in 0,5,12")
+    return tuple(sorted({int(part) for part in parts}))
+
+
+def load(options: ModelOptions) -> LoadedModel:
+    """Load the model, after setting the number of threads.
+
+    Raises:
+        InvalidInput: unknown dtype, or a device that this machine does not have.
+        ModelNotFound: there is no such model.
+    """
+    if options.dtype is not None and options.dtype not in DTYPES:
+        raise InvalidInput(f"--dtype {options.dtype}: accepted are {', '.join(DTYPES)}")
+    if options.threads is not None:
+        torch.set_num_threads(options.threads)
+    logging: Any = require("transformers.utils.logging", "transformers")
+    logging.disable_progress_bar()  # ours is shown
+    with step(f"loading {options.name}"):
+        return load_model(
+            options.name, dtype=DTYPES.get(options.dtype or ""), device=_device(options.device)
+        )
+
+
+def _device(name: str | None) -> str:
+    present = torch.cuda.is_available()
+    if name is None:
+        return "cuda" if present else "cpu"
+    if name.partition(":")[0] not in ("cpu", "cuda"):
+        raise InvalidInput(f"--device {name}: accepted are cpu and cuda")
+    if name != "cpu" and not present:
+        raise InvalidInput(f"--device {name}: torch finds no GPU here; use --device cpu")
+    return name
+
+
+def read_prompt(loaded: LoadedModel, path: Path, chat: bool | None) -> torch.Tensor:
+    """The prompt in a file as tokens: int64 `[1, S]` on the model's device.
+
+    Raises:
+        InvalidInput: the file is empty or not UTF-8, or there is no chat template to apply.
+        OSError: the file cannot be read.
+    """
+    try:
+        text = path.read_text("utf-8")
+    except UnicodeDecodeError as error:
+        raise InvalidInput(f"the prompt file {path} is not UTF-8 text: {error.reason}") from error
+    if not text.strip():
+        raise InvalidInput(f"the prompt file {path} is empty")
+    tokenizer: Any = loaded.tokenizer
+    templated = tokenizer.chat_template is not None if chat is None else chat
+    if templated and tokenizer.chat_template is None:
+        raise InvalidInput(f"{loaded.name} has no chat template; leave out --chat")
+    if templated:
+        messages = [{"role": "user", "content": text}]
+        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    encoded = tokenizer(text, add_special_tokens=not templated, verbose=False)
+    return as_batch(loaded, encoded["input_ids"])
+
+
+def as_batch(loaded: LoadedModel, token_ids: Sequence[int]) -> torch.Tensor:
+    """Tokens as a batch of one on the model's device: int64 `[1, S]`."""
+    return torch.tensor([list(token_ids)], dtype=torch.int64, device=loaded.model.device)
+
+
+def check_length(loaded: LoadedModel, prompt_tokens: int, new_tokens: int) -> None:
+    """Check that prompt and answer fit the context of the model.
+
+    Raises:
+        PromptTooLong: they do not.
+    """
+    if prompt_tokens + new_tokens > loaded.context_length:
+        raise PromptTooLong(
+            f"the prompt has {prompt_tokens} tokens and {new_tokens} new ones may follow; "
+            f"{loaded.name} accepts {loaded.context_length} together: shorten the prompt, lower "
+            "--max-new-tokens, or choose a model with a longer context"
+        )

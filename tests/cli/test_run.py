@@ -1,0 +1,97 @@
+"""`run`: the report, in all its forms."""
+
+import json
+
+import pytest
+import torch
+
+from sample_attention.config import SampleAttentionConfig
+
+pytestmark = pytest.mark.usefixtures("sparse_early")
+LAYERS, HEADS = 3, 4
+ONCE = ["dense", "sample_attention"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("report")
+
+
+def test_report_has_every_field_and_stdout_is_json(cli, model_folder, prompt_file, small, folder):
+    done = cli(
+        "run", model_folder, prompt_file, *small, "--json", "--max-new-tokens", 5, "--output",
+        folder, "--repeats", 2,
+    )  # fmt: skip
+    assert done.code == 0, done.err
+    report = done.json
+    assert report == json.loads((folder / "report.json").read_text("utf-8"))
+    assert report["prompt_tokens"] == 700
+    dense, sparse = report["methods"]["dense"], report["methods"]["sample_attention"]
+    assert report["timing"]["order"] == [*ONCE, *reversed(ONCE)]
+    for method in (dense, sparse):
+        assert len(method["ttft_runs_s"]) == 2
+        assert min(method["ttft_runs_s"]) <= method["ttft_s"] <= max(method["ttft_runs_s"])
+        assert 1 <= method["new_tokens"] <= 5
+    assert report["same_text"] == (dense["text"] == sparse["text"])
+    assert 0 < sparse["density"] < 1
+    mass = sparse["retained_mass"]
+    assert 0 <= mass["min"] <= min(mass["p5"], mass["mean"]) <= 1
+    assert sparse["sparse_layers"] == LAYERS == len(sparse["layers"])
+    for layer in sparse["layers"]:
+        for name in ("density", "retained_mass_mean", "retained_mass_p5", "retained_mass_min"):
+            assert len(layer[name]) == HEADS
+    assert report["config"]["window"] == 32
+    assert {"date", "commit", "torch", "threads", "device"} <= report["provenance"].keys()
+
+
+def test_summary_is_the_mean_over_layers_and_heads(cli, model_folder, prompt_file, small):
+    sparse = cli("run", model_folder, prompt_file, *small, "--json").json["methods"][
+        "sample_attention"
+    ]
+    rows = {name: torch.tensor([x[name] for x in sparse["layers"]]).double()
+            for name in ("density", "retained_mass_mean", "retained_mass_min")}  # fmt: skip
+    ours = [sparse["density"], sparse["retained_mass"]["mean"], sparse["retained_mass"]["min"]]
+    theirs = [rows["density"].mean(), rows["retained_mass_mean"].mean(),
+              rows["retained_mass_min"].min()]  # fmt: skip
+    torch.testing.assert_close(torch.tensor(ours), torch.stack(theirs).float())
+
+
+def test_picture_is_a_wide_png(cli, model_folder, prompt_file, small, tmp_path):
+    pytest.importorskip("matplotlib")
+    done = cli("run", model_folder, prompt_file, *small, "--output", tmp_path / "new" / "folder")
+    assert done.code == 0, done.err
+    data = (tmp_path / "new" / "folder" / "report.png").read_bytes()
+    assert data.startswith(b"\x89PNG")
+    assert int.from_bytes(data[16:20], "big") >= 1200
+
+
+def test_coverage_one_writes_the_text_of_dense_attention(cli, model_folder, prompt_file):
+    report = cli("run", model_folder, prompt_file, "--coverage", 1, "--json", "--threads", 1).json
+    assert report["same_text"]
+    sparse = report["methods"]["sample_attention"]
+    assert sparse["sparse_layers"] == 0
+    assert (sparse["density"], sparse["retained_mass"]["min"]) == (1.0, 1.0)
+
+
+@pytest.mark.parametrize("preset", ["paper", "mlsys"])
+def test_presets_run(cli, model_folder, prompt_file, preset):
+    report = cli(
+        "run", model_folder, prompt_file, "--preset", preset, "--json", "--threads", 1,
+        "--held-out", 0, "--max-new-tokens", 1,
+    ).json  # fmt: skip
+    assert report["config"]["key_block"] == SampleAttentionConfig.preset(preset).key_block
+    mass = report["methods"]["sample_attention"]["retained_mass"]
+    assert mass == {"mean": None, "p5": None, "min": None}
+
+
+def test_without_json_stdout_is_a_table_and_both_texts(cli, model_folder, prompt_file, small):
+    done = cli("run", model_folder, prompt_file, *small)
+    assert done.code == 0, done.err
+    for words in ("time to first token", "density", "retained mass", "dense:", "same text:"):
+        assert words in done.out
+
+
+def test_the_device_and_dtype_are_as_asked(cli, model_folder, prompt_file, small):
+    done = cli("run", model_folder, prompt_file, *small, "--dtype", "bfloat16", "--device", "cpu",
+               "--json", "--max-new-tokens", 1)  # fmt: skip
+    assert done.json["model"]["dtype"] == "bfloat16"

@@ -1,0 +1,73 @@
+"""The Triton kernels on a CPU, in Triton's interpreter; `make test` runs this on its own."""
+
+import os
+
+import pytest
+import torch
+
+from sample_attention import SampleAttentionConfig, Sequences, attend, select
+from sample_attention.problem import Problem
+from sample_attention.testing import assert_matches_oracle, make_qkv, nan_poison
+
+pytestmark = pytest.mark.skipif(
+    os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1 from the start"
+)
+
+CONFIGS = {
+    "segments-of-32": SampleAttentionConfig(
+        dense_prefix=0, window=16, segment=32, pool=8, row_stride=4, coverage=0.8
+    ),
+    "two-windows-per-segment": SampleAttentionConfig(
+        dense_prefix=0, window=1, segment=256, coverage=0.6
+    ),
+    "dense-prefix": SampleAttentionConfig(dense_prefix=128, window=100, coverage=0.5),
+    "paper": SampleAttentionConfig.preset("paper", coverage=0.7, dense_tail=7),
+    "mlsys": SampleAttentionConfig.preset("mlsys", coverage=0.5, slash_coverage=0.5),
+    "dense": SampleAttentionConfig(coverage=1.0),
+}
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "q_len", "kv_len", "dim"),
+    [(2, 1, 300, 300, 32), (3, 3, 111, 333, 24), (7, 1, 63, 63, 80)],
+    ids=str,
+)
+def test_attend_matches_the_oracle(config, heads, kv_heads, q_len, kv_len, dim):
+    q, k, v = make_qkv(q_len, kv_len, num_heads=heads, num_kv_heads=kv_heads, head_dim=dim, seed=1)
+    plan = select(q, k, config, backend="eager")
+    with nan_poison():
+        out, lse = attend(q, k, v, plan, backend="triton")
+    assert_matches_oracle(out, lse, q, k, v, plan)
+
+
+def test_packed_sequences_match_each_alone():
+    q, k, v = make_qkv(300, num_heads=2, num_kv_heads=1, seed=2)
+    config = CONFIGS["segments-of-32"]
+    totals = torch.tensor([0, 110, 300], dtype=torch.int32)
+    packed = [x[0].transpose(0, 1) for x in (q, k, v)]
+    sequences = Sequences.packed_from(totals)
+    plan = select(*packed[:2], config, sequences=sequences, backend="eager")
+    out, lse = attend(*packed, plan, backend="triton")
+    for first, last in ((0, 110), (110, 300)):
+        alone = [x[:, :, first:last].contiguous() for x in (q, k, v)]
+        one = attend(*alone, select(*alone[:2], config, backend="eager"), backend="triton")
+        assert torch.equal(out[first:last].transpose(0, 1), one.out[0])
+        assert torch.equal(lse[:, first:last], one.lse[0])
+
+
+def test_padding_gets_zeros():
+    q, k, v = make_qkv(64, 96, num_heads=2, head_dim=16, seed=3)
+    sequences = Sequences.left_padded(torch.tensor([50]), 64, 96)
+    plan = select(q, k, CONFIGS["segments-of-32"], sequences=sequences, backend="eager")
+    with nan_poison():
+        out, lse = attend(q, k, v, plan, backend="triton")
+    assert_matches_oracle(out, lse, q, k, v, plan)
+    assert not out[:, :, :14].any()
+
+
+def test_fp64_is_refused_with_the_accepted_types():
+    from sample_attention.dispatch import backend_of
+
+    q, k, v = make_qkv(16, num_heads=1, head_dim=16, dtype=torch.float64)
+    assert "float16" in str(backend_of("triton").refusal(Problem.of(q, k, v)))

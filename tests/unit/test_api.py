@@ -1,0 +1,293 @@
+"""`measured_attention`, `sample_attention`, `explain`, the policy and the choice of a backend."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+import sample_attention as sa
+from sample_attention import SampleAttentionConfig, Sequences, dispatch, policy
+from sample_attention.backends import NAMES
+from sample_attention.backends.dense import dense, dense_with_lse, limited, provider
+from sample_attention.errors import (
+    InvalidConfig,
+    InvalidInput,
+    SampleAttentionError,
+    UnsupportedProblem,
+)
+from sample_attention.policy import CROSSOVERS, decide
+from sample_attention.problem import Problem
+from sample_attention.testing import assert_matches_oracle, make_qkv
+
+SMALL = SampleAttentionConfig(
+    coverage=0.6, segment=32, row_stride=8, pool=8, window=8, dense_prefix=0, held_out=4
+)
+ROW = CROSSOVERS["cpu"]
+
+
+def lay_out(layout):
+    """q, k, v and sequences of the same content, batched, padded or packed."""
+    q, k, v = make_qkv(150, 200, batch=2, num_heads=4, num_kv_heads=2, dtype=torch.float64)
+    if layout == "padded":
+        return q, k, v, Sequences.left_padded(torch.tensor([200, 90]), 150, 200)
+    if layout == "packed":
+        q, k, v = (x[0].transpose(0, 1) for x in (q, k, v))
+        ends = torch.tensor([0, 100, 150]), torch.tensor([0, 130, 200])
+        return q, k, v, Sequences.packed_from(*ends)
+    return q, k, v, None
+
+
+def every_key(q, k, sequences):
+    return sa.select(q, k, SampleAttentionConfig(coverage=1), sequences=sequences)
+
+
+LAYOUTS = ["batched", "padded", "packed"]
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_short_prompts_run_dense_and_say_so(layout):
+    q, k, v, sequences = lay_out(layout)
+    result = sa.measured_attention(q, k, v, SMALL, sequences=sequences)
+    assert not result.decision.sparse
+    assert "sparse pays from" in result.decision.reason
+    assert (result.plan, result.retained_mass, result.guarded) == (None, None, None)
+    assert_matches_oracle(result.out, None, q, k, v, every_key(q, k, sequences))
+    assert torch.equal(sa.sample_attention(q, k, v, SMALL, sequences=sequences), result.out)
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_sparse_calls_select_and_attend(always_sparse, layout):
+    del always_sparse
+    q, k, v, sequences = lay_out(layout)
+    result = sa.measured_attention(q, k, v, SMALL, sequences=sequences)
+    assert result.decision.sparse
+    plan = sa.select(q, k, SMALL, sequences=sequences)
+    assert torch.equal(plan.indices, result.plan.indices)
+    out, lse = sa.attend(q, k, v, plan)
+    assert torch.equal(result.out, out)
+    torch.testing.assert_close(plan.retained_mass(lse), result.retained_mass, equal_nan=True)
+    assert result.guarded is None
+    assert torch.equal(sa.sample_attention(q, k, v, SMALL, sequences=sequences), out)
+    assert_matches_oracle(out, None, q, k, v, plan)
+
+
+def test_without_held_out_rows_nothing_is_measured(always_sparse):
+    del always_sparse
+    q, k, v = make_qkv(100)
+    result = sa.measured_attention(q, k, v, "paper")
+    assert result.plan.probe is None
+    assert result.retained_mass is None
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_guard_sends_heads_that_miss_it_to_dense(always_sparse, layout):
+    del always_sparse
+    q, k, v, sequences = lay_out(layout)
+    without = sa.measured_attention(q, k, v, SMALL, sequences=sequences)
+    means = without.retained_mass.flatten(2).nanmean(-1)
+    guard = float(means.median())
+    config = SampleAttentionConfig.preset("default", **{**vars(SMALL), "guard": guard})
+    result = sa.measured_attention(q, k, v, config, sequences=sequences)
+    assert torch.equal(result.guarded, means < guard)
+    assert result.guarded.any()
+    assert not result.guarded.all()
+    guarded = result.plan.with_dense(result.guarded)
+    assert_matches_oracle(result.out, None, q, k, v, guarded)
+    missed = result.guarded.nonzero().tolist()
+    parts = sa.testing.split_sequences(result.out, result.plan.sequences)
+    wanted = dense_by_sequence(q, k, v, result.plan.sequences)
+    before = sa.testing.split_sequences(without.out, result.plan.sequences)
+    for n in range(2):
+        for h in range(4):
+            kept = wanted[n][h] if [n, h] in missed else before[n][h]
+            torch.testing.assert_close(parts[n][h], kept)
+    assert torch.equal(sa.sample_attention(q, k, v, config, sequences=sequences), result.out)
+
+
+def dense_by_sequence(q, k, v, sequences):
+    parts = [
+        sa.testing.split_sequences(x, sequences, keys=keys)
+        for x, keys in ((q, False), (k, True), (v, True))
+    ]
+    return [bottom_right(*(x[None] for x in qkv))[0] for qkv in zip(*parts, strict=True)]
+
+
+def bottom_right(q, k, v):
+    mask = torch.ones(q.shape[2], k.shape[2], dtype=torch.bool).tril(k.shape[2] - q.shape[2])
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, enable_gqa=True)
+
+
+def test_guard_that_every_head_meets(always_sparse):
+    del always_sparse
+    q, k, v = make_qkv(200)
+    config = SampleAttentionConfig.preset("default", **{**vars(SMALL), "guard": 0.01})
+    assert not sa.measured_attention(q, k, v, config).guarded.any()
+
+
+@pytest.mark.parametrize("q_len", [1, 7, 150, 200])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+def test_dense_matches_the_oracle(q_len, dtype):
+    q, k, v = make_qkv(q_len, 200, batch=2, num_heads=4, num_kv_heads=2, dtype=dtype)
+    problem, plan = Problem.of(q, k, v), every_key(q, k, None)
+    out = dense(q, k, v, problem, problem.scale(None))
+    assert_matches_oracle(out, None, q, k, v, plan)
+    assert_matches_oracle(*dense_with_lse(q, k, v, problem, problem.scale(None)), q, k, v, plan)
+    assert "sdpa" in provider(problem)
+
+
+@pytest.mark.parametrize("q_len", [1, 33])
+def test_dense_rows_of_padding_are_zeros(q_len):
+    q, k, v = make_qkv(q_len, 50, batch=3)
+    sequences = Sequences.left_padded(torch.tensor([50, 20, 1]), q_len, 50)
+    out = sa.sample_attention(q, k, v, sequences=sequences)
+    assert_matches_oracle(out, None, q, k, v, every_key(q, k, sequences))
+
+
+@pytest.mark.parametrize("window", [1, 30, 300])
+def test_limited_window(window):
+    q, k, v = make_qkv(270, 290, num_heads=4, num_kv_heads=2, dtype=torch.float64)
+    problem = Problem.of(q, k, v)
+    plan = sa.testing.make_plan(
+        problem.sequences, [[[[]]] * 4], segment=2**30, window=window, window_alignment=1
+    )
+    out, lse = limited(q, k, v, problem, problem.scale(None), window=window)
+    assert_matches_oracle(out, lse, q, k, v, plan)
+
+
+def test_limited_softcap():
+    q, k, v = make_qkv(120, 130, num_heads=4, num_kv_heads=2, dtype=torch.float64)
+    problem = Problem.of(q, k, v)
+    out, lse = limited(q, k, v, problem, 0.5, softcap=3.0)
+    scores = 3 * torch.tanh(q @ k.repeat_interleave(2, 1).mT * 0.5 / 3)
+    scores = scores.masked_fill(~torch.ones(120, 130, dtype=torch.bool).tril(10), -torch.inf)
+    torch.testing.assert_close(lse, scores.logsumexp(-1))
+    torch.testing.assert_close(out, scores.softmax(-1) @ v.repeat_interleave(2, 1))
+
+
+def facts(q_len, kv_len):
+    x = torch.zeros(1, 1, 1, 2)
+    return Problem.of(x.expand(1, 1, q_len, 2), *[x.expand(1, 1, kv_len, 2)] * 2)
+
+
+@pytest.mark.parametrize(
+    ("q_len", "kv_len", "fields", "sparse", "word"),
+    [
+        (ROW.min_q_len, ROW.min_kv_len, {}, True, "pays"),
+        (ROW.min_kv_len * 4, ROW.min_kv_len * 4, {}, True, "pays"),
+        (ROW.min_q_len - 1, ROW.min_kv_len * 4, {}, False, "queries"),
+        (1, ROW.min_kv_len * 4, {}, False, "1 queries"),
+        (ROW.min_q_len, ROW.min_kv_len - 1, {}, False, "keys"),
+        (ROW.min_kv_len * 4, ROW.min_kv_len * 4, {"coverage": 1}, False, "coverage 1"),
+    ],
+)
+def test_policy(q_len, kv_len, fields, sparse, word):
+    decision = decide(facts(q_len, kv_len), SampleAttentionConfig(**fields))
+    assert decision.sparse is sparse
+    assert word in decision.reason
+
+
+def test_crossovers_name_their_measurement():
+    assert "cpu" in CROSSOVERS
+    for row in CROSSOVERS.values():
+        assert row.min_kv_len >= 1
+        assert row.min_q_len >= 1
+        assert row.measured
+
+
+def test_explain_names_decision_backend_and_verdicts(monkeypatch):
+    q, k, v = make_qkv(64, num_heads=4, num_kv_heads=2)
+    dense_call = sa.explain(q, k, v)
+    assert not dense_call.decision.sparse
+    assert tuple(dense_call.verdicts) == NAMES
+    assert dense_call.verdicts["eager"] == dispatch.ACCEPTED
+    text = str(dense_call)
+    for word in ("H=4/2", "Sq<=64", "-> dense sdpa", dense_call.decision.reason, *NAMES):
+        assert word in text
+    monkeypatch.setitem(policy.CROSSOVERS, "cpu", policy.Crossover(1, 1, "a test"))
+    sparse_call = sa.explain(q, k, v, SMALL, backend="eager")
+    assert sparse_call.backend == "eager"
+    assert "-> sparse by" in str(sparse_call)
+    chunk = sa.explain(q[:, :, -9:], k, v)
+    assert "prefix" in chunk.dense_provider
+    assert sa.explain(q[:, :, -1:], k, v).dense_provider == "sdpa"
+
+
+class Refuser:
+    name = "refuser"
+
+    def refusal(self, problem, operation="attend"):
+        return f"does not {operation} heads of {problem.head_dim}"
+
+
+@pytest.fixture
+def refuser(monkeypatch):
+    """A backend that comes first and takes nothing."""
+    found = dispatch.backend_of
+    monkeypatch.setattr(dispatch, "NAMES", ("refuser", "eager"))
+    monkeypatch.setattr(
+        dispatch, "backend_of", lambda name: Refuser() if name == "refuser" else found(name)
+    )
+
+
+def test_auto_takes_the_first_that_accepts(refuser):
+    del refuser
+    problem = facts(3, 4)
+    assert dispatch.choose("auto", problem).name == "eager"
+    assert dispatch.verdicts(problem)["refuser"] == "does not attend heads of 2"
+
+
+def test_a_name_never_falls_back(refuser):
+    del refuser
+    with pytest.raises(UnsupportedProblem) as error:
+        dispatch.choose("refuser", facts(3, 4))
+    assert error.value.verdicts == {
+        "refuser": "does not attend heads of 2", "eager": dispatch.ACCEPTED
+    }  # fmt: skip
+    lines = str(error.value).splitlines()
+    assert "N=1 H=1/1 Sq<=3 Skv<=4 D=2 float32 on cpu" in lines[0]
+    assert lines[1].strip() == "refuser: does not attend heads of 2"
+
+
+def test_when_none_accepts(refuser, monkeypatch):
+    del refuser
+    monkeypatch.setattr(dispatch, "NAMES", ("refuser",))
+    with pytest.raises(UnsupportedProblem):
+        dispatch.choose("auto", facts(3, 4))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_backends_by_name(name):
+    assert dispatch.backend_of(name).name == name
+
+
+@pytest.mark.parametrize("name", ["", "Eager", "auto ", None, 3, "base", "dense"])
+def test_unknown_backends(name):
+    with pytest.raises(InvalidConfig):
+        dispatch.backend_of(name)
+
+
+def gradients(out, inputs):
+    return torch.autograd.grad(out.square().sum(), inputs)
+
+
+@pytest.mark.parametrize("config", [SMALL, "paper", "mlsys"], ids=["segments", "paper", "mlsys"])
+def test_gradients_of_sparse_calls_are_refused(always_sparse, config):
+    del always_sparse
+    q, k, v = make_qkv(100)
+    plan = sa.select(q, k, config)
+    v.requires_grad_()
+    with pytest.raises(InvalidInput, match=r"gradient.*torch\.no_grad"):
+        sa.attend(q, k, v, plan)
+    with pytest.raises(InvalidInput, match=r"gradient.*torch\.no_grad"):
+        sa.sample_attention(q, k, v, config)
+    with torch.no_grad():
+        assert sa.sample_attention(q, k, v, config).isfinite().all()
+
+
+@pytest.mark.parametrize("q_len", [1, 60, 100])
+def test_gradients_of_dense_calls_are_right_or_refused(q_len):
+    q, k, v = (x.requires_grad_() for x in make_qkv(q_len, 100, dtype=torch.float64))
+    try:
+        given = gradients(sa.sample_attention(q, k, v), (q, k, v))
+    except (SampleAttentionError, RuntimeError):
+        return
+    torch.testing.assert_close(given, gradients(bottom_right(q, k, v), (q, k, v)))

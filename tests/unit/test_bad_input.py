@@ -1,0 +1,299 @@
+"""Bad input gets a typed error that names what was given, what is accepted, what to do."""
+
+import re
+
+import pytest
+import torch
+
+import sample_attention as sa
+from sample_attention import SampleAttentionConfig, Sequences
+from sample_attention.backends import NAMES
+from sample_attention.errors import (
+    InvalidConfig,
+    InvalidInput,
+    MissingExtra,
+    PlanMismatch,
+    SampleAttentionError,
+    UnsupportedProblem,
+)
+from sample_attention.testing import make_qkv
+
+LAYERED = torch.zeros(1, 2, 8, 4)
+
+
+def zeros(*shape, dtype=torch.float32):
+    return torch.zeros(shape, dtype=dtype)
+
+
+TENSORS = {
+    "rank 3": ((zeros(2, 8, 4), LAYERED), ["q", "(2, 8, 4)", "[B, H, S, D]"]),
+    "rank 5": ((LAYERED, LAYERED[None]), ["k", "(1, 1, 2, 8, 4)", "[B, H, S, D]"]),
+    "a scalar": ((torch.tensor(1.0), LAYERED), ["q", "()", "[B, H, S, D]"]),
+    "not a tensor": (([[1.0]], LAYERED), ["q", "torch.Tensor", "list"]),
+    "none": ((LAYERED, None), ["k", "torch.Tensor", "NoneType"]),
+    "integers": ((LAYERED.int(), LAYERED.int()), ["q", "int32", "float64", "bfloat16"]),
+    "complex": ((LAYERED.cfloat(), LAYERED.cfloat()), ["q", "complex64", "float32"]),
+    "two dtypes": ((LAYERED, LAYERED.half()), ["k", "float16", "q", "float32", "agree"]),
+    "two devices": ((LAYERED, LAYERED.to("meta")), ["k", "meta", "q", "cpu", "agree"]),
+    "heads": ((zeros(1, 3, 8, 4), LAYERED), ["3", "2", "multiple"]),
+    "fewer heads": ((zeros(1, 1, 8, 4), LAYERED), ["1", "2", "multiple"]),
+    "batches": ((zeros(2, 2, 8, 4), LAYERED), ["batch", "2", "1"]),
+    "head dims": ((zeros(1, 2, 8, 6), LAYERED), ["head dims", "6", "4"]),
+    "more queries": ((zeros(1, 2, 9, 4), LAYERED), ["Sq=9", "Skv=8", "last Sq"]),
+    "no query": ((zeros(1, 2, 0, 4), LAYERED), ["q", "empty", "(1, 2, 0, 4)"]),
+    "no key": ((LAYERED, zeros(1, 2, 0, 4)), ["k", "empty", "(1, 2, 0, 4)"]),
+    "no batch": ((zeros(0, 2, 8, 4), zeros(0, 2, 8, 4)), ["q", "empty", "(0, 2, 8, 4)"]),
+    "no head": ((zeros(1, 0, 8, 4), LAYERED), ["q", "empty"]),
+    "no width": ((zeros(1, 2, 8, 0), zeros(1, 2, 8, 0)), ["q", "empty"]),
+    "strided width": ((LAYERED, zeros(1, 2, 4, 8).mT), ["k", "strides", ".contiguous()"]),
+    "every second": ((zeros(1, 2, 8, 8)[..., ::2], LAYERED), ["q", "strides", ".contiguous()"]),
+}
+CALLS = {
+    "select": sa.select,
+    "sample_attention": lambda q, k, **options: sa.sample_attention(q, k, k, **options),
+    "measured_attention": lambda q, k, **options: sa.measured_attention(q, k, k, **options),
+    "explain": lambda q, k, **options: sa.explain(q, k, k, **options),
+}
+
+
+def assert_names(error, *words):
+    text = str(error.value)
+    missing = [word for word in words if word not in text]
+    assert not missing, f"the message does not name {missing}: {text}"
+    assert "\n" not in text or isinstance(error.value, UnsupportedProblem)
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("case", TENSORS)
+def test_tensors(case, call):
+    (q, k), words = TENSORS[case]
+    with pytest.raises(InvalidInput) as error:
+        CALLS[call](q, k)
+    assert_names(error, *words)
+
+
+@pytest.mark.parametrize(
+    ("v", "words"),
+    [
+        (zeros(1, 2, 7, 4), ["k (1, 2, 8, 4)", "v (1, 2, 7, 4)", "same shape"]),
+        (zeros(1, 1, 8, 4), ["k (1, 2, 8, 4)", "v (1, 1, 8, 4)"]),
+        (zeros(1, 2, 8, 6), ["v (1, 2, 8, 6)"]),
+        (zeros(1, 2, 8, 4, dtype=torch.float64), ["v", "float64", "float32"]),
+        (zeros(1, 2, 4, 8).mT, ["v", "strides"]),
+        ("v", ["v", "str"]),
+    ],
+    ids=str,
+)
+def test_values(v, words):
+    plan = sa.select(LAYERED, LAYERED)
+    for call in (
+        lambda: sa.sample_attention(LAYERED, LAYERED, v),
+        lambda: sa.attend(LAYERED, LAYERED, v, plan),
+    ):
+        with pytest.raises(InvalidInput) as error:
+            call()
+        assert_names(error, *words)
+
+
+@pytest.mark.parametrize("scale", [float("nan"), float("inf"), -1.0, 0, "big", [1.0]], ids=str)
+@pytest.mark.parametrize("call", [c for c in CALLS if c != "explain"])
+def test_scale(call, scale):
+    with pytest.raises(InvalidInput) as error:
+        CALLS[call](LAYERED, LAYERED, scale=scale)
+    assert_names(error, "scale", repr(scale), "finite")
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_names_of_presets_and_backends(call):
+    with pytest.raises(InvalidConfig) as error:
+        CALLS[call](LAYERED, LAYERED, config="sparse")
+    assert_names(error, "'sparse'", "default", "mlsys", "paper")
+    with pytest.raises(InvalidConfig) as error:
+        CALLS[call](LAYERED, LAYERED, backend="cuda")
+    assert_names(error, "'cuda'", "auto", "eager")
+    with pytest.raises(InvalidConfig) as error:
+        CALLS[call](LAYERED, LAYERED, config={"coverage": 0.9})
+    assert_names(error, "dict", "SampleAttentionConfig")
+
+
+CONFIGS = [
+    ({"coverage": 0}, ["coverage", "(0, 1]", "0"]),
+    ({"coverage": -0.1}, ["coverage", "(0, 1]", "-0.1"]),
+    ({"coverage": 1.01}, ["coverage", "(0, 1]", "1.01"]),
+    ({"coverage": float("nan")}, ["coverage", "nan"]),
+    ({"coverage": float("inf")}, ["coverage", "inf"]),
+    ({"coverage": None}, ["coverage", "None"]),
+    ({"coverage": "0.9"}, ["coverage", "'0.9'"]),
+    ({"coverage": True}, ["coverage", "True"]),
+    ({"slash_coverage": 2}, ["slash_coverage", "2"]),
+    ({"guard": 0.0, "held_out": 4}, ["guard", "(0, 1]"]),
+    ({"guard": 0.9}, ["guard", "held_out=4"]),
+    ({"window_ratio": 1.5}, ["window_ratio", "1.5"]),
+    ({"dense_above": 0}, ["dense_above", "0"]),
+    ({"segment": 0}, ["segment", "from 1", "0"]),
+    ({"segment": 12.0}, ["segment", "integer", "12.0"]),
+    ({"segment": 2**40}, ["segment", str(2**30)]),
+    ({"row_stride": 0}, ["row_stride", "from 1"]),
+    ({"row_stride": 2**70}, ["row_stride", str(2**30)]),
+    ({"pool": 0}, ["pool", "from 1"]),
+    ({"window": -1}, ["window", "from 0", "-1"]),
+    ({"window": 2**31}, ["window", str(2**30)]),
+    ({"held_out": -1}, ["held_out", "from 0"]),
+    ({"dense_tail": True}, ["dense_tail", "True"]),
+    ({"dense_prefix": None}, ["dense_prefix", "None"]),
+    ({"row_stride": 24}, ["row_stride=24", "divide", "segment=128"]),
+    ({"pool": 50}, ["pool=50", "divide", "segment=128"]),
+    ({"segment": 192}, ["segment=192", "128", "multiple"]),
+    ({"window": 0}, ["window >= 1"]),
+    ({"segment": None}, ["pool", "segment=128", "pool=None"]),
+    ({"chunk_tails": 2}, ["chunk_tails", "slash_coverage", "mlsys"]),
+    ({"slash_coverage": 0.9}, ["chunk_tails=None", "slash_coverage=0.9"]),
+    ({"chunk_tails": 2, "slash_coverage": 0.9}, ["chunk_tails", "segment=None"]),
+    ({"key_block": 64}, ["key_block", "chunk_tails", "mlsys"]),
+]
+
+
+@pytest.mark.parametrize(("fields", "words"), CONFIGS, ids=[str(f) for f, _ in CONFIGS])
+def test_config_values(fields, words):
+    with pytest.raises(InvalidConfig) as error:
+        SampleAttentionConfig(**fields)
+    assert_names(error, *words)
+    with pytest.raises(InvalidConfig):
+        SampleAttentionConfig.preset("default", **fields)
+
+
+def test_unknown_fields_and_presets():
+    with pytest.raises(InvalidConfig) as error:
+        SampleAttentionConfig.preset("default", alpha=0.9)
+    assert_names(error, "alpha", "SampleAttentionConfig")
+    with pytest.raises(InvalidConfig) as error:
+        SampleAttentionConfig.preset("v2")
+    assert_names(error, "'v2'", "default, mlsys, paper")
+    with pytest.raises(TypeError):
+        SampleAttentionConfig(0.9)
+
+
+def ints(*values, dtype=torch.int32):
+    return torch.tensor(values, dtype=dtype)
+
+
+PACKED = [
+    ((ints(1, 5),), ["cu_seqlens_q", "start at 0", "[1, 5]"]),
+    ((ints(0, 5, 5),), ["cu_seqlens_q", "grow", "[0, 5, 5]"]),
+    ((ints(0, 5, 3),), ["cu_seqlens_q", "grow"]),
+    ((ints(0),), ["cu_seqlens_q", "at least 2"]),
+    ((ints(),), ["cu_seqlens_q", "at least 2"]),
+    ((ints(0, 5)[None],), ["cu_seqlens_q", "1-D", "(1, 2)"]),
+    ((torch.tensor([0.0, 5.0]),), ["cu_seqlens_q", "float32"]),
+    ((torch.tensor([False, True]),), ["cu_seqlens_q", "bool"]),
+    (([0, 5],), ["cu_seqlens_q", "list"]),
+    ((ints(0, 5), ints(0, 5, 9)), ["1 sequences", "2", "same"]),
+    ((ints(0, 5), ints(0, 4)), ["sequence 0", "Sq=5", "Skv=4"]),
+    ((ints(0, 5), ints(0, 0)), ["cu_seqlens_k", "grow"]),
+]
+
+
+@pytest.mark.parametrize(("totals", "words"), PACKED, ids=range(len(PACKED)))
+def test_running_totals(totals, words):
+    with pytest.raises(InvalidInput) as error:
+        Sequences.packed_from(*totals)
+    assert_names(error, *words)
+
+
+@pytest.mark.parametrize(
+    ("lengths", "words"),
+    [
+        (ints(3, 0), ["sequence 1", "0 keys", "1 to 8"]),
+        (ints(9), ["sequence 0", "9 keys", "1 to 8"]),
+        (ints(-2), ["sequence 0", "-2 keys"]),
+        (ints(), ["kv_lens", "at least 1"]),
+        (ints(3)[None], ["kv_lens", "1-D"]),
+        (torch.tensor([2.5]), ["kv_lens", "float32"]),
+        ([3], ["kv_lens", "list"]),
+    ],
+    ids=str,
+)
+def test_padded_lengths(lengths, words):
+    with pytest.raises(InvalidInput) as error:
+        Sequences.left_padded(lengths, 8, 8)
+    assert_names(error, *words)
+
+
+def test_sequences_that_do_not_fit_the_tensors():
+    q, k, v = make_qkv(8, 10, batch=2, head_dim=4)
+    cases = [
+        (Sequences.left_padded(ints(10, 12), 8, 12), ["12 tokens", "k", "10"]),
+        (Sequences.left_padded(ints(10, 3), 9, 10), ["9 tokens", "q", "8"]),
+        (Sequences.left_padded(ints(10), 8, 10), ["1 sequence", "batch of 2"]),
+        (Sequences.left_padded(ints(10, 3, 3), 8, 10), ["batch row 2 of 2"]),
+        (Sequences.left_padded(ints(3, 3), 8, 12), ["key 12", "10"]),
+        (Sequences.packed_from(ints(0, 8)), ["q", "(2, 2, 8, 4)", "[T, H, D]"]),
+    ]
+    for sequences, words in cases:
+        with pytest.raises(InvalidInput) as error:
+            sa.sample_attention(q, k, v, sequences=sequences)
+        assert_names(error, *words)
+    flat = q[0].transpose(0, 1)
+    for totals, words in [((ints(0, 5, 9),), ["query 9", "8"]), ((ints(0, 9),), ["9 tokens"])]:
+        with pytest.raises(InvalidInput) as error:
+            sa.sample_attention(flat, flat, flat, sequences=Sequences.packed_from(*totals))
+        assert_names(error, *words)
+    meta = Sequences.left_padded(ints(10, 3), 8, 10)
+    meta = Sequences(meta.table.to("meta"), meta.max_q_len, meta.max_kv_len)
+    with pytest.raises(InvalidInput) as error:
+        sa.sample_attention(q, k, v, sequences=meta)
+    assert_names(error, "meta", "cpu")
+
+
+def test_plan_for_another_problem():
+    q, k, v = make_qkv(30, 40, batch=2, num_heads=4, num_kv_heads=2)
+    plan = sa.select(q, k)
+    others = {
+        "heads": make_qkv(30, 40, batch=2, num_heads=2),
+        "batch": make_qkv(30, 40, batch=3, num_heads=4),
+        "more queries": make_qkv(40, 40, batch=2, num_heads=4),
+        "more keys": make_qkv(30, 60, batch=2, num_heads=4),
+        "fewer keys": make_qkv(30, 35, batch=2, num_heads=4),
+        "fewer queries": make_qkv(20, 40, batch=2, num_heads=4),
+        "both longer": make_qkv(60, 80, batch=2, num_heads=4),
+    }
+    for name, other in others.items():
+        with pytest.raises(PlanMismatch) as error:
+            sa.attend(*other, plan)
+        assert_names(error, "the plan covers 2 sequence(s)", "4 heads", "the problem is", "select")
+        assert re.search(r"N=\d H=\d/\d", str(error.value)), name
+    packed = q[0].transpose(0, 1)
+    with pytest.raises(SampleAttentionError):
+        sa.attend(packed, packed, packed, plan)
+    with pytest.raises(PlanMismatch) as error:
+        plan.retained_mass(sa.attend(q, k, v, plan).lse)
+    assert_names(error, "held_out=4")
+
+
+def test_packed_plan_for_another_packing():
+    q, k, v = (x[0].transpose(0, 1) for x in make_qkv(40))
+    plan = sa.select(q, k, sequences=Sequences.packed_from(ints(0, 20, 40)))
+    with pytest.raises(PlanMismatch):
+        sa.attend(q[:, :1], k[:, :1], v[:, :1], plan)
+    with pytest.raises(SampleAttentionError):
+        sa.attend(q[:30], k[:30], v[:30], plan)
+
+
+def test_tensors_without_data_are_refused_with_every_reason():
+    x = LAYERED.to("meta")
+    for name in ("auto", "eager"):
+        with pytest.raises(UnsupportedProblem) as error:
+            sa.select(x, x, backend=name)
+        assert_names(error, "N=1 H=2/2 Sq<=8 Skv<=8 D=4 float32 on meta", "eager: ", "meta device")
+        assert tuple(error.value.verdicts) == NAMES
+
+
+def test_every_error_is_ours_and_a_standard_one():
+    assert issubclass(InvalidInput, SampleAttentionError | ValueError)
+    assert issubclass(InvalidConfig, ValueError)
+    assert issubclass(PlanMismatch, ValueError)
+    assert issubclass(MissingExtra, ImportError)
+    assert issubclass(UnsupportedProblem, NotImplementedError)
+    error = MissingExtra("matplotlib", "plot")
+    assert "pip install 'sample-attention[plot]'" in str(error)
+    assert (error.module, error.extra) == ("matplotlib", "plot")

@@ -1,0 +1,102 @@
+"""The presets are the published points; the table of the module says the same."""
+
+import dataclasses
+import re
+
+import pytest
+
+from sample_attention import SampleAttentionConfig, config
+from sample_attention.config import PRESETS, as_config
+
+PUBLISHED = {
+    "paper": {
+        "coverage": 0.95, "slash_coverage": None, "segment": None, "row_stride": 20, "pool": None,
+        "chunk_tails": None, "key_block": 1, "window_ratio": 0.08, "residual": False,
+        "dense_tail": 128, "dense_prefix": 0,
+    },
+    "mlsys": {
+        "coverage": 0.95, "slash_coverage": 0.95, "segment": None, "chunk_tails": 2, "pool": None,
+        "key_block": 128, "window": 0, "window_ratio": None, "residual": False, "dense_tail": 0,
+        "dense_prefix": 0,
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_presets(name):
+    preset = SampleAttentionConfig.preset(name)
+    assert {field: getattr(preset, field) for field in PUBLISHED[name]} == PUBLISHED[name]
+
+
+def table():
+    """Rows of the module's table: field to the cells of paper, mlsys, default."""
+    rows = re.findall(r"^\| `(\w+)` +\|[^|]*\|([^|]*)\|([^|]*)\|([^|]*)\|$", config.__doc__, re.M)
+    return {field: dict(zip(("paper", "mlsys", "default"), cells, strict=True))
+            for field, *cells in rows}  # fmt: skip
+
+
+@pytest.mark.parametrize("field", table())
+@pytest.mark.parametrize("name", ["paper", "mlsys", "default"])
+def test_table_equals_the_presets(field, name):
+    cell = table()[field][name].strip()
+    preset = PRESETS[name]
+    if field == "window" and preset.window_ratio is not None:
+        assert cell.startswith(f"{preset.window_ratio * 100:g} %")
+    elif cell == "whole call":
+        assert getattr(preset, field) is None
+    elif cell != "-":
+        assert float(cell.split()[0]) == getattr(preset, field)
+
+
+def test_table_names_every_field_that_presets_change():
+    changed = {
+        field.name
+        for field in dataclasses.fields(SampleAttentionConfig)
+        if len({getattr(preset, field.name) for preset in PRESETS.values()}) > 1
+    }
+    assert changed - {"window_ratio", "residual"} <= set(table())
+
+
+def test_presets_and_their_names():
+    assert as_config("default") == SampleAttentionConfig()
+    assert as_config(PRESETS["paper"]) is PRESETS["paper"]
+    assert SampleAttentionConfig.preset("paper", coverage=0.8).coverage == 0.8
+    assert hash(SampleAttentionConfig()) == hash(SampleAttentionConfig())
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        PRESETS["paper"].coverage = 0.5
+
+
+@pytest.mark.parametrize(
+    ("fields", "kv_len", "window"),
+    [
+        ({"window": 7}, 100, 7),
+        ({"window_ratio": 0.08}, 100, 8),
+        ({"window_ratio": 0.08}, 101, 9),
+        ({"window_ratio": 1.0, "window": 3}, 50, 50),
+    ],
+)
+def test_window_for(fields, kv_len, window):
+    assert SampleAttentionConfig(**fields).window_for(kv_len) == window
+
+
+@pytest.mark.parametrize(
+    ("segment", "align"), [(None, 1), (16, 16), (64, 64), (128, 128), (256, 128), (512, 128)]
+)
+def test_window_alignment(segment, align):
+    pool = None if segment is None else 16
+    assert SampleAttentionConfig(segment=segment, pool=pool).window_alignment == align
+
+
+@pytest.mark.parametrize(
+    ("preset", "fields", "dense"),
+    [
+        ("default", {}, False),
+        ("default", {"coverage": 1}, True),
+        ("default", {"coverage": 1.0}, True),
+        ("mlsys", {"coverage": 1}, False),
+        ("mlsys", {"slash_coverage": 1}, False),
+        ("mlsys", {"coverage": 1, "slash_coverage": 1}, True),
+    ],
+)
+def test_dense(preset, fields, dense):
+    assert SampleAttentionConfig.preset(preset, **fields).dense is dense
