@@ -226,7 +226,8 @@ def _check_sequence(
     if lse is not None:
         if not torch.equal(lse.cpu() == -math.inf, empty):
             raise AssertionError(f"{name}: lse is not -inf exactly on rows that keep no key")
-        kept, wide = ~empty, (x.to(accumulator) for x in (q, k, v))
+        kept = ~empty
+        wide = q.to(accumulator), k.to(accumulator), v.to(accumulator)
         _, plain_lse = reference.attend(*wide, mask, scale)
         # A fused kernel may round each exponential to q's dtype.
         step += torch.finfo(q.dtype).eps / 2

@@ -6,9 +6,6 @@ K and V loaded by index). Only tiles at an edge are masked. Dense segments are a
 All pointer arithmetic on tokens is int64.
 """
 
-# Device code: its parameters are pointers, strides and compile-time constants, not Python values.
-# pyright: basic
-
 from __future__ import annotations
 
 import triton
