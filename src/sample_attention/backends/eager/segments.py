@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,9 +15,10 @@ from ...selection.lists import SegmentLists
 from ...selection.rows import strided_rows
 from .filtering import lists_of, smallest_classes
 from .mass import column_mass, softmax_rows
+from .parallel import Task
 
-GROUP_ROWS = 1024
-"""Query rows whose segments are selected together; bounds the memory of stage 1."""
+GROUP_ROWS = 512
+"""Query rows whose segments are selected together: bounds the memory, and fits the caches."""
 
 
 @dataclass(frozen=True)
@@ -45,36 +48,36 @@ class HeadRows:
         Returns:
             Probabilities on the keys up to each pool's first row, and those rows `[P]`.
         """
-        positions = torch.arange(lo, hi)
-        ids = positions // pool - lo // pool
-        sums = self.q.new_zeros(int(ids[-1]) + 1, self.q.shape[1])
-        sums.index_add_(0, ids.to(sums.device), self.q[lo - self.offset : hi - self.offset])
-        means = sums / torch.bincount(ids)[:, None].to(sums.device)
-        firsts = (torch.arange(len(sums)) + lo // pool).mul_(pool).clamp_(min=lo)
+        rows = self.q[lo - self.offset : hi - self.offset]
+        if lo % pool == hi % pool == 0:
+            means = rows.view(-1, pool, rows.shape[1]).mean(1)
+        else:
+            ids = torch.arange(lo, hi) // pool - lo // pool
+            sums = rows.new_zeros(int(ids[-1]) + 1, rows.shape[1])
+            sums.index_add_(0, ids.to(rows.device), rows)
+            means = sums / torch.bincount(ids)[:, None].to(rows.device)
+        firsts = (torch.arange(len(means)) + lo // pool).mul_(pool).clamp_(min=lo)
         return softmax_rows(means, self.k[: int(firsts[-1]) + 1], firsts, self.scale), firsts
 
 
-def select_segments(head: HeadRows, n: int, h: int, lists: SegmentLists) -> None:
-    """Fill `lists` for every segment of one head of one sequence."""
-    config, starts = lists.config, lists.starts(n)
-    size = lists.segment
-    per_group = max(1, GROUP_ROWS // size)
+def segment_tasks(head: HeadRows, n: int, h: int, lists: SegmentLists) -> Iterator[Task]:
+    """What fills `lists` for every segment of one head of one sequence, in independent parts."""
+    config, starts, size = lists.config, lists.starts(n), lists.segment
     group: list[int] = []
     for g, (lo, hi) in enumerate(starts):
         nominal_end = (lo // size + 1) * size
         if nominal_end <= config.dense_prefix or not len(strided_rows(lo, hi, config.row_stride)):
             lists.dense[n, h, g] = True
             continue
-        whole = hi - lo == size
-        if group and (not whole or len(group) == per_group):
-            _select_group(head, n, h, group, lists)
-            group = []
+        if hi - lo < size:  # a segment that the call cuts has fewer rows than its neighbours
+            yield partial(_select_group, head, n, h, [g], lists)
+            continue
         group.append(g)
-        if not whole:
-            _select_group(head, n, h, group, lists)
+        if len(group) * size >= GROUP_ROWS:
+            yield partial(_select_group, head, n, h, group, lists)
             group = []
     if group:
-        _select_group(head, n, h, group, lists)
+        yield partial(_select_group, head, n, h, group, lists)
 
 
 def _select_group(head: HeadRows, n: int, h: int, group: list[int], lists: SegmentLists) -> None:
