@@ -145,7 +145,7 @@ def _split(lo: int, hi: int, columns: Tensor | None, height: int) -> Iterator[Ti
 
 
 def _attend_run(part: HeadPart, tiles: list[Tile]) -> None:
-    """Consecutive aligned tiles: one call for all their diagonals, one for each tile's other keys."""
+    """Consecutive aligned tiles: one call for all diagonals, one for each tile's other keys."""
     dim, rows = part.q.shape[-1], slice(tiles[0].lo - part.offset, tiles[-1].hi - part.offset)
     q = part.q[rows].view(len(tiles), 1, part.align, dim)
     square = part.both[tiles[0].lo : tiles[-1].hi].view(len(tiles), 1, part.align, 2 * dim)

@@ -25,17 +25,17 @@ def smallest_classes(classes: Tensor, mass: Tensor, need: Tensor) -> Tensor:
     """The lowest class to keep so that the kept classes' mass reaches `need`.
 
     Args:
-        classes: int32 `[M, K]` in [0, NUM_CLASSES).
-        mass: `[M, K]`, non-negative, same order as `classes`.
-        need: `[M]`; 0 or less keeps nothing.
+        classes: int32 `[..., K]` in [0, NUM_CLASSES).
+        mass: `[..., K]`, non-negative, same order as `classes`.
+        need: `[...]`; 0 or less keeps nothing.
 
     Returns:
-        int32 `[M]`: keep `classes >= threshold`; NUM_CLASSES where nothing is kept, 0 where even
+        int32 `[...]`: keep `classes >= threshold`; NUM_CLASSES where nothing is kept, 0 where even
         all classes fall short.
     """
-    histogram = mass.new_zeros(len(mass), NUM_CLASSES).scatter_add_(1, classes.long(), mass)
-    above = histogram.flip(1).cumsum(1)  # mass of the highest 1, 2, ... classes
-    kept = (above < need[:, None]).sum(1) + (need > 0)
+    histogram = mass.new_zeros(*need.shape, NUM_CLASSES).scatter_add_(-1, classes.long(), mass)
+    above = histogram.flip(-1).cumsum(-1)  # mass of the highest 1, 2, ... classes
+    kept = (above < need[..., None]).sum(-1) + (need > 0)
     return (NUM_CLASSES - kept).clamp(min=0).int()
 
 

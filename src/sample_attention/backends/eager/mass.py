@@ -2,51 +2,95 @@
 
 from __future__ import annotations
 
+import functools
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 
-def softmax_rows(q: Tensor, k: Tensor, positions: Tensor, scale: float) -> Tensor:
-    """Causal softmax of the given rows.
+@dataclass(frozen=True)
+class GroupRows:
+    """The query heads of one sequence that share a key head, in the precision of the selection.
 
-    Args:
-        q: `[R, D]`, fp32 or fp64.
-        k: `[K, D]`, keys 0..K-1 of the sequence.
-        positions: int64 `[R]` on the host, the last key that each row sees.
+    Attributes:
+        q: `[G, Sq, D]`, fp32 or fp64.
+        k: `[Skv, D]`.
+        heads: the query heads' numbers.
+        offset: position of the first query.
         scale: multiplies q.k.
-
-    Returns:
-        `[R, K]` probabilities, rows summing to 1.
     """
-    scores = (q * scale) @ k.T
-    first = int(positions.min()) + 1  # every row sees the keys left of this
-    hidden = torch.arange(first, len(k)) > positions[:, None]
-    scores[:, first:].masked_fill_(hidden.to(k.device), -torch.inf)
-    return torch.softmax(scores, dim=-1)
+
+    q: Tensor
+    k: Tensor
+    heads: range
+    offset: int
+    scale: float
+
+    def softmax(self, positions: Tensor) -> Tensor:
+        """Causal softmax of the rows at `positions` (on the host): `[G, R, last + 1]`."""
+        return self._softmax(self.q[:, positions - self.offset], positions)
+
+    def pooled_softmax(self, lo: int, hi: int, pool: int) -> tuple[Tensor, Tensor]:
+        """Softmax of the mean query of each aligned pool of rows in [lo, hi).
+
+        Returns:
+            `[G, P, K]` on the keys up to each pool's first row, and those rows `[P]`.
+        """
+        rows = self.q[:, lo - self.offset : hi - self.offset]
+        if lo % pool == hi % pool == 0:
+            means = rows.unflatten(1, (-1, pool)).mean(2)
+        else:
+            ids = torch.arange(lo, hi) // pool - lo // pool
+            sums = rows.new_zeros(len(rows), int(ids[-1]) + 1, rows.shape[2])
+            sums.index_add_(1, ids.to(rows.device), rows)
+            means = sums / torch.bincount(ids)[:, None].to(rows.device)
+        firsts = (torch.arange(means.shape[1]) + lo // pool).mul_(pool).clamp_(min=lo)
+        return self._softmax(means, firsts), firsts
+
+    def lse(self, positions: Tensor) -> Tensor:
+        """Natural log-sum-exp of the rows at `positions` over all keys they see: `[G, R]`."""
+        return torch.logsumexp(self._scores(self.q[:, positions - self.offset], positions), -1)
+
+    def _softmax(self, q: Tensor, positions: Tensor) -> Tensor:
+        return torch.softmax(self._scores(q, positions), dim=-1)
+
+    def _scores(self, q: Tensor, positions: Tensor) -> Tensor:
+        """Scores of q `[G, R, D]`, of which row r sees keys 0..positions[r]."""
+        keys = self.k[: int(positions.max()) + 1]
+        scores = ((q * self.scale).flatten(0, 1) @ keys.T).view(*q.shape[:2], -1)
+        first = int(positions.min()) + 1  # every row sees the keys left of this
+        hidden = staircase(positions + 1 - first, len(keys) - first, q.device)
+        scores[..., first:].masked_fill_(hidden, -torch.inf)
+        return scores
 
 
 def column_mass(prob: Tensor, edges: Tensor, runs: int, limit: int) -> Tensor:
     """Mean probability per key column over each of `runs` equal runs of rows.
 
     Args:
-        prob: `[R, K]` probabilities; zeroed in place from each row's edge on.
+        prob: `[G, R, K]` probabilities; zeroed in place from each row's edge on.
         edges: int64 `[R]` on the host, first key of each row's window, which is not counted.
         runs: how many means to take; divides R.
         limit: columns of the result, at least the largest edge.
 
     Returns:
-        `[runs, limit]`.
+        `[G, runs, limit]`.
     """
-    first, last = int(edges.min()), min(limit, prob.shape[1])
-    inside = torch.arange(first, last) >= edges[:, None]
-    prob[:, first:last].masked_fill_(inside.to(prob.device), 0.0)
-    mass = prob[:, :last].unflatten(0, (runs, -1)).mean(1)
+    last = min(limit, prob.shape[2])
+    first = min(int(edges.min()), last)
+    inside = staircase(edges - first, last - first, prob.device)
+    prob[..., first:last].masked_fill_(inside, 0.0)
+    rows = prob.shape[1] // runs
+    mass = prob[..., :last].unflatten(1, (runs, rows)).mean(2)
     return torch.nn.functional.pad(mass, (0, limit - last))
 
 
-def row_lse(q: Tensor, k: Tensor, positions: Tensor, scale: float) -> Tensor:
-    """Natural log-sum-exp of the causal scores of the given rows: `[R]`."""
-    scores = (q * scale) @ k.T
-    hidden = torch.arange(len(k)) > positions[:, None]
-    scores.masked_fill_(hidden.to(k.device), -torch.inf)
-    return torch.logsumexp(scores, dim=-1)
+def staircase(steps: Tensor, width: int, device: torch.device) -> Tensor:
+    """Bool `[R, width]`, True from column `steps[r]` on; the same few masks are asked for often."""
+    return _staircase(tuple(steps.tolist()), width).to(device)
+
+
+@functools.lru_cache(maxsize=32)
+def _staircase(steps: tuple[int, ...], width: int) -> Tensor:
+    return torch.arange(width) >= torch.tensor(steps)[:, None]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,115 +12,81 @@ from ...selection.classes import rank_classes
 from ...selection.lists import SegmentLists
 from ...selection.rows import strided_rows
 from .filtering import lists_of, smallest_classes
-from .mass import column_mass, softmax_rows
-from .parallel import Task
+from .mass import GroupRows, column_mass
 
-GROUP_ROWS = 512
-"""Query rows whose segments are selected together: bounds the memory, and fits the caches."""
-
-
-@dataclass(frozen=True)
-class HeadRows:
-    """One head of one sequence, in the precision of the selection.
-
-    Attributes:
-        q: `[Sq, D]`.
-        k: `[Skv, D]`.
-        offset: position of the first query.
-        scale: multiplies q.k.
-    """
-
-    q: Tensor
-    k: Tensor
-    offset: int
-    scale: float
-
-    def softmax(self, positions: Tensor) -> Tensor:
-        """Causal softmax of the rows at `positions`: `[R, last + 1]`."""
-        keys = self.k[: int(positions.max()) + 1]
-        return softmax_rows(self.q[positions - self.offset], keys, positions, self.scale)
-
-    def pooled_softmax(self, lo: int, hi: int, pool: int) -> tuple[Tensor, Tensor]:
-        """Softmax of the mean query of each aligned pool of rows in [lo, hi).
-
-        Returns:
-            Probabilities on the keys up to each pool's first row, and those rows `[P]`.
-        """
-        rows = self.q[lo - self.offset : hi - self.offset]
-        if lo % pool == hi % pool == 0:
-            means = rows.view(-1, pool, rows.shape[1]).mean(1)
-        else:
-            ids = torch.arange(lo, hi) // pool - lo // pool
-            sums = rows.new_zeros(int(ids[-1]) + 1, rows.shape[1])
-            sums.index_add_(0, ids.to(rows.device), rows)
-            means = sums / torch.bincount(ids)[:, None].to(rows.device)
-        firsts = (torch.arange(len(means)) + lo // pool).mul_(pool).clamp_(min=lo)
-        return softmax_rows(means, self.k[: int(firsts[-1]) + 1], firsts, self.scale), firsts
+SCORES_AT_ONCE = 2**20
+"""Scores of sampled rows held at once, about: bounds the memory of stage 1 and fits the caches."""
 
 
-def segment_tasks(head: HeadRows, n: int, h: int, lists: SegmentLists) -> Iterator[Task]:
-    """What fills `lists` for every segment of one head of one sequence, in independent parts."""
-    config, starts, size = lists.config, lists.starts(n), lists.segment
-    group: list[int] = []
-    for g, (lo, hi) in enumerate(starts):
+def select_segments(rows: GroupRows, n: int, lists: SegmentLists) -> None:
+    """Fill `lists` for every segment of one group of heads of one sequence."""
+    for run in _runs(rows, n, lists):
+        _select_run(rows, n, run, lists)
+
+
+def _runs(rows: GroupRows, n: int, lists: SegmentLists) -> Iterator[list[int]]:
+    """Consecutive segments of equal length that are selected at once; dense ones are marked."""
+    config, size = lists.config, lists.segment
+    run: list[int] = []
+    for g, (lo, hi) in enumerate(lists.starts(n)):
         nominal_end = (lo // size + 1) * size
         if nominal_end <= config.dense_prefix or not len(strided_rows(lo, hi, config.row_stride)):
-            lists.dense[n, h, g] = True
+            lists.dense[n, rows.heads.start : rows.heads.stop, g] = True
             continue
         if hi - lo < size:  # a segment that the call cuts has fewer rows than its neighbours
-            yield partial(_select_group, head, n, h, [g], lists)
+            yield [g]
             continue
-        group.append(g)
-        if len(group) * size >= GROUP_ROWS:
-            yield partial(_select_group, head, n, h, group, lists)
-            group = []
-    if group:
-        yield partial(_select_group, head, n, h, group, lists)
+        run.append(g)
+        if len(run) * len(rows.heads) * (size // config.row_stride) * hi >= SCORES_AT_ONCE:
+            yield run
+            run = []
+    if run:
+        yield run
 
 
-def _select_group(head: HeadRows, n: int, h: int, group: list[int], lists: SegmentLists) -> None:
-    """Select consecutive segments of equal length at once."""
+def _select_run(rows: GroupRows, n: int, run: list[int], lists: SegmentLists) -> None:
     config = lists.config
-    spans = [lists.starts(n)[g] for g in group]
-    window = config.window_for(len(head.k))
+    spans = [lists.starts(n)[g] for g in run]
+    window = config.window_for(len(rows.k))
     edges = _edges(torch.tensor([hi - 1 for _, hi in spans]), window, config)
-    limit, limits = int(edges.max()), edges.to(head.k.device)
+    limit, limits = int(edges.max()), edges.to(rows.k.device)
     if limit == 0:
         return
-    ranked, flat_by_rank = None, torch.zeros_like(limits, dtype=torch.bool)
+    heads, segments = slice(rows.heads.start, rows.heads.stop), slice(run[0], run[-1] + 1)
+    ranked = flat = None
     if config.pool is not None:
-        prob, firsts = head.pooled_softmax(spans[0][0], spans[-1][1], config.pool)
-        ranked = column_mass(prob, _edges(firsts, window, config), len(spans), limit)
-        flat_by_rank = _kept(ranked, ranked, limits, config).sum(1) > config.dense_above * limits
-        if bool(flat_by_rank.all()):
-            lists.dense[n, h, group] = True
+        prob, firsts = rows.pooled_softmax(spans[0][0], spans[-1][1], config.pool)
+        ranked = column_mass(prob, _edges(firsts, window, config), len(run), limit)
+        flat = _too_many(_kept(ranked, ranked, limits, config), limits, config)
+        if bool(flat.all()):
+            lists.dense[n, heads, segments] = True
             return
-    exact = _exact_mass(head, spans, window, limit, config)
+    positions = torch.cat([strided_rows(lo, hi, config.row_stride) for lo, hi in spans])
+    prob = rows.softmax(positions)
+    exact = column_mass(prob, _edges(positions, window, config), len(run), limit)
     keep = _kept(exact if ranked is None else ranked, exact, limits, config)
-    flat = keep.sum(1) > config.dense_above * limits
-    flat |= flat_by_rank | ~exact.sum(1).isfinite()
-    lists.dense[n, h, group] = flat.cpu()
-    for g, columns in zip(group, lists_of(keep & ~flat[:, None]), strict=True):
-        lists.put(n, h, g, columns)
+    dense = _too_many(keep, limits, config) | ~exact.sum(-1).isfinite()
+    dense = dense if flat is None else dense | flat
+    lists.dense[n, heads, segments] = dense.cpu()
+    columns = lists_of((keep & ~dense[..., None]).flatten(0, 1))
+    for i, h in enumerate(rows.heads):
+        for j, g in enumerate(run):
+            lists.put(n, h, g, columns[i * len(run) + j])
+
+
+def _too_many(keep: Tensor, limits: Tensor, config: SampleAttentionConfig) -> Tensor:
+    return keep.sum(-1) > config.dense_above * limits
 
 
 def _kept(rank: Tensor, mass: Tensor, limits: Tensor, config: SampleAttentionConfig) -> Tensor:
-    """Columns in the fewest classes of `rank` that hold the share of `mass`: bool `[M, K]`."""
-    outside = mass.sum(1)
+    """Columns in the fewest classes of `rank` that hold the share of `mass`: bool `[G, M, K]`."""
+    outside = mass.sum(-1)
     need = config.coverage - (1 - outside) if config.residual else config.coverage * outside
     classes = rank_classes(rank.float())
-    keep = classes >= smallest_classes(classes, mass, need)[:, None]
-    return keep & (torch.arange(keep.shape[1], device=keep.device) < limits[:, None])
-
-
-def _exact_mass(
-    head: HeadRows, spans: list[tuple[int, int]], window: int, limit: int,
-    config: SampleAttentionConfig,
-) -> Tensor:  # fmt: skip
-    """Mean mass per column outside the window, on the sampled rows: `[segments, limit]`."""
-    positions = torch.cat([strided_rows(lo, hi, config.row_stride) for lo, hi in spans])
-    edges = _edges(positions, window, config)
-    return column_mass(head.softmax(positions), edges, len(spans), limit)
+    keep = classes >= smallest_classes(classes, mass, need)[..., None]
+    last = int(limits.min())
+    keep[..., last:] &= torch.arange(last, keep.shape[-1], device=keep.device) < limits[:, None]
+    return keep
 
 
 def _edges(positions: Tensor, window: int, config: SampleAttentionConfig) -> Tensor:

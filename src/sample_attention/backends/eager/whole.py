@@ -5,63 +5,83 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ...config import SampleAttentionConfig
 from ...selection.lists import SegmentLists
 from ...selection.rows import chunk_tail_rows, strided_rows
 from .filtering import smallest_set
-from .mass import column_mass
-from .segments import HeadRows
+from .mass import GroupRows, column_mass
 
-CHUNK_ROWS = 256
-"""Sampled rows held at once; bounds the memory of stage 1."""
+CHUNK_ROWS = 128
+"""Sampled rows per head held at once; bounds the memory of stage 1."""
 
 
-def select_whole(head: HeadRows, n: int, h: int, lists: SegmentLists) -> None:
+def select_whole(rows: GroupRows, n: int, lists: SegmentLists) -> None:
     """v1: strided rows of the whole call, the fewest columns that hold the share."""
     config = lists.config
-    (lo, hi), window = lists.starts(n)[0], config.window_for(len(head.k))
+    lo, hi = lists.starts(n)[0]
     positions = strided_rows(lo, hi, config.row_stride)
     if len(positions) == 0:
-        lists.dense[n, h, 0] = True
+        lists.dense[n, rows.heads.start : rows.heads.stop] = True
         return
-    total = head.k.new_zeros(hi)
-    for rows in positions.split(CHUNK_ROWS):
-        edges = (rows - window + 1).clamp(min=0) if config.residual else rows + 1
-        mass = column_mass(head.softmax(rows), edges, 1, int(edges.max()))[0]
-        total[: len(mass)] += mass * (len(rows) / len(positions))
-    if not bool(total.sum().isfinite()):
-        lists.dense[n, h, 0] = True
-        return
-    need = config.coverage - (1 - total.sum()) if config.residual else config.coverage * total.sum()
-    lists.put(n, h, 0, smallest_set(total, need).nonzero()[:, 0].int())
+    total = _total_mass(rows, positions, config)
+    outside = total.sum(-1)
+    need = config.coverage - (1 - outside) if config.residual else config.coverage * outside
+    keep = smallest_set(total, need)
+    for i, h in enumerate(rows.heads):
+        if bool(outside[i].isfinite()):
+            lists.put(n, h, 0, keep[i].nonzero()[:, 0].int())
+        else:
+            lists.dense[n, h, 0] = True
 
 
-def select_blocks(head: HeadRows, n: int, h: int, lists: SegmentLists) -> None:
+def _total_mass(rows: GroupRows, positions: Tensor, config: SampleAttentionConfig) -> Tensor:
+    """Mean mass per column over the sampled rows: `[G, K]`, without the window if residual."""
+    window = config.window_for(len(rows.k))
+    total = rows.k.new_zeros(len(rows.heads), len(rows.k))
+    for some in positions.split(CHUNK_ROWS):
+        edges = (some - window + 1).clamp(min=0) if config.residual else some + 1
+        mass = column_mass(rows.softmax(some), edges, 1, int(edges.max()))[:, 0]
+        total[:, : mass.shape[1]] += mass * (len(some) / len(positions))
+    return total
+
+
+def select_blocks(rows: GroupRows, n: int, lists: SegmentLists) -> None:
     """v3: 128-blocks of columns and of slashes from the tail of each chunk, united."""
-    config, starts = lists.config, lists.starts(n)
-    block, num_blocks = config.key_block, -(-len(head.k) // config.key_block)
-    device = head.k.device
-    columns = torch.zeros(num_blocks, dtype=torch.bool, device=device)
-    slashes = torch.zeros(num_blocks + 1, dtype=torch.bool, device=device)
-    for rows in chunk_tail_rows(head.offset, len(head.k), config.chunk_tails or 1):
-        prob = head.softmax(rows)
-        if not bool(prob.isfinite().all()):
+    block, starts = lists.config.key_block, lists.starts(n)
+    columns, slashes, finite = _kept_blocks(rows, lists.config)
+    for i, h in enumerate(rows.heads):
+        if not bool(finite[i]):
             lists.dense[n, h, : len(starts)] = True
-            return
-        keys = torch.arange(prob.shape[1], device=device)
-        by_column = _sum_by(keys // block, prob.sum(0), num_blocks)
-        columns |= smallest_set(by_column, config.coverage * by_column.sum())
-        distance = (rows[:, None].to(device) - keys).clamp_(min=0) // block
-        by_slash = _sum_by(distance.flatten(), prob.flatten(), num_blocks)
-        kept = smallest_set(by_slash, (config.slash_coverage or 1.0) * by_slash.sum())
-        slashes[:-1] |= kept
-        slashes[1:] |= kept  # a slash crosses two blocks of each row of blocks
-    for g, (lo, _) in enumerate(starts):
-        row_block = lo // block
-        keep = columns[: row_block + 1] | slashes[: row_block + 1].flip(0)
-        if not bool(keep.any()):
-            keep[row_block] = True
-        lists.put(n, h, g, keep.nonzero()[:, 0].int())
+            continue
+        for g, (lo, _) in enumerate(starts):
+            row_block = lo // block
+            keep = columns[i, : row_block + 1] | slashes[i, : row_block + 1].flip(0)
+            if not bool(keep.any()):
+                keep[row_block] = True
+            lists.put(n, h, g, keep.nonzero()[:, 0].int())
+
+
+def _kept_blocks(rows: GroupRows, config: SampleAttentionConfig) -> tuple[Tensor, Tensor, Tensor]:
+    """Kept blocks of columns and of slashes: bool `[G, blocks]`; and whether all was finite."""
+    kv_len, block, device = len(rows.k), config.key_block, rows.k.device
+    size = (len(rows.heads), -(-kv_len // block) + 1)
+    columns = torch.zeros(size, dtype=torch.bool, device=device)
+    slashes = torch.zeros(size, dtype=torch.bool, device=device)
+    finite = torch.ones(len(rows.heads), dtype=torch.bool, device=device)
+    for tail in chunk_tail_rows(rows.offset, kv_len, config.chunk_tails or 1):
+        prob = rows.softmax(tail)
+        finite &= prob.flatten(1).isfinite().all(1)
+        keys = torch.arange(prob.shape[2], device=device)
+        by_column = _sum_by(keys // block, prob.sum(1), size[1])
+        columns |= smallest_set(by_column, config.coverage * by_column.sum(-1))
+        distance = (tail[:, None].to(device) - keys).clamp_(min=0) // block
+        by_slash = _sum_by(distance.flatten(), prob.flatten(1), size[1])
+        kept = smallest_set(by_slash, (config.slash_coverage or 1.0) * by_slash.sum(-1))
+        slashes |= kept
+        slashes[:, 1:] |= kept[:, :-1]  # a slash crosses two blocks of each row of blocks
+    return columns, slashes, finite
 
 
 def _sum_by(group: Tensor, x: Tensor, size: int) -> Tensor:
-    return x.new_zeros(size).scatter_add_(0, group, x)
+    """Sums of x `[G, M]` by group `[M]`: `[G, size]`."""
+    return x.new_zeros(len(x), size).scatter_add_(1, group.expand_as(x), x)
