@@ -38,7 +38,7 @@ class Crossover:
 
 
 CROSSOVERS = {
-    "cpu": Crossover(4096, 128, "benchmarks/records/cpu_attention.jsonl"),
+    "cpu": Crossover(5120, 128, "benchmarks/records/cpu_attention.jsonl"),
 }
 """One row per device kind that was measured; `sample_attention` runs dense on any other."""
 
