@@ -1,4 +1,4 @@
-"""`python -m sample_attention.bench`: measure attention on this machine's CPU."""
+"""`python -m sample_attention.bench`: measure attention on this machine's CPU or GPU."""
 
 from __future__ import annotations
 
@@ -9,32 +9,53 @@ from pathlib import Path
 
 import torch
 
-from ..errors import SampleAttentionError
+from ..errors import InvalidInput, SampleAttentionError
 from ..records import Provenance, append_record
 from .attention import Row, dense_floor, machine_gflops, measure_case, measure_short
 from .cases import CPU_CASES
+from .gpu import measure_gpu
+
+RECORDS = Path("benchmarks/records")
+GPU_LENGTHS = (8192, 32768, 131072)
 
 
 def _main() -> int:
-    """Measure every case, append a record each, and say what was reached."""
+    """Measure, append a record each, and say what was reached."""
     options = _options()
-    torch.set_num_threads(options.threads)
-    options.output.unlink(missing_ok=True)
-    gflops = machine_gflops()
-    facts = {**Provenance.collect(seed=0).as_row(), "matmul_gflops": round(gflops, 1)}
+    output = options.output or RECORDS / f"{options.device}_attention.jsonl"
+    output.unlink(missing_ok=True)
     try:
-        for case in CPU_CASES:
-            if case is CPU_CASES[0]:
-                for row in measure_short(case, options.seconds):
-                    _keep(row, facts, gflops, options.output)
-            if case.seq_len <= options.max_length:
-                presets = ("default", "paper", "mlsys") if case.seq_len <= 16384 else ("default",)
-                for row in measure_case(case, presets, options.seconds):
-                    _keep(row, facts, gflops, options.output)
+        (_cpu if options.device == "cpu" else _cuda)(options, output)
     except SampleAttentionError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2
     return 0
+
+
+def _cpu(options: argparse.Namespace, output: Path) -> None:
+    torch.set_num_threads(options.threads)
+    gflops = machine_gflops()
+    facts = {**Provenance.collect(seed=0).as_row(), "matmul_gflops": round(gflops, 1)}
+    for row in measure_short(CPU_CASES[0], options.seconds):
+        _keep(row, facts, gflops, output)
+    for case in CPU_CASES:
+        if case.seq_len <= options.max_length:
+            presets = ("default", "paper", "mlsys") if case.seq_len <= 16384 else ("default",)
+            for row in measure_case(case, presets, options.seconds):
+                _keep(row, facts, gflops, output)
+
+
+def _cuda(options: argparse.Namespace, output: Path) -> None:
+    if not torch.cuda.is_available():
+        raise InvalidInput("torch sees no NVIDIA GPU; accepted here: --device cpu")
+    facts = Provenance.collect("cuda", seed=0).as_row()
+    lengths = tuple(x for x in GPU_LENGTHS if x <= options.max_length)
+    for row in measure_gpu(lengths, kept=0.09):
+        append_record(output, {**row, **facts})
+        sys.stderr.write(
+            f"{row['seq_len']} density {row['density']:.3f} attend {row['ms_attend']:.2f} ms "
+            f"{row['attend_tflops']:.0f} TFLOP/s, dense {row['ms_dense']}\n"
+        )
 
 
 def _keep(row: Row, facts: Mapping[str, object], gflops: float, output: Path) -> None:
@@ -48,12 +69,11 @@ def _keep(row: Row, facts: Mapping[str, object], gflops: float, output: Path) ->
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m sample_attention.bench", description=__doc__)
-    parser.add_argument(
-        "--output", type=Path, default=Path("benchmarks/records/cpu_attention.jsonl")
-    )
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--seconds", type=float, default=5.0, help="at least this long per row")
-    parser.add_argument("--max-length", type=int, default=32768)
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--output", type=Path, help=f"default: {RECORDS}/DEVICE_attention.jsonl")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of a CPU")
+    parser.add_argument("--seconds", type=float, default=5.0, help="at least this long per CPU row")
+    parser.add_argument("--max-length", type=int, default=131072)
     return parser.parse_args()
 
 
