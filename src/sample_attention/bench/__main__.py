@@ -40,8 +40,7 @@ def _cpu(options: argparse.Namespace, output: Path) -> None:
         _keep(row, facts, gflops, output)
     for case in CPU_CASES:
         if case.seq_len <= options.max_length:
-            presets = ("default", "paper", "mlsys") if case.seq_len <= 16384 else ("default",)
-            for row in measure_case(case, presets, options.seconds):
+            for row in measure_case(case, options.seconds):
                 _keep(row, facts, gflops, output)
 
 

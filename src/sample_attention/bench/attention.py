@@ -28,15 +28,15 @@ class RedGate(SampleAttentionError):
     """The backend is wrong on the inputs to be measured: no speed is reported."""
 
 
-def measure_case(case: Case, presets: tuple[str, ...], seconds: float) -> Iterator[Row]:
-    """One row per layer and preset of a case; correctness first.
+def measure_case(case: Case, seconds: float) -> Iterator[Row]:
+    """One row per layer and setting of a case; correctness first.
 
     Raises:
         RedGate: the backend misses the oracle's budget on these inputs.
     """
     for layer, (q, k, v) in captured(case).items():
-        for preset in presets:
-            config = SampleAttentionConfig.preset(preset)
+        for preset, coverage in case.settings:
+            config = SampleAttentionConfig.preset(preset, coverage=coverage)
             check_gate(q, k, v, config)
             name = f"captured:{case.model}/{TEXT}/{layer}"
             yield {"input": name, **measure_attention((q, k, v), preset, config, seconds)}
@@ -70,7 +70,7 @@ def measure_attention(
     if sparse:
         runs["select"] = lambda: select(q, k, config)
         runs["attend"] = lambda: attend(q, k, v, plan).out
-    times = time_in_turns(runs, seconds=seconds, repeats=3)
+    times = time_in_turns(runs, seconds=seconds, repeats=3 if q.shape[2] < 32768 else 2)
     return {
         "seq_len": q.shape[2], "heads": q.shape[1], "kv_heads": k.shape[1],
         "head_dim": q.shape[3], "dtype": str(q.dtype).removeprefix("torch."),

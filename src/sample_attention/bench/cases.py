@@ -28,17 +28,22 @@ class Case:
         model: a key of the pinned weights.
         seq_len: tokens of the prompt.
         layers: which layers' inputs are measured.
+        settings: presets, each with its coverage.
     """
 
     model: str
     seq_len: int
     layers: tuple[int, ...]
+    settings: tuple[tuple[str, float], ...]
 
+
+_PRESETS = (("default", 0.95), ("default", 0.93), ("paper", 0.95), ("mlsys", 0.95))
+_DEFAULTS = (("default", 0.95), ("default", 0.93))
 
 CPU_CASES = (
-    Case("smollm2-135m", 8192, (4, 12, 20, 27)),
-    Case("qwen2.5-coder-0.5b", 16384, (3, 9, 15)),
-    Case("qwen2.5-coder-0.5b", 32768, (3, 9, 15)),
+    Case("smollm2-135m", 8192, (4, 12, 20, 27), _PRESETS),
+    Case("qwen2.5-coder-0.5b", 16384, (3, 9, 15), _DEFAULTS),
+    Case("qwen2.5-coder-0.5b", 32768, (3, 9, 15), _DEFAULTS),
 )
 """What `make bench-cpu` measures beside the short prompts."""
 

@@ -9,9 +9,23 @@ import torch
 from torch import Tensor
 
 
+class ScoreBuffer:
+    """Memory for scores that is written again and again, so that it stays in the caches."""
+
+    def __init__(self, like: Tensor) -> None:
+        """Buffers of the dtype and device of `like`; nothing is allocated yet."""
+        self._flat = like.new_empty(0)
+
+    def take(self, rows: int, columns: int) -> Tensor:
+        """`[rows, columns]`, unwritten; what was taken before is gone."""
+        if self._flat.numel() < rows * columns:
+            self._flat = self._flat.new_empty(rows * columns)
+        return self._flat[: rows * columns].view(rows, columns)
+
+
 @dataclass(frozen=True)
 class GroupRows:
-    """The query heads of one sequence that share a key head, in the precision of the selection.
+    """Query heads of one sequence that share a key head, in the precision of the selection.
 
     Attributes:
         q: `[G, Sq, D]`, fp32 or fp64.
@@ -19,6 +33,7 @@ class GroupRows:
         heads: the query heads' numbers.
         offset: position of the first query.
         scale: multiplies q.k.
+        buffer: holds the result of the last call: each call overwrites the one before.
     """
 
     q: Tensor
@@ -26,6 +41,7 @@ class GroupRows:
     heads: range
     offset: int
     scale: float
+    buffer: ScoreBuffer
 
     def softmax(self, positions: Tensor) -> Tensor:
         """Causal softmax of the rows at `positions` (on the host): `[G, R, last + 1]`."""
@@ -53,12 +69,15 @@ class GroupRows:
         return torch.logsumexp(self._scores(self.q[:, positions - self.offset], positions), -1)
 
     def _softmax(self, q: Tensor, positions: Tensor) -> Tensor:
-        return torch.softmax(self._scores(q, positions), dim=-1)
+        scores = self._scores(q, positions)
+        return torch.softmax(scores, dim=-1, out=scores)
 
     def _scores(self, q: Tensor, positions: Tensor) -> Tensor:
         """Scores of q `[G, R, D]`, of which row r sees keys 0..positions[r]."""
         keys = self.k[: int(positions.max()) + 1]
-        scores = ((q * self.scale).flatten(0, 1) @ keys.T).view(*q.shape[:2], -1)
+        flat = (q * self.scale).flatten(0, 1)
+        scores = torch.mm(flat, keys.T, out=self.buffer.take(len(flat), len(keys)))
+        scores = scores.view(*q.shape[:2], -1)
         first = int(positions.min()) + 1  # every row sees the keys left of this
         hidden = staircase(positions + 1 - first, len(keys) - first, q.device)
         scores[..., first:].masked_fill_(hidden, -torch.inf)

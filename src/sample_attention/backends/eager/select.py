@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -9,8 +11,8 @@ from ...config import SampleAttentionConfig
 from ...plan import Probe, StripePlan
 from ...problem import Problem
 from ...selection.lists import SegmentLists
-from .mass import GroupRows
-from .segments import select_segments
+from .mass import GroupRows, ScoreBuffer
+from .segments import SCORES_AT_ONCE, select_segments
 from .whole import select_blocks, select_whole
 
 
@@ -25,18 +27,28 @@ def select(
         held_out = lists.probe_rows()
         lse = q.new_zeros(*lists.dense.shape, held_out.shape[-1], dtype=exact)
         probe = Probe(held_out, lse)
+    buffer = ScoreBuffer(q.new_empty(0, dtype=exact))
     for n, (b, q0, q_len, k0, kv_len) in enumerate(problem.sequences.rows()):
-        for kv_head in range(problem.num_kv_heads):
-            heads = range(kv_head * problem.group_size, (kv_head + 1) * problem.group_size)
+        for heads in _head_groups(problem, config, kv_len):
             queries = q[b, heads.start : heads.stop, q0 : q0 + q_len].to(exact)
-            keys = k[b, kv_head, k0 : k0 + kv_len].to(exact)
-            rows = GroupRows(queries, keys, heads, kv_len - q_len, scale)
+            keys = k[b, heads.start // problem.group_size, k0 : k0 + kv_len].to(exact)
+            rows = GroupRows(queries, keys, heads, kv_len - q_len, scale, buffer)
             _select_group(rows, n, lists)
             if probe is not None:
                 _fill_probe(rows, probe.rows[n], probe.lse[n, heads.start : heads.stop])
     if probe is None:
         return lists.plan()
     return lists.plan(Probe(probe.rows.to(problem.device), probe.lse))
+
+
+def _head_groups(problem: Problem, config: SampleAttentionConfig, kv_len: int) -> Iterator[range]:
+    """Heads that share keys, as many at a time as keep the scores of a segment in the caches."""
+    sampled = max(1, (config.segment or 1) // config.row_stride)
+    at_once = max(1, SCORES_AT_ONCE // (sampled * kv_len))
+    for kv_head in range(problem.num_kv_heads):
+        first, stop = kv_head * problem.group_size, (kv_head + 1) * problem.group_size
+        for h in range(first, stop, at_once):
+            yield range(h, min(h + at_once, stop))
 
 
 def _select_group(rows: GroupRows, n: int, lists: SegmentLists) -> None:
