@@ -71,7 +71,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--output", type=Path, help=f"default: {RECORDS}/DEVICE_attention.jsonl")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of a CPU")
-    parser.add_argument("--seconds", type=float, default=5.0, help="at least this long per CPU row")
+    parser.add_argument("--seconds", type=float, default=2.0, help="at least this long per CPU row")
     parser.add_argument("--max-length", type=int, default=131072)
     return parser.parse_args()
 

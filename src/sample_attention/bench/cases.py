@@ -43,7 +43,7 @@ _DEFAULTS = (("default", 0.95), ("default", 0.93))
 CPU_CASES = (
     Case("smollm2-135m", 8192, (4, 12, 20, 27), _PRESETS),
     Case("qwen2.5-coder-0.5b", 16384, (3, 9, 15), _DEFAULTS),
-    Case("qwen2.5-coder-0.5b", 32768, (3, 9, 15), _DEFAULTS),
+    Case("qwen2.5-coder-0.5b", 32768, (3, 9, 15), _DEFAULTS[1:]),
 )
 """What `make bench-cpu` measures beside the short prompts."""
 

@@ -13,7 +13,7 @@ from ...problem import Problem
 from ...selection.lists import SegmentLists
 from .mass import GroupRows, ScoreBuffer
 from .segments import SCORES_AT_ONCE, select_segments
-from .whole import select_blocks, select_whole
+from .whole import CHUNK_ROWS, select_blocks, select_whole
 
 
 def select(
@@ -43,7 +43,7 @@ def select(
 
 def _head_groups(problem: Problem, config: SampleAttentionConfig, kv_len: int) -> Iterator[range]:
     """Heads that share keys, as many at a time as keep the scores of a segment in the caches."""
-    sampled = max(1, (config.segment or 1) // config.row_stride)
+    sampled = CHUNK_ROWS if config.segment is None else max(1, config.segment // config.row_stride)
     at_once = max(1, SCORES_AT_ONCE // (sampled * kv_len))
     for kv_head in range(problem.num_kv_heads):
         first, stop = kv_head * problem.group_size, (kv_head + 1) * problem.group_size
@@ -52,7 +52,8 @@ def _head_groups(problem: Problem, config: SampleAttentionConfig, kv_len: int) -
 
 
 def _select_group(rows: GroupRows, n: int, lists: SegmentLists) -> None:
-    if lists.config.dense:
+    # A sample can miss a NaN or an infinity; dense attention misses none.
+    if lists.config.dense or not bool((rows.q.sum() + rows.k.sum()).isfinite()):
         lists.dense[n, rows.heads.start : rows.heads.stop] = True
     elif lists.config.chunk_tails is not None:
         select_blocks(rows, n, lists)

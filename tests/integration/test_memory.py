@@ -1,0 +1,28 @@
+"""Extra memory is linear in the prompt: a fresh process may not hold rows times keys."""
+
+import subprocess
+import sys
+
+SCRIPT = """
+import resource, sys, torch
+from sample_attention import attend, select
+from sample_attention.testing import make_qkv
+
+q, k, v = make_qkv(int(sys.argv[1]), num_heads=2, head_dim=16)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+attend(q, k, v, select(q, k))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+def extra_kib(length):
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(length)], capture_output=True, text=True, check=True
+    )
+    return int(done.stdout)
+
+
+def test_extra_memory_is_linear():
+    length = 16384
+    scores_of_one_head = length * length * 4 / 1024
+    assert extra_kib(length) < scores_of_one_head / 4
