@@ -10,6 +10,7 @@ from sample_attention.backends.eager.parallel import run_all
 from sample_attention.testing import make_qkv
 
 CPU = torch.device("cpu")
+pytestmark = pytest.mark.usefixtures("two_threads")
 
 
 @pytest.fixture
@@ -20,7 +21,7 @@ def two_threads():
     torch.set_num_threads(before)
 
 
-def test_results_do_not_depend_on_the_number_of_threads(two_threads):
+def test_results_do_not_depend_on_the_number_of_threads():
     q, k, v = make_qkv(1500, num_heads=4, num_kv_heads=2)
     plan = select(q, k, SampleAttentionConfig(dense_prefix=256, coverage=0.7))
     many = attend(q, k, v, plan)
@@ -30,7 +31,7 @@ def test_results_do_not_depend_on_the_number_of_threads(two_threads):
     assert torch.equal(many.lse, one.lse)
 
 
-def test_workers_run_torch_on_one_thread_and_nobody_else_does(two_threads):
+def test_workers_run_torch_on_one_thread_and_nobody_else_does():
     seen = []
     run_all([lambda: seen.append(torch.get_num_threads())] * 4, CPU)
     assert seen == [1] * 4
@@ -41,7 +42,7 @@ def test_workers_run_torch_on_one_thread_and_nobody_else_does(two_threads):
     assert seen[-1] == 2
 
 
-def test_workers_take_over_the_callers_modes(two_threads):
+def test_workers_take_over_the_callers_modes():
     seen = []
 
     def look():
@@ -55,7 +56,7 @@ def test_workers_take_over_the_callers_modes(two_threads):
     assert seen == [(True, False), (False, False), (False, True)]
 
 
-def test_the_first_error_of_a_task_is_raised(two_threads):
+def test_the_first_error_of_a_task_is_raised():
     def fail():
         raise RuntimeError("broken task")
 
