@@ -7,8 +7,6 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from sample_attention import SampleAttentionConfig
-
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
 RECORDS = ROOT / "benchmarks" / "records" / "cpu_attention.jsonl"
@@ -38,12 +36,12 @@ def read_records(path: Path = RECORDS) -> list[Row]:
 
 
 def by_length(rows: list[Row]) -> list[Row]:
-    """Means over the measured layers of a model, for the default preset at its own coverage."""
-    coverage = SampleAttentionConfig().coverage
-    groups: dict[tuple[str, str, int], list[Row]] = {}
+    """Means over a model's measured layers: the default preset at each length and coverage."""
+    groups: dict[tuple[str, str, int, float], list[Row]] = {}
     for row in rows:
-        if row["preset"] == "default" and row["coverage"] == coverage:
-            groups.setdefault((row["model"], row["text"], row["seq_len"]), []).append(row)
+        if row["preset"] == "default":
+            case = row["model"], row["text"], row["seq_len"], row["coverage"]
+            groups.setdefault(case, []).append(row)
     means: list[Row] = []
     for group in groups.values():
         mean = {
@@ -86,6 +84,7 @@ SHORT: Columns = {
     "model": lambda r: r["model"],
     "tokens": lambda r: f"{r['seq_len']:,}",
     "layers": lambda r: str(r["layers"]),
+    "coverage": lambda r: f"{r['coverage']:.2f}",
     "density": lambda r: f"{r['density']:.3f}",
     "retained mass": lambda r: f"{r['retained_mass_mean']:.3f}",
     "dense (ms)": _milliseconds("s_dense"),
@@ -96,7 +95,7 @@ FULL: Columns = {
     "preset": lambda r: r["preset"],
     "model": SHORT["model"],
     "layer": lambda r: str(r["layer"]),
-    **{name: SHORT[name] for name in ("tokens", "density", "retained mass")},
+    **{name: SHORT[name] for name in ("tokens", "coverage", "density", "retained mass")},
     "select (ms)": _milliseconds("s_select"),
     "attend (ms)": _milliseconds("s_attend"),
     "total (ms)": _milliseconds("s_total"),

@@ -24,8 +24,7 @@ from PIL import Image
 from torch import Tensor
 
 from sample_attention import SampleAttentionConfig, Sequences, StripePlan, reference, select
-from sample_attention.backends.eager.mass import column_mass
-from sample_attention.backends.eager.segments import HeadRows
+from sample_attention.backends.eager.mass import GroupRows, ScoreBuffer, column_mass
 from sample_attention.selection.classes import rank_classes
 from sample_attention.selection.rows import held_out_rows, strided_rows
 
@@ -162,13 +161,13 @@ def draw_segment() -> None:
     g = 26
     lo, hi, edge = g * 128, (g + 1) * 128, g * 128 - config.window + 1
     kept = plan.columns(0, 0, g).long()
-    head = HeadRows(q, k, 0, q.shape[1] ** -0.5)
+    head = GroupRows(q[None], k, range(1), 0, q.shape[1] ** -0.5, ScoreBuffer(q))
 
     def mass_of(rows: Tensor) -> Tensor:
-        return column_mass(head.softmax(rows), torch.full((len(rows),), edge), 1, edge)[0]
+        return column_mass(head.softmax(rows), torch.full((len(rows),), edge), 1, edge)[0, 0]
 
     pooled, firsts = head.pooled_softmax(lo, hi, config.pool or 1)
-    rank = column_mass(pooled, torch.full((len(firsts),), edge), 1, edge)[0]
+    rank = column_mass(pooled, torch.full((len(firsts),), edge), 1, edge)[0, 0]
     exact = mass_of(strided_rows(lo, hi, config.row_stride))
     held = mass_of(held_out_rows(lo, hi, config))
     figure, (top, bottom) = plt.subplots(2, 1, figsize=(8, 7.6), layout="constrained")
