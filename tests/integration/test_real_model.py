@@ -6,8 +6,9 @@ import torch
 from sample_attention import SampleAttentionConfig
 from sample_attention.integrations.transformers import sample_attention_prefill
 from sample_attention.models import WeightsError, fetch_weights, load_model, needle_prompt
+from sample_attention.policy import CROSSOVERS
 
-TOKENS = 5000
+TOKENS = CROSSOVERS["cpu"].min_kv_len + 200
 
 
 @pytest.fixture(scope="module")
