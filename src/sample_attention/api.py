@@ -121,7 +121,7 @@ def select(
     """
     settings = as_config(config)
     problem = Problem.of(q, k, k, sequences)
-    chosen = choose(backend, problem, "select")
+    chosen = choose(backend, problem, settings)
     q, k = as_batched(q, problem), as_batched(k, problem)
     return chosen.select(q, k, problem, settings, problem.scale(scale))
 
@@ -205,7 +205,7 @@ def measured_attention(
     if problem.sequences.packed:
         q, k, v = (as_batched(x, problem) for x in (q, k, v))
     decision = decide(problem, settings)
-    selector, chosen = choose(backend, problem, "select"), choose(backend, problem, "attend")
+    selector, chosen = choose(backend, problem, settings), choose(backend, problem)
     if not decision.sparse:
         return Measured(_unbatched(dense(q, k, v, problem, factor), problem), decision)
     _refuse_gradient(q, k, v)
@@ -233,7 +233,7 @@ def explain(
     return Explanation(
         problem=str(problem),
         decision=decide(problem, as_config(config)),
-        backend=" then ".join(_names(backend, problem)),
+        backend=" then ".join(_names(backend, problem, as_config(config))),
         dense_provider=provider(problem),
         verdicts=verdicts(problem),
     )
@@ -257,9 +257,9 @@ def _redo_dense(
             out[b, h, rows], lse[b, h, rows] = again[0, 0], again_lse[0, 0]
 
 
-def _names(backend: str, problem: Problem) -> list[str]:
+def _names(backend: str, problem: Problem, config: SampleAttentionConfig) -> list[str]:
     """Who would select and who would attend: one name where they are the same."""
-    chosen = choose(backend, problem, "select").name, choose(backend, problem, "attend").name
+    chosen = choose(backend, problem, config).name, choose(backend, problem).name
     return list(dict.fromkeys(chosen))
 
 

@@ -27,7 +27,7 @@ WINDOW_ALIGNMENT = 128
 CLASSES_PER_OCTAVE = 8
 """Within a segment ranks are compared by class: the exponent and three mantissa bits of fp32."""
 
-LOWEST_OCTAVE = -40
+LOWEST_OCTAVE = -31
 """Ranks below `2 ** LOWEST_OCTAVE` share the lowest class."""
 
 LARGEST = 2**30

@@ -6,7 +6,8 @@ import importlib
 from typing import cast
 
 from .backends import NAMES
-from .backends.base import Backend, Operation
+from .backends.base import Backend
+from .config import SampleAttentionConfig
 from .errors import InvalidConfig, UnsupportedProblem
 from .problem import Problem
 
@@ -25,13 +26,13 @@ def backend_of(name: str) -> Backend:
     return cast("Backend", module.backend)
 
 
-def verdicts(problem: Problem, operation: Operation = "attend") -> dict[str, str]:
+def verdicts(problem: Problem, config: SampleAttentionConfig | None = None) -> dict[str, str]:
     """For every backend `accepted` or the reason of its refusal, by preference."""
-    return {name: backend_of(name).refusal(problem, operation) or ACCEPTED for name in NAMES}
+    return {name: backend_of(name).refusal(problem, config) or ACCEPTED for name in NAMES}
 
 
-def choose(name: str, problem: Problem, operation: Operation = "attend") -> Backend:
-    """The backend for an operation: `auto` takes the first that accepts, a name only itself.
+def choose(name: str, problem: Problem, config: SampleAttentionConfig | None = None) -> Backend:
+    """Who selects by `config`, or attends without one: a name, or `auto` for the first to accept.
 
     Raises:
         UnsupportedProblem: none, or not the one named, accepts; lists every reason.
@@ -39,11 +40,11 @@ def choose(name: str, problem: Problem, operation: Operation = "attend") -> Back
     """
     if name != "auto":
         backend = backend_of(name)
-        reason = backend.refusal(problem, operation)
+        reason = backend.refusal(problem, config)
         if reason is not None:
-            raise UnsupportedProblem(str(problem), {**verdicts(problem, operation), name: reason})
+            raise UnsupportedProblem(str(problem), {**verdicts(problem, config), name: reason})
         return backend
-    answers = verdicts(problem, operation)
+    answers = verdicts(problem, config)
     for candidate, answer in answers.items():
         if answer == ACCEPTED:
             return backend_of(candidate)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Protocol
+from typing import Protocol
 
 from torch import Tensor
 
@@ -10,16 +10,16 @@ from ..config import SampleAttentionConfig
 from ..plan import StripePlan
 from ..problem import Problem
 
-Operation = Literal["select", "attend"]
-
 
 class Backend(Protocol):
     """Two operations over the `[B, H, S, D]` views of a problem's tensors."""
 
     name: str
 
-    def refusal(self, problem: Problem, operation: Operation = "attend") -> str | None:
-        """Why the backend cannot do the operation on the problem; None when it can."""
+    def refusal(
+        self, problem: Problem, config: SampleAttentionConfig | None = None
+    ) -> str | None:
+        """Why the backend cannot select by `config`, or attend without one; None when it can."""
         ...
 
     def select(

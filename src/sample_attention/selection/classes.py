@@ -12,10 +12,15 @@ from torch import Tensor
 from ..config import CLASSES_PER_OCTAVE, LOWEST_OCTAVE
 
 NUM_CLASSES = -LOWEST_OCTAVE * CLASSES_PER_OCTAVE + 1
-_MANTISSA_SHIFT = 23 - 3
-_LOWEST = (127 + LOWEST_OCTAVE) * CLASSES_PER_OCTAVE
+"""A class fits in a byte."""
+
+MANTISSA_SHIFT = 23 - 3
+"""What is shifted out of an fp32 rank: all but its exponent and three mantissa bits."""
+
+LOWEST_BITS = (127 + LOWEST_OCTAVE) * CLASSES_PER_OCTAVE
+"""What is left of `2 ** LOWEST_OCTAVE` after the shift: class 0."""
 
 
 def rank_classes(rank: Tensor) -> Tensor:
     """Class of each rank in [0, 1], 0 the lowest: int32, shape of `rank` (fp32)."""
-    return (rank.view(torch.int32) >> _MANTISSA_SHIFT).sub_(_LOWEST).clamp_(0, NUM_CLASSES - 1)
+    return (rank.view(torch.int32) >> MANTISSA_SHIFT).sub_(LOWEST_BITS).clamp_(0, NUM_CLASSES - 1)

@@ -7,7 +7,6 @@ from torch import Tensor
 from ...config import SampleAttentionConfig
 from ...plan import StripePlan
 from ...problem import Problem
-from ..base import Operation
 from .attend import attend
 from .select import select
 
@@ -17,9 +16,11 @@ class EagerBackend:
 
     name = "eager"
 
-    def refusal(self, problem: Problem, operation: Operation = "attend") -> str | None:
+    def refusal(
+        self, problem: Problem, config: SampleAttentionConfig | None = None
+    ) -> str | None:
         """Any device, head dim and dtype that torch multiplies, if there is data."""
-        del operation
+        del config
         return "tensors on the meta device hold no data" if problem.device.type == "meta" else None
 
     def select(

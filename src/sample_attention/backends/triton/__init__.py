@@ -4,32 +4,34 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from typing import NoReturn
-
 import torch
 from torch import Tensor
 
 from ...config import SampleAttentionConfig
-from ...errors import UnsupportedProblem
 from ...plan import StripePlan
 from ...problem import Problem
-from ..base import Operation
 
 MAX_HEAD_DIM = 256
 MIN_CAPABILITY = (8, 0)
 
 
+BLOCK_SIZES = (16, 32, 64, 128)
+"""Accepted `key_block` of a preset that selects blocks."""
+
+
 class TritonBackend:
-    """Attends in one launch; selection is not on the device yet."""
+    """Selects and attends on the device; the host never waits."""
 
     name = "triton"
 
-    def refusal(self, problem: Problem, operation: Operation = "attend") -> str | None:
-        """Why the backend cannot do the operation on the problem; None when it can."""
+    def refusal(
+        self, problem: Problem, config: SampleAttentionConfig | None = None
+    ) -> str | None:
+        """Why the backend cannot select by `config`, or attend without one; None when it can."""
         if importlib.util.find_spec("triton") is None:
             return "triton is not installed"
-        if operation == "select":
-            return "attends only; selection runs on the eager backend"
+        if config is not None and config.chunk_tails and config.key_block not in BLOCK_SIZES:
+            return f"key_block {config.key_block}; accepted: {', '.join(map(str, BLOCK_SIZES))}"
         if problem.head_dim > MAX_HEAD_DIM:
             return f"head dim {problem.head_dim}; accepted: up to {MAX_HEAD_DIM}"
         interpreted = os.environ.get("TRITON_INTERPRET") == "1" and problem.device.type == "cpu"
@@ -40,10 +42,11 @@ class TritonBackend:
 
     def select(
         self, q: Tensor, k: Tensor, problem: Problem, config: SampleAttentionConfig, scale: float
-    ) -> NoReturn:
-        """Refused: see `refusal`."""
-        del q, k, config, scale
-        raise UnsupportedProblem(str(problem), {self.name: str(self.refusal(problem, "select"))})
+    ) -> StripePlan:
+        """See `Backend.select`."""
+        from .select import select
+
+        return select(q, k, problem, config, scale)
 
     def attend(
         self, q: Tensor, k: Tensor, v: Tensor, problem: Problem, plan: StripePlan, scale: float

@@ -1,0 +1,47 @@
+"""v3 on the device: probability per block of keys and per block of distances, for tails of chunks."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from .mass_kernel import load_keys
+
+
+@triton.jit
+def block_mass_kernel(
+    Q, K, At, Position, Lse, Nearest, Table, Column, Slash, q_strides, k_strides, scale,
+    NUM_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SLOTS: tl.constexpr,
+):  # fmt: skip
+    """Sums over one block of keys: all of it, and by which block of distances a pair lies in.
+
+    A block of keys and BLOCK_M neighbouring rows span SLOTS blocks of distances. The first of them
+    is `Nearest - j` for block j, so that the sums of slashes need no atomics.
+    """
+    j, n = tl.program_id(0), tl.program_id(2)
+    c, h = tl.program_id(1) // NUM_HEADS, tl.program_id(1) % NUM_HEADS
+    chunks = tl.num_programs(1) // NUM_HEADS
+    row = c * BLOCK_M + tl.arange(0, BLOCK_M)
+    at = tl.load(At + n * chunks * BLOCK_M + row)
+    position = tl.load(Position + n * chunks * BLOCK_M + row)
+    lse = tl.load(Lse + (n * NUM_HEADS + h).to(tl.int64) * chunks * BLOCK_M + row)
+    b = tl.load(Table + n * 5).to(tl.int64)
+    kv_start, kv_len = tl.load(Table + n * 5 + 3), tl.load(Table + n * 5 + 4)
+    d = tl.arange(0, BLOCK_D)
+    q_ptr = Q + b * q_strides[0] + h * q_strides[1]
+    q_ptr += at.to(tl.int64)[:, None] * q_strides[2] + d[None, :]
+    q = tl.load(q_ptr, mask=(at >= 0)[:, None] & (d < HEAD_DIM)[None, :], other=0.0)
+    keys = j * BLOCK_N + tl.arange(0, BLOCK_N)
+    k_stride = k_strides[2]
+    k_base = K + b * k_strides[0] + h // GROUP * k_strides[1] + kv_start.to(tl.int64) * k_stride
+    k = load_keys(k_base, keys, keys < kv_len, k_stride, HEAD_DIM, BLOCK_D, True)
+    p = tl.exp2(tl.dot(q, tl.trans(k)) * scale - lse[:, None])
+    distance = position[:, None] - keys[None, :]
+    p = tl.where(distance >= 0, p, 0.0)
+    out = ((n * NUM_HEADS + h).to(tl.int64) * chunks + c) * tl.num_programs(0) + j
+    tl.store(Column + out, tl.sum(tl.sum(p, 1), 0))
+    slot = distance // BLOCK_N - (tl.load(Nearest + n * chunks + c) - j)
+    for i in tl.static_range(SLOTS):
+        hit = tl.where((slot == i) & (distance >= 0), p, 0.0)
+        tl.store(Slash + out * SLOTS + i, tl.sum(tl.sum(hit, 1), 0))

@@ -1,0 +1,128 @@
+"""Launches stage 1: normalisers of scored rows, then the mean probability of every key column."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton  # pyright: ignore[reportMissingTypeStubs]
+from torch import Tensor
+
+from ...problem import Problem
+from ...selection.classes import LOWEST_BITS, NUM_CLASSES
+from .filtering import Lists
+from .mass_kernel import column_mass_kernel, finite_kernel, mean_query_kernel, row_lse_kernel
+from .rows import TILE_ROWS, ScoredRows
+
+LOG2E = math.log2(math.e)
+
+BLOCK_KEYS = 128
+"""Keys in one tile of both passes."""
+
+FINITE_TOKENS = 128
+"""Tokens that one program of `finite_heads` looks at."""
+
+
+@dataclass(frozen=True)
+class Keys:
+    """What the rows are scored against.
+
+    Attributes:
+        k: `[B, Hkv, Skv, D]`.
+        problem: describes the tensors.
+        scale: multiplies q.k.
+    """
+
+    k: Tensor
+    problem: Problem
+    scale: float
+
+    def constants(self) -> dict[str, int]:
+        """Compile-time facts that both passes need."""
+        dim = self.problem.head_dim
+        return {
+            "NUM_HEADS": self.problem.num_heads, "GROUP": self.problem.group_size,
+            "HEAD_DIM": dim, "BLOCK_D": triton.next_power_of_2(dim), "BLOCK_M": TILE_ROWS,
+            "BLOCK_N": BLOCK_KEYS,
+        }  # fmt: skip
+
+
+def mean_of_rows(q: Tensor, low: Tensor, high: Tensor, problem: Problem) -> Tensor:
+    """Means of q's rows at the positions [low, high), int32 `[N, G, R]`: `[N, H, G * R, D]`."""
+    sequences, pools, dim = len(low), low[0].numel(), problem.head_dim
+    means = q.new_empty(sequences, problem.num_heads, pools, dim)
+    launch: Any = mean_query_kernel[(pools, problem.num_heads, sequences)]
+    launch(
+        q, low, high, problem.sequences.table, means, q.stride()[:3], pools,
+        HEAD_DIM=dim, BLOCK_D=triton.next_power_of_2(dim), BLOCK_M=32, num_warps=2,
+    )  # fmt: skip
+    return means
+
+
+def finite_heads(x: Tensor, problem: Problem, *, queries: bool) -> Tensor:
+    """Whether each head's tokens, of q or else of k, hold finite numbers only: bool `[N, heads]`."""
+    s = problem.sequences
+    tiles = triton.cdiv(s.max_q_len if queries else s.max_kv_len, FINITE_TOKENS)
+    shape = len(s.table), x.shape[1], tiles
+    flags = torch.empty(shape, dtype=torch.bool, device=x.device)
+    launch: Any = finite_kernel[(tiles, shape[1], shape[0])]
+    launch(
+        x, s.table, flags.view(torch.int8), x.stride()[:3], HEAD_DIM=problem.head_dim,
+        BLOCK_D=triton.next_power_of_2(problem.head_dim), FIRST=1 if queries else 3,
+        TOKENS=FINITE_TOKENS, num_warps=4,
+    )  # fmt: skip
+    return flags.all(-1)
+
+
+def row_lse(rows: ScoredRows, keys: Keys) -> Tensor:
+    """Log2-sum-exp2 of every row over the keys it sees: fp32 `[N, H, G * R]`.
+
+    NaN where it is not finite; infinity where there is no row, so that it gives no key any mass.
+    """
+    problem, num_rows = keys.problem, rows.at[0].numel()
+    shape = len(rows.at), problem.num_heads, num_rows
+    lse = torch.empty(shape, dtype=torch.float32, device=rows.at.device)
+    launch: Any = row_lse_kernel[(triton.cdiv(num_rows, TILE_ROWS), shape[1], shape[0])]
+    launch(
+        rows.q, keys.k, rows.at, rows.position, problem.sequences.table, lse,
+        rows.q.stride()[:3], keys.k.stride()[:3], num_rows, keys.scale * LOG2E,
+        **keys.constants(), BY_SEQUENCE=rows.by_sequence, num_warps=8, num_stages=3,
+    )  # fmt: skip
+    return lse
+
+
+def column_mass(
+    rows: ScoredRows, lse: Tensor, edges: Tensor, keys: Keys, lists: Lists, segments: range, *,
+    mass: Tensor, classes: Tensor | None = None,
+) -> None:  # fmt: skip
+    """Mean probability of each key under the rows of each segment, and its rank class.
+
+    Args:
+        rows: what is scored.
+        lse: of `row_lse`.
+        edges: int32 `[N, G, R]`, keys from here on are not counted.
+        keys: what is scored against.
+        lists: up to which key of each segment is written; segments dense already are left out.
+        segments: which of the G segments.
+        mass: where to write the means, `[N, H, len(segments), pitch]` of any float dtype.
+        classes: where to write their classes, uint8 like `mass`.
+    """
+    per_tile = max(1, TILE_ROWS // rows.per_segment)
+    per_segment = max(1, rows.per_segment // TILE_ROWS)
+    tiles = per_segment if per_segment > 1 else triton.cdiv(len(segments), per_tile) + 1
+    problem, pitch = keys.problem, mass.shape[-1]
+    heads = problem.num_heads * (len(segments) if per_segment > 1 else 1)
+    launch: Any = column_mass_kernel[(triton.cdiv(pitch, BLOCK_KEYS), heads, len(rows.at))]
+    launch(
+        rows.q, keys.k, rows.at, edges, lse, lists.limits, rows.share(),
+        lists.dense.view(torch.int8), problem.sequences.table, mass,
+        mass if classes is None else classes,
+        rows.q.stride()[:3], keys.k.stride()[:3],
+        segments.start, segments.stop, rows.at.shape[1], pitch, keys.scale * LOG2E,
+        **keys.constants(), ROWS=rows.per_segment, TILES=triton.next_power_of_2(tiles),
+        LOWEST_BITS=LOWEST_BITS, HIGHEST_CLASS=NUM_CLASSES - 1, WITH_CLASS=classes is not None,
+        BY_SEQUENCE=rows.by_sequence,
+        num_warps=8, num_stages=3,
+    )  # fmt: skip
