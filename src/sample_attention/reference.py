@@ -104,20 +104,15 @@ def _filter(
     rank: Tensor, exact: Tensor, selectable: Tensor, config: SampleAttentionConfig
 ) -> Tensor:
     """Stage 2: columns by class of rank until window and columns hold `coverage` of the mass."""
-    limit = config.dense_above * selectable.sum()
-    classes = _class(rank)
-    everything = torch.ones_like(selectable)
-    for judge in (rank, exact):  # the ranks' own estimate first: it spares the exact rows
-        chosen = selectable & _smallest_classes(
-            classes, judge * selectable, _need(judge, selectable, config)
-        )
-        if chosen.sum() > limit:
-            return everything
+    need = _need(exact, selectable, config)
+    chosen = selectable & _smallest_classes(_class(rank), exact * selectable, need)
+    if chosen.sum() > config.dense_above * selectable.sum():
+        return torch.ones_like(selectable)
     return chosen
 
 
-def _need(judge: Tensor, selectable: Tensor, config: SampleAttentionConfig) -> float:
-    outside = float((judge * selectable).sum())
+def _need(exact: Tensor, selectable: Tensor, config: SampleAttentionConfig) -> float:
+    outside = float((exact * selectable).sum())
     return config.coverage - (1 - outside) if config.residual else config.coverage * outside
 
 

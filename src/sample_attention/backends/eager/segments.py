@@ -53,29 +53,20 @@ def _select_run(rows: GroupRows, n: int, run: list[int], lists: SegmentLists) ->
     if limit == 0:
         return
     heads, segments = slice(rows.heads.start, rows.heads.stop), slice(run[0], run[-1] + 1)
-    ranked = flat = None
+    positions = torch.cat([strided_rows(lo, hi, config.row_stride) for lo, hi in spans])
+    prob = rows.softmax(positions)
+    exact = ranked = column_mass(prob, _edges(positions, window, config), len(run), limit)
     if config.pool is not None:
         prob, firsts = rows.pooled_softmax(spans[0][0], spans[-1][1], config.pool)
         ranked = column_mass(prob, _edges(firsts, window, config), len(run), limit)
-        flat = _too_many(_kept(ranked, ranked, limits, config), limits, config)
-        if bool(flat.all()):
-            lists.dense[n, heads, segments] = True
-            return
-    positions = torch.cat([strided_rows(lo, hi, config.row_stride) for lo, hi in spans])
-    prob = rows.softmax(positions)
-    exact = column_mass(prob, _edges(positions, window, config), len(run), limit)
-    keep = _kept(exact if ranked is None else ranked, exact, limits, config)
-    dense = _too_many(keep, limits, config) | ~exact.sum(-1).isfinite()
-    dense = dense if flat is None else dense | flat
+    keep = _kept(ranked, exact, limits, config)
+    too_many = keep.sum(-1) > config.dense_above * limits
+    dense = too_many | ~exact.sum(-1).isfinite() | ~ranked.sum(-1).isfinite()
     lists.dense[n, heads, segments] = dense.cpu()
     columns = lists_of((keep & ~dense[..., None]).flatten(0, 1))
     for i, h in enumerate(rows.heads):
         for j, g in enumerate(run):
             lists.put(n, h, g, columns[i * len(run) + j])
-
-
-def _too_many(keep: Tensor, limits: Tensor, config: SampleAttentionConfig) -> Tensor:
-    return keep.sum(-1) > config.dense_above * limits
 
 
 def _kept(rank: Tensor, mass: Tensor, limits: Tensor, config: SampleAttentionConfig) -> Tensor:

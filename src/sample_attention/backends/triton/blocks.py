@@ -53,7 +53,7 @@ def _block_mass(q: Tensor, keys: Keys, config: SampleAttentionConfig) -> tuple[T
     launch(
         q, keys.k, rows.at, rows.position, row_lse(rows, keys), nearest, problem.sequences.table,
         columns, slashes, q.stride()[:3], keys.k.stride()[:3], keys.scale * LOG2E,
-        **{**keys.constants(), "BLOCK_N": block}, SLOTS=slots, num_warps=4,
+        **keys.constants(), BLOCK_N=block, SLOTS=slots, num_warps=4,
     )  # fmt: skip
     return columns, _by_distance(slashes, nearest)
 

@@ -13,13 +13,23 @@ from torch import Tensor
 from ...problem import Problem
 from ...selection.classes import LOWEST_BITS, NUM_CLASSES
 from .filtering import Lists
-from .mass_kernel import column_mass_kernel, finite_kernel, mean_query_kernel, row_lse_kernel
+from .mass_kernel import (
+    column_mass_kernel,
+    finite_kernel,
+    mean_query_kernel,
+    row_lse_kernel,
+    segment_mass_kernel,
+)
 from .rows import TILE_ROWS, ScoredRows
 
 LOG2E = math.log2(math.e)
 
-BLOCK_KEYS = 128
-"""Keys in one tile of both passes."""
+LSE_LAUNCH = {"BLOCK_N": 128, "num_warps": 8, "num_stages": 2}
+SEGMENT_LAUNCH = {"BLOCK_N": 128, "num_warps": 8, "num_stages": 3}
+COLUMN_LAUNCH = {"BLOCK_N": 128, "num_warps": 4, "num_stages": 3}
+
+CHUNK_KEYS = 2048
+"""Keys that one program of `segment_mass_kernel` goes through."""
 
 FINITE_TOKENS = 128
 """Tokens that one program of `finite_heads` looks at."""
@@ -45,7 +55,6 @@ class Keys:
         return {
             "NUM_HEADS": self.problem.num_heads, "GROUP": self.problem.group_size,
             "HEAD_DIM": dim, "BLOCK_D": triton.next_power_of_2(dim), "BLOCK_M": TILE_ROWS,
-            "BLOCK_N": BLOCK_KEYS,
         }  # fmt: skip
 
 
@@ -88,41 +97,55 @@ def row_lse(rows: ScoredRows, keys: Keys) -> Tensor:
     launch(
         rows.q, keys.k, rows.at, rows.position, problem.sequences.table, lse,
         rows.q.stride()[:3], keys.k.stride()[:3], num_rows, keys.scale * LOG2E,
-        **keys.constants(), BY_SEQUENCE=rows.by_sequence, num_warps=8, num_stages=3,
+        **keys.constants(), BY_SEQUENCE=rows.by_sequence, **LSE_LAUNCH,
     )  # fmt: skip
     return lse
 
 
 def column_mass(
-    rows: ScoredRows, lse: Tensor, edges: Tensor, keys: Keys, lists: Lists, segments: range, *,
-    mass: Tensor, classes: Tensor | None = None,
+    rows: ScoredRows, lse: Tensor, edges: Tensor, keys: Keys, lists: Lists, segments: range,
+    out: Tensor,
 ) -> None:  # fmt: skip
-    """Mean probability of each key under the rows of each segment, and its rank class.
+    """Mean probability of each key under the rows of each segment, or its rank class.
 
     Args:
         rows: what is scored.
         lse: of `row_lse`.
         edges: int32 `[N, G, R]`, keys from here on are not counted.
         keys: what is scored against.
-        lists: up to which key of each segment is written; segments dense already are left out.
+        lists: up to which key of each segment is written; segments dense already may be left out.
         segments: which of the G segments.
-        mass: where to write the means, `[N, H, len(segments), pitch]` of any float dtype.
-        classes: where to write their classes, uint8 like `mass`.
+        out: where to write, `[N, H, len(segments), pitch]`: means in a float dtype, classes in
+            uint8.
     """
-    per_tile = max(1, TILE_ROWS // rows.per_segment)
-    per_segment = max(1, rows.per_segment // TILE_ROWS)
-    tiles = per_segment if per_segment > 1 else triton.cdiv(len(segments), per_tile) + 1
-    problem, pitch = keys.problem, mass.shape[-1]
-    heads = problem.num_heads * (len(segments) if per_segment > 1 else 1)
-    launch: Any = column_mass_kernel[(triton.cdiv(pitch, BLOCK_KEYS), heads, len(rows.at))]
-    launch(
-        rows.q, keys.k, rows.at, edges, lse, lists.limits, rows.share(),
-        lists.dense.view(torch.int8), problem.sequences.table, mass,
-        mass if classes is None else classes,
-        rows.q.stride()[:3], keys.k.stride()[:3],
+    problem, pitch = keys.problem, out.shape[-1]
+    shared = (
+        problem.sequences.table, out, rows.q.stride()[:3], keys.k.stride()[:3],
         segments.start, segments.stop, rows.at.shape[1], pitch, keys.scale * LOG2E,
-        **keys.constants(), ROWS=rows.per_segment, TILES=triton.next_power_of_2(tiles),
-        LOWEST_BITS=LOWEST_BITS, HIGHEST_CLASS=NUM_CLASSES - 1, WITH_CLASS=classes is not None,
-        BY_SEQUENCE=rows.by_sequence,
-        num_warps=8, num_stages=3,
     )  # fmt: skip
+    constants = {
+        **keys.constants(), "LOWEST_BITS": LOWEST_BITS, "HIGHEST_CLASS": NUM_CLASSES - 1,
+        "CLASSES": out.dtype == torch.uint8, "BY_SEQUENCE": rows.by_sequence,
+    }  # fmt: skip
+    launch: Any
+    if rows.per_segment <= TILE_ROWS:
+        per_tile = TILE_ROWS // rows.per_segment
+        tiles = -(-segments.stop // per_tile) - segments.start // per_tile
+        grid = tiles * triton.cdiv(pitch, CHUNK_KEYS), problem.num_heads, len(rows.at)
+        launch = segment_mass_kernel[grid]
+        launch(
+            rows.q, keys.k, rows.at, edges, lse, lists.limits, rows.share(),
+            lists.dense.view(torch.int8), *shared, **constants, ROWS=rows.per_segment,
+            CHUNK=CHUNK_KEYS, **SEGMENT_LAUNCH,
+        )  # fmt: skip
+    else:
+        tiles = rows.per_segment // TILE_ROWS
+        grid = (
+            triton.cdiv(pitch, COLUMN_LAUNCH["BLOCK_N"]), problem.num_heads * len(segments),
+            len(rows.at),
+        )  # fmt: skip
+        launch = column_mass_kernel[grid]
+        launch(
+            rows.q, keys.k, rows.at, edges, lse, rows.share(), *shared, **constants, TILES=tiles,
+            BLOCK_TILES=triton.next_power_of_2(tiles), **COLUMN_LAUNCH,
+        )  # fmt: skip

@@ -73,6 +73,31 @@ def load_keys(base, keys, mask, stride, HEAD_DIM: tl.constexpr, BLOCK_D: tl.cons
 
 
 @triton.jit
+def keys_of(K, Table, n, h, k_strides, GROUP: tl.constexpr):
+    """Pointer to the first key of sequence n that head h sees."""
+    b = tl.load(Table + n * 5).to(tl.int64)
+    start = tl.load(Table + n * 5 + 3).to(tl.int64)
+    return K + b * k_strides[0] + h // GROUP * k_strides[1] + start * k_strides[2]
+
+
+@triton.jit
+def queries_of(Q, Table, n, h, q_strides, BY_SEQUENCE: tl.constexpr):
+    """Pointer to what the rows of sequence n and head h are counted from."""
+    b = n.to(tl.int64)
+    if not BY_SEQUENCE:
+        b = tl.load(Table + n * 5).to(tl.int64)
+    return Q + b * q_strides[0] + h * q_strides[1]
+
+
+@triton.jit
+def load_rows(Q, at, stride, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
+    """Rows of q `[rows, BLOCK_D]`; zero where there is none."""
+    d = tl.arange(0, BLOCK_D)
+    q_ptr = Q + at.to(tl.int64)[:, None] * stride + d[None, :]
+    return tl.load(q_ptr, mask=(at >= 0)[:, None] & (d < HEAD_DIM)[None, :], other=0.0)
+
+
+@triton.jit
 def row_lse_kernel(
     Q, K, At, Position, Table, Lse, q_strides, k_strides, num_rows, scale,
     NUM_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -86,17 +111,10 @@ def row_lse_kernel(
     at = tl.load(At + listed)
     position = tl.load(Position + listed)
     there = (at >= 0) & (flat < num_rows)
-    b = tl.load(Table + n * 5).to(tl.int64)
-    q_batch = b
-    if BY_SEQUENCE:
-        q_batch = n.to(tl.int64)
-    d = tl.arange(0, BLOCK_D)
-    q_ptr = Q + q_batch * q_strides[0] + h * q_strides[1]
-    q_ptr += at.to(tl.int64)[:, None] * q_strides[2] + d[None, :]
-    q = tl.load(q_ptr, mask=there[:, None] & (d < HEAD_DIM)[None, :], other=0.0)
-    kv_start, kv_len = tl.load(Table + n * 5 + 3), tl.load(Table + n * 5 + 4)
-    k_stride = k_strides[2]
-    k_base = K + b * k_strides[0] + h // GROUP * k_strides[1] + kv_start.to(tl.int64) * k_stride
+    Q = queries_of(Q, Table, n, h, q_strides, BY_SEQUENCE)
+    q = load_rows(Q, tl.where(there, at, -1), q_strides[2], HEAD_DIM, BLOCK_D)
+    k_base, k_stride = keys_of(K, Table, n, h, k_strides, GROUP), k_strides[2]
+    kv_len = tl.load(Table + n * 5 + 4)
 
     m = tl.zeros([BLOCK_M], tl.float32) + FLOOR
     total = tl.zeros([BLOCK_M], tl.float32)
@@ -125,141 +143,126 @@ def row_lse_kernel(
 
 
 @triton.jit
-def tile_mass(
-    k, keys, i, last_segment, Q, At, Edge, Lse, q_stride, scale,
-    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, ROWS: tl.constexpr,
-    SEGMENTS: tl.constexpr, MASKED: tl.constexpr,
+def store_mass(
+    out, mass, write,
+    LOWEST_BITS: tl.constexpr, HIGHEST_CLASS: tl.constexpr, CLASSES: tl.constexpr,
 ):  # fmt: skip
-    """Probability per key `[BLOCK_N, SEGMENTS]`, summed over the rows of each segment of tile i.
-
-    Row c of a tile belongs to its segment `c % SEGMENTS`, so that a thread holds whole sums.
-    MASKED: keys from a row's edge on are not counted.
-    """
-    c = tl.arange(0, BLOCK_M)
-    if SEGMENTS > 1:
-        segment = i * SEGMENTS + c % SEGMENTS
-        row, there = segment * ROWS + c // SEGMENTS, segment < last_segment
+    """Write means, or their classes."""
+    if CLASSES:
+        steps = (mass.to(tl.int32, bitcast=True) >> 20) - LOWEST_BITS
+        rank_class = tl.minimum(tl.maximum(steps, 0), HIGHEST_CLASS)
+        tl.store(out, rank_class.to(tl.uint8), mask=write)
     else:
-        row, there = i * BLOCK_M + c, c < ROWS
-    at = tl.load(At + row, mask=there, other=-1)
-    lse = tl.load(Lse + row, mask=there, other=float("inf"))
-    d = tl.arange(0, BLOCK_D)
-    q_ptr = Q + at.to(tl.int64)[:, None] * q_stride + d[None, :]
-    q = tl.load(q_ptr, mask=(at >= 0)[:, None] & (d < HEAD_DIM)[None, :], other=0.0)
-    p = tl.exp2(tl.dot(k, tl.trans(q)) * scale - lse[None, :])
-    if MASKED:
-        edge = tl.load(Edge + row, mask=there, other=0)
-        p = tl.where(keys[:, None] < edge[None, :], p, 0.0)
-    return tl.sum(tl.reshape(p, [k.shape[0], BLOCK_M // SEGMENTS, SEGMENTS]), 1)
+        tl.store(out, mass.to(out.dtype.element_ty), mask=write)
 
 
 @triton.jit
-def store_mass(
-    mass, keys, segment, first_segment, last_segment, Share, Mass, Class, pitch,
-    LOWEST_BITS: tl.constexpr, HIGHEST_CLASS: tl.constexpr, WITH_CLASS: tl.constexpr,
+def segment_mass_kernel(
+    Q, K, At, Edge, Lse, Limits, Share, Dense, Table, Out, q_strides, k_strides,
+    first_segment, last_segment, num_segments, pitch, scale,
+    NUM_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
+    LOWEST_BITS: tl.constexpr, HIGHEST_CLASS: tl.constexpr, CLASSES: tl.constexpr,
+    BY_SEQUENCE: tl.constexpr,
 ):  # fmt: skip
-    """Write the means of sums `[BLOCK_N, SEGMENTS]`, and their classes: exponent, 3 mantissa bits."""
+    """Mean probability of CHUNK keys under the rows of the segments that share a tile of rows.
+
+    Row c of the tile belongs to segment `c % SEGMENTS`, so that a thread holds whole sums. Written
+    is the mean, or with CLASSES its rank class (exponent and 3 mantissa bits), up to the largest
+    limit of the segments that are not dense already.
+    """
+    SEGMENTS: tl.constexpr = BLOCK_M // ROWS
+    n, h = tl.program_id(2), tl.program_id(1)
+    chunks = tl.cdiv(pitch, CHUNK)
+    tile = first_segment // SEGMENTS + tl.program_id(0) // chunks
+    head = (n * NUM_HEADS + h).to(tl.int64)
+    segment = tile * SEGMENTS + tl.arange(0, SEGMENTS)
     inside = (segment >= first_segment) & (segment < last_segment)
-    mean = mass * tl.load(Share + segment, mask=inside, other=0.0)[None, :]
-    at = (segment - first_segment).to(tl.int64)[None, :] * pitch + keys[:, None]
-    write = inside[None, :] & (keys < pitch)[:, None]
-    tl.store(Mass + at, mean.to(Mass.dtype.element_ty), mask=write)
-    if WITH_CLASS:
-        steps = (mean.to(tl.int32, bitcast=True) >> 20) - LOWEST_BITS
-        tl.store(Class + at, tl.minimum(tl.maximum(steps, 0), HIGHEST_CLASS).to(tl.uint8), mask=write)
+    flags = tl.load(Dense + head * num_segments + segment, mask=inside, other=1)
+    limit = tl.load(Limits + n * num_segments + segment, mask=inside & (flags == 0), other=0)
+    start = tl.program_id(0) % chunks * CHUNK
+    stop = tl.minimum(tl.max(limit), start + CHUNK)
+    if start >= stop:
+        return
+    c = tl.arange(0, BLOCK_M)
+    g = tile * SEGMENTS + c % SEGMENTS
+    there = g < last_segment
+    row = g * ROWS + c // SEGMENTS
+    at = tl.load(At + n * num_segments * ROWS + row, mask=there, other=-1)
+    edge = tl.load(Edge + n * num_segments * ROWS + row, mask=there, other=2147483647)
+    lse = tl.load(Lse + head * num_segments * ROWS + row, mask=there, other=float("inf"))
+    share = tl.load(Share + n * num_segments + segment, mask=inside, other=0.0)
+    Q = queries_of(Q, Table, n, h, q_strides, BY_SEQUENCE)
+    q = load_rows(Q, at, q_strides[2], HEAD_DIM, BLOCK_D)
+    K = keys_of(K, Table, n, h, k_strides, GROUP)
+    kv_len = tl.load(Table + n * 5 + 4)
+    Out += head * (last_segment - first_segment) * pitch
+    Out += (segment - first_segment).to(tl.int64)[None, :] * pitch
+    step = tl.arange(0, BLOCK_N)
+    # keys left of every row's edge need no mask
+    open_to = start + tl.maximum(tl.minimum(tl.min(edge), stop) - start, 0) // BLOCK_N * BLOCK_N
+    for j in range(start, open_to, BLOCK_N):
+        k = load_keys(K, j + step, step >= 0, k_strides[2], HEAD_DIM, BLOCK_D, False)
+        p = tl.exp2(tl.dot(k, tl.trans(q)) * scale - lse[None, :])
+        mass = tl.sum(tl.reshape(p, [BLOCK_N, ROWS, SEGMENTS]), 1) * share[None, :]
+        write = inside[None, :] & (step >= 0)[:, None]
+        store_mass(Out + (j + step)[:, None], mass, write, LOWEST_BITS, HIGHEST_CLASS, CLASSES)
+    for j in range(open_to, stop, BLOCK_N):
+        keys = j + step
+        k = load_keys(K, keys, keys < kv_len, k_strides[2], HEAD_DIM, BLOCK_D, True)
+        p = tl.exp2(tl.dot(k, tl.trans(q)) * scale - lse[None, :])
+        p = tl.where(keys[:, None] < edge[None, :], p, 0.0)
+        mass = tl.sum(tl.reshape(p, [BLOCK_N, ROWS, SEGMENTS]), 1) * share[None, :]
+        write = inside[None, :] & (keys < pitch)[:, None]
+        store_mass(Out + keys[:, None], mass, write, LOWEST_BITS, HIGHEST_CLASS, CLASSES)
 
 
 @triton.jit
 def column_mass_kernel(
-    Q, K, At, Edge, Lse, Limits, Share, Dense, Table, Mass, Class, q_strides, k_strides,
+    Q, K, At, Edge, Lse, Share, Table, Out, q_strides, k_strides,
     first_segment, last_segment, num_segments, pitch, scale,
     NUM_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, ROWS: tl.constexpr, TILES: tl.constexpr,
-    LOWEST_BITS: tl.constexpr, HIGHEST_CLASS: tl.constexpr, WITH_CLASS: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TILES: tl.constexpr, BLOCK_TILES: tl.constexpr,
+    LOWEST_BITS: tl.constexpr, HIGHEST_CLASS: tl.constexpr, CLASSES: tl.constexpr,
     BY_SEQUENCE: tl.constexpr,
 ):  # fmt: skip
-    """Mean probability of a tile of keys under the rows of each segment, windows not counted.
+    """`segment_mass_kernel` for segments of TILES tiles of rows: keys stay and rows stream by.
 
-    Written up to each segment's limit. Segments that are dense already need no mass: a program
-    that has only such stops.
-
-    ROWS: rows of a segment. Small segments share a tile of rows. A large one takes several tiles,
-    and the second axis of the grid then counts heads and segments.
-    TILES: a power of two, no less than the tiles that a program goes through.
+    The second axis of the grid counts heads and segments. Everything up to the pitch is written.
+    BLOCK_TILES: a power of two, at least TILES.
     """
-    SEGMENTS: tl.constexpr = 1 if ROWS >= BLOCK_M else BLOCK_M // ROWS
-    PER_SEGMENT: tl.constexpr = 1 if ROWS <= BLOCK_M else ROWS // BLOCK_M
     n, h = tl.program_id(2), tl.program_id(1) % NUM_HEADS
-    row_head = (n * NUM_HEADS + h).to(tl.int64)
-    first, last = first_segment, last_segment
-    if PER_SEGMENT > 1:
-        first = first_segment + tl.program_id(1) // NUM_HEADS
-        last = first + 1
-    some = first + tl.arange(0, TILES * SEGMENTS)
-    flags = tl.load(Dense + row_head * num_segments + some, mask=some < last, other=1)
-    if tl.min(flags.to(tl.int32)) != 0:
-        return
+    segment = first_segment + tl.program_id(1) // NUM_HEADS
+    head = (n * NUM_HEADS + h).to(tl.int64)
+    first_row = segment * TILES * BLOCK_M
+    At += n * num_segments * TILES * BLOCK_M + first_row
+    Edge += n * num_segments * TILES * BLOCK_M + first_row
+    Lse += head * num_segments * TILES * BLOCK_M + first_row
     start = tl.program_id(0) * BLOCK_N
     keys = start + tl.arange(0, BLOCK_N)
-
     # edges rise with the rows: from which tile on are some of these keys counted, and all of them
-    num_rows = num_segments * ROWS
-    begin = first // SEGMENTS * PER_SEGMENT
-    end = tl.cdiv(last, SEGMENTS) * PER_SEGMENT
-    At += n * num_rows
-    Edge += n * num_rows
-    Share += n * num_segments
-    Lse += row_head * num_rows
-    t = begin + tl.arange(0, TILES)
-    low = tl.load(Edge + t * BLOCK_M, mask=t < end, other=2147483647)
-    if PER_SEGMENT == 1:
-        at = Limits + n * num_segments + tl.minimum((t + 1) * SEGMENTS, num_segments) - 1
-    else:
-        at = Edge + (t + 1) * BLOCK_M - 1
-    high = tl.load(at, mask=t < end, other=2147483647)
-    some_from = begin + tl.sum((high <= start).to(tl.int32))
-    all_from = tl.maximum(begin + tl.sum((low < start + BLOCK_N).to(tl.int32)), some_from)
+    t = tl.arange(0, BLOCK_TILES)
+    low = tl.load(Edge + t * BLOCK_M, mask=t < TILES, other=2147483647)
+    high = tl.load(Edge + t * BLOCK_M + BLOCK_M - 1, mask=t < TILES, other=2147483647)
+    some_from = tl.sum((high <= start).to(tl.int32))
+    all_from = tl.maximum(tl.sum((low < start + BLOCK_N).to(tl.int32)), some_from)
 
-    b = tl.load(Table + n * 5).to(tl.int64)
-    kv_start, kv_len = tl.load(Table + n * 5 + 3), tl.load(Table + n * 5 + 4)
-    k_stride = k_strides[2]
-    k_base = K + b * k_strides[0] + h // GROUP * k_strides[1] + kv_start.to(tl.int64) * k_stride
-    q_batch = b
-    if BY_SEQUENCE:
-        q_batch = n.to(tl.int64)
-    Q += q_batch * q_strides[0] + h * q_strides[1]
-    Mass += row_head * (last_segment - first_segment) * pitch
-    Class += row_head * (last_segment - first_segment) * pitch
-    s = tl.arange(0, SEGMENTS)
-    mass = tl.zeros([BLOCK_N, SEGMENTS], tl.float32)
-    if PER_SEGMENT == 1:
-        if some_from == end:
-            return
-    k = load_keys(k_base, keys, keys < kv_len, k_stride, HEAD_DIM, BLOCK_D, True)
+    Q = queries_of(Q, Table, n, h, q_strides, BY_SEQUENCE)
+    K = keys_of(K, Table, n, h, k_strides, GROUP)
+    kv_len = tl.load(Table + n * 5 + 4)
+    k = load_keys(K, keys, keys < kv_len, k_strides[2], HEAD_DIM, BLOCK_D, True)
+    c = tl.arange(0, BLOCK_M)
+    mass = tl.zeros([BLOCK_N], tl.float32)
     for i in range(some_from, all_from):
-        mass += tile_mass(
-            k, keys, i, last, Q, At, Edge, Lse, q_strides[2], scale,
-            HEAD_DIM, BLOCK_D, BLOCK_M, ROWS, SEGMENTS, True,
-        )  # fmt: skip
-        if PER_SEGMENT == 1:
-            store_mass(
-                mass, keys, i * SEGMENTS + s, first_segment, last_segment, Share, Mass, Class,
-                pitch, LOWEST_BITS, HIGHEST_CLASS, WITH_CLASS,
-            )  # fmt: skip
-            mass = tl.zeros([BLOCK_N, SEGMENTS], tl.float32)
-    for i in range(all_from, end):
-        mass += tile_mass(
-            k, keys, i, last, Q, At, Edge, Lse, q_strides[2], scale,
-            HEAD_DIM, BLOCK_D, BLOCK_M, ROWS, SEGMENTS, False,
-        )  # fmt: skip
-        if PER_SEGMENT == 1:
-            store_mass(
-                mass, keys, i * SEGMENTS + s, first_segment, last_segment, Share, Mass, Class,
-                pitch, LOWEST_BITS, HIGHEST_CLASS, WITH_CLASS,
-            )  # fmt: skip
-            mass = tl.zeros([BLOCK_N, SEGMENTS], tl.float32)
-    if PER_SEGMENT > 1:
-        store_mass(
-            mass, keys, first + s, first_segment, last_segment, Share, Mass, Class,
-            pitch, LOWEST_BITS, HIGHEST_CLASS, WITH_CLASS,
-        )  # fmt: skip
+        row = i * BLOCK_M + c
+        q = load_rows(Q, tl.load(At + row), q_strides[2], HEAD_DIM, BLOCK_D)
+        p = tl.exp2(tl.dot(k, tl.trans(q)) * scale - tl.load(Lse + row)[None, :])
+        mass += tl.sum(tl.where(keys[:, None] < tl.load(Edge + row)[None, :], p, 0.0), 1)
+    for i in range(all_from, TILES):
+        row = i * BLOCK_M + c
+        q = load_rows(Q, tl.load(At + row), q_strides[2], HEAD_DIM, BLOCK_D)
+        p = tl.exp2(tl.dot(k, tl.trans(q)) * scale - tl.load(Lse + row)[None, :])
+        mass += tl.sum(p, 1)
+    mass *= tl.load(Share + n * num_segments + segment)
+    Out += (head * (last_segment - first_segment) + segment - first_segment) * pitch
+    store_mass(Out + keys, mass, keys < pitch, LOWEST_BITS, HIGHEST_CLASS, CLASSES)

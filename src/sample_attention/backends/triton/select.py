@@ -64,20 +64,23 @@ def _select_segments(
 ) -> None:
     """Mean queries rank the columns of each segment, exactly scored rows decide how many."""
     problem, total = keys.problem, lists.limits.shape[1]
-    exact = strided(q, problem, config, total)
-    passes = [exact]
+
+    def scored(rows: ScoredRows) -> tuple[ScoredRows, Tensor, Tensor]:
+        lse = row_lse(rows, keys)
+        lists.dense |= lse.isnan().unflatten(2, (total, -1)).any(-1)
+        return rows, lse, window_edges(rows.position, window, config)
+
+    exact = ranking = scored(strided(q, problem, config, total))
     if config.pool is not None:
         low, high = pools(problem, config, total)
-        passes = [mean_queries(mean_of_rows(q, low, high, problem), low, high), exact]
-    scored = [(x, row_lse(x, keys), window_edges(x.position, window, config)) for x in passes]
+        ranking = scored(mean_queries(mean_of_rows(q, low, high, problem), low, high))
     for segments, pitch in _groups(problem, config, total):
         shape = (*lists.counts.shape[:2], len(segments), pitch)
-        mass = torch.empty(shape, dtype=torch.bfloat16, device=q.device)
         classes = torch.empty(shape, dtype=torch.uint8, device=q.device)
-        for i, (rows, lse, edges) in enumerate(scored):
-            ranks = classes if i == 0 else None
-            column_mass(rows, lse, edges, keys, lists, segments, mass=mass, classes=ranks)
-            lists.decide(classes, mass, segments, config)
+        mass = torch.empty(shape, dtype=torch.bfloat16, device=q.device)
+        column_mass(*ranking, keys, lists, segments, classes)
+        column_mass(*exact, keys, lists, segments, mass)
+        lists.decide(classes, mass, segments, config)
         lists.collect(classes, segments)
 
 

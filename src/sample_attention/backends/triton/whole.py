@@ -22,7 +22,7 @@ def select_whole(
         edges = window_edges(rows.position, window, config)
     shape = (*lists.counts.shape, problem.sequences.max_kv_len)
     mass = torch.empty(shape, dtype=torch.float32, device=q.device)
-    column_mass(rows, row_lse(rows, keys), edges, keys, lists, range(1), mass=mass)
+    column_mass(rows, row_lse(rows, keys), edges, keys, lists, range(1), mass)
     absent = torch.arange(shape[-1], device=q.device) >= problem.sequences.table[:, 4, None]
     mass.masked_fill_(absent[:, None, None], 0.0)
     outside = mass.sum(-1)
