@@ -42,7 +42,7 @@ def select(backend):
     """`sample_attention.select` on a backend; skips with the backend's own reason."""
 
     def call(q, k, config="default", **options):
-        _skip_if_refused(backend, Problem.of(q, k, k, options.get("sequences")))
+        _skip_if_refused(backend, Problem.of(q, k, k, options.get("sequences")), "select")
         with nan_poison():
             return sa.select(q, k, config, backend=backend, **options)
 
@@ -54,7 +54,7 @@ def attend(backend):
     """`sample_attention.attend` on a backend, in memory that holds NaN until it is written."""
 
     def call(q, k, v, plan, **options):
-        _skip_if_refused(backend, Problem.of(q, k, v, plan.sequences))
+        _skip_if_refused(backend, Problem.of(q, k, v, plan.sequences), "attend")
         with nan_poison():
             return sa.attend(q, k, v, plan, backend=backend, **options)
 
@@ -68,7 +68,7 @@ def always_sparse(monkeypatch):
     monkeypatch.setattr(policy, "CROSSOVERS", {"cpu": anywhere})
 
 
-def _skip_if_refused(backend, problem):
-    reason = backend_of(backend).refusal(problem)
+def _skip_if_refused(backend, problem, operation):
+    reason = backend_of(backend).refusal(problem, operation)
     if reason is not None:
         pytest.skip(f"{backend}: {reason}")

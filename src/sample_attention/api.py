@@ -18,7 +18,7 @@ from .dispatch import choose, verdicts
 from .errors import InvalidInput
 from .plan import StripePlan
 from .policy import Decision, decide
-from .problem import Problem, Sequences, as_batched
+from .problem import Problem, Sequences, as_batched, keys_of
 
 
 class AttentionOutput(NamedTuple):
@@ -104,10 +104,11 @@ def select(
 
     Args:
         q: `[B, H, Sq, D]`, or `[T, H, D]` with packed `sequences`.
-        k: `[B, Hkv, Skv, D]` or `[T, Hkv, D]`; queries are the last Sq of the Skv positions.
+        k: `[B, Hkv, Skv, D]`, `[T, Hkv, D]` or, with paged `sequences`, `[P, page_size, Hkv, D]`;
+            queries are the last Sq of the Skv positions.
         config: a preset's name (`default`, `paper`, `mlsys`) or a configuration.
         scale: multiplies q.k; None: `D ** -0.5`.
-        sequences: where sequences lie in a packed or padded batch; None: one per batch row.
+        sequences: where sequences lie in a packed, paged or padded batch; None: one per batch row.
         backend: `auto` or a backend's name; a name never falls back.
 
     Returns:
@@ -136,7 +137,7 @@ def attend(
 
     Args:
         q: `[B, H, Sq, D]`, or `[T, H, D]` where the plan's sequences are packed.
-        k: `[B, Hkv, Skv, D]` or `[T, Hkv, D]`.
+        k: `[B, Hkv, Skv, D]`, `[T, Hkv, D]` or, paged, `[P, page_size, Hkv, D]`.
         v: like k.
         plan: made by `select`, or by hand, for these sequences and heads.
         scale: multiplies q.k; None: `D ** -0.5`.
@@ -248,11 +249,13 @@ def _redo_dense(
 ) -> None:
     """Compute the flagged heads of the flagged sequences again, dense, into out and lse."""
     (q, k, v), (out, lse) = views, results
-    for n, (b, q0, q_len, k0, kv_len) in enumerate(problem.sequences.rows()):
-        rows, keys = slice(q0, q0 + q_len), slice(k0, k0 + kv_len)
+    s = problem.sequences
+    for n, (b, q0, q_len, _, _) in enumerate(s.rows()):
+        rows = slice(q0, q0 + q_len)
         for h in guarded[n].nonzero()[:, 0].tolist():
             kv = slice(h // problem.group_size, h // problem.group_size + 1)
-            head = q[b : b + 1, h : h + 1, rows], k[b : b + 1, kv, keys], v[b : b + 1, kv, keys]
+            keys, values = (keys_of(x[:, kv], s, n)[None] for x in (k, v))
+            head = q[b : b + 1, h : h + 1, rows], keys, values
             again, again_lse = dense_with_lse(*head, Problem.of(*head), scale)
             out[b, h, rows], lse[b, h, rows] = again[0, 0], again_lse[0, 0]
 

@@ -1,8 +1,9 @@
 """What was given: tensors, and where each sequence's queries and keys lie in them.
 
 Legend: B batch, H query heads, Hkv key/value heads, G = H / Hkv, D head dim, Sq queries, Skv keys,
-N sequences, T tokens of a packed batch. Queries are the last Sq positions of their sequence
-(bottom-right causal), so `offset = Skv - Sq` keys came before the call: a cached prefix.
+N sequences, T tokens of a packed batch, P pages of a paged cache. Queries are the last Sq positions
+of their sequence (bottom-right causal), so `offset = Skv - Sq` keys came before the call: a cached
+prefix.
 """
 
 from __future__ import annotations
@@ -10,12 +11,17 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
 
 from .errors import InvalidInput
+from .paging import check_page_table, check_pages, gather_pages
+
+Row: TypeAlias = tuple[int, int, int, int, int]
+"""(batch, q_start, q_len, kv_start, kv_len) of one sequence."""
 
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _INTEGERS = (torch.int32, torch.int64)
@@ -31,6 +37,10 @@ class Sequences:
         max_kv_len: bound of kv_len, known on the host.
         packed: tensors are `[T, H, D]` rather than `[B, H, S, D]`.
         uniform: every batch row is one sequence that fills the tensors.
+        page_table: int32 `[N, max_pages]`, the page of `k` and `v` `[P, page_size, Hkv, D]` that
+            holds each `page_size` keys of a sequence; None: keys lie one after another.
+        page_size: keys per page; 0 without pages.
+        host_rows: the table on the host; None: `rows` waits for the device.
     """
 
     table: Tensor
@@ -38,6 +48,9 @@ class Sequences:
     max_kv_len: int
     packed: bool = False
     uniform: bool = False
+    page_table: Tensor | None = None
+    page_size: int = 0
+    host_rows: tuple[Row, ...] | None = field(default=None, compare=False, repr=False)
 
     @classmethod
     def packed_from(cls, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor | None = None) -> Sequences:
@@ -82,7 +95,7 @@ class Sequences:
             InvalidInput: an empty sequence, or one longer than the tensors.
         """
         _check_integers("kv_lens", kv_lens, 1)
-        rows: list[tuple[int, int, int, int, int]] = []
+        rows: list[Row] = []
         for b, n in enumerate(int(x) for x in kv_lens.tolist()):
             if not 0 < n <= kv_len:
                 raise InvalidInput(
@@ -93,17 +106,54 @@ class Sequences:
         return cls._from_rows(rows, kv_lens.device, packed=False)
 
     @classmethod
-    def _from_rows(
-        cls, rows: list[tuple[int, int, int, int, int]], device: torch.device, *, packed: bool
+    def paged(
+        cls, cu_seqlens_q: Tensor, kv_lens: Tensor, page_table: Tensor, page_size: int
     ) -> Sequences:
+        """Queries packed in a `[T, H, D]` tensor, keys and values in a paged cache.
+
+        Key j of sequence n is `k[page_table[n, j // page_size], j % page_size]`, and so for `v`;
+        both are `[P, page_size, Hkv, D]`, of any strides with the last dimension contiguous.
+
+        Args:
+            cu_seqlens_q: int32 `[N + 1]`, running totals of query counts, from 0 to Tq.
+            kv_lens: int `[N]`, keys of each sequence, those of its queries included.
+            page_table: int32 `[N, max_pages]`, on the device of the tensors. Entries past a
+                sequence's last key are never read; those before it must name pages of `k`.
+            page_size: keys per page.
+
+        Returns:
+            The sequences. Nothing waits for the device if totals and lengths lie on the host.
+
+        Raises:
+            InvalidInput: totals that do not start at 0 or do not grow, an empty sequence, more
+                queries than keys, or a page table that is too small or no page table.
+        """
+        ends = _totals("cu_seqlens_q", cu_seqlens_q)
+        _check_integers("kv_lens", kv_lens, 1)
+        lengths = [int(x) for x in kv_lens.tolist()]
+        if len(lengths) != len(ends) - 1:
+            raise InvalidInput(
+                f"cu_seqlens_q names {len(ends) - 1} sequences and kv_lens {len(lengths)}; "
+                "both must name the same"
+            )
+        check_page_table(page_table, page_size, lengths)
+        spans = zip(ends, ends[1:], lengths, strict=False)
+        rows = [(0, start, stop - start, 0, length) for start, stop, length in spans]
+        laid_out = cls._from_rows(rows, page_table.device, packed=True)
+        return replace(laid_out, page_table=page_table, page_size=page_size)
+
+    @classmethod
+    def _from_rows(cls, rows: list[Row], device: torch.device, *, packed: bool) -> Sequences:
         table = torch.tensor(rows, dtype=torch.int32, device=device).view(-1, 5)
         bounds = max(r[2] for r in rows), max(r[4] for r in rows)
         for n, (_, _, q_len, _, kv_len) in enumerate(rows):
             _check_lengths(q_len, kv_len, f"sequence {n}")
-        return cls(table, *bounds, packed=packed)
+        return cls(table, *bounds, packed=packed, host_rows=tuple(rows))
 
-    def rows(self) -> list[tuple[int, int, int, int, int]]:
-        """The table as Python integers (waits for the device)."""
+    def rows(self) -> list[Row]:
+        """The table as Python integers (waits for the device where the host has no copy)."""
+        if self.host_rows is not None:
+            return list(self.host_rows)
         return [tuple(row) for row in self.table.tolist()]  # pyright: ignore[reportReturnType]
 
 
@@ -125,7 +175,7 @@ class Problem:
         Args:
             q: `[B, H, Sq, D]`, or `[Tq, H, D]` when `sequences` is packed; any strides with the
                 last dimension contiguous.
-            k: `[B, Hkv, Skv, D]` or `[Tkv, Hkv, D]`.
+            k: `[B, Hkv, Skv, D]`, `[Tkv, Hkv, D]` or, paged, `[P, page_size, Hkv, D]`.
             v: shape of `k`.
             sequences: where the sequences lie; None: every batch row is one full sequence.
 
@@ -134,13 +184,13 @@ class Problem:
         """
         if sequences is None and _well_formed(q, k, v):
             return _uniform_problem(cls, q.shape, k.shape, q.dtype, q.device)
-        packed = sequences is not None and sequences.packed
-        _check_tensors(q, k, v, rank=3 if packed else 4, layout=_LAYOUT[packed])
+        _check_tensors(q, k, v, *_layouts(sequences))
         if sequences is None:
             return _uniform_problem(cls, q.shape, k.shape, q.dtype, q.device)
-        _check_heads(q.shape[1], k.shape[1])
+        kv_heads = k.shape[1 if sequences.page_table is None else 2]
+        _check_heads(q.shape[1], kv_heads)
         _check_extent(sequences, q, k)
-        return cls(sequences, q.shape[1], k.shape[1], q.shape[-1], q.dtype, q.device)
+        return cls(sequences, q.shape[1], kv_heads, q.shape[-1], q.dtype, q.device)
 
     @property
     def group_size(self) -> int:
@@ -163,19 +213,46 @@ class Problem:
     def __str__(self) -> str:
         """One line with every fact, for messages."""
         s = self.sequences
+        pages = f" in pages of {s.page_size}" if s.page_size else ""
         return (
             f"N={len(s.table)} H={self.num_heads}/{self.num_kv_heads} Sq<={s.max_q_len} "
             f"Skv<={s.max_kv_len} D={self.head_dim} {str(self.dtype).removeprefix('torch.')} "
-            f"on {self.device}"
+            f"on {self.device}{pages}"
         )
 
 
 def as_batched(x: Tensor, problem: Problem) -> Tensor:
-    """The `[B, H, S, D]` view of a tensor of the problem; packed tensors become B=1."""
-    return x.transpose(0, 1).unsqueeze(0) if problem.sequences.packed else x
+    """The `[B, H, S, D]` view of a tensor of the problem.
+
+    Packed tensors become B=1; of a paged cache each page is a batch row: `[P, Hkv, page_size, D]`.
+    """
+    if not problem.sequences.packed:
+        return x
+    return x.transpose(0, 1).unsqueeze(0) if x.dim() == 3 else x.transpose(1, 2)
 
 
-_LAYOUT = {False: "[B, H, S, D]", True: "[T, H, D]"}
+def keys_of(x: Tensor, sequences: Sequences, n: int) -> Tensor:
+    """The keys, or the values, of one sequence in the order of their positions.
+
+    Args:
+        x: `[B, ..., S, D]`, the batched view of k or v, or some of its heads.
+        sequences: where they lie.
+        n: sequence.
+
+    Returns:
+        `[..., Skv, D]`: a view, or a copy out of the pages of a paged cache.
+    """
+    b, _, _, start, length = sequences.rows()[n]
+    if sequences.page_table is not None:
+        return gather_pages(x, sequences.page_table[n], length)
+    return x[b, ..., start : start + length, :]
+
+
+def _layouts(sequences: Sequences | None) -> tuple[str, str]:
+    """The shapes of q, and of k and v, that are accepted."""
+    if sequences is None or not sequences.packed:
+        return "[B, H, S, D]", "[B, H, S, D]"
+    return "[T, H, D]", "[T, H, D]" if sequences.page_table is None else "[P, page_size, Hkv, D]"
 
 
 @functools.lru_cache(maxsize=256)
@@ -185,9 +262,10 @@ def _uniform_problem(
     """The problem of tensors of these shapes, each batch row one full sequence."""
     _check_heads(q[1], k[1])
     _check_lengths(q[2], k[2], "the batch")
-    rows = [(b, 0, q[2], 0, k[2]) for b in range(q[0])]
+    rows = tuple((b, 0, q[2], 0, k[2]) for b in range(q[0]))
     table = torch.tensor(rows, dtype=torch.int32, device=device)
-    return cls(Sequences(table, q[2], k[2], uniform=True), q[1], k[1], q[3], dtype, device)
+    sequences = Sequences(table, q[2], k[2], uniform=True, host_rows=rows)
+    return cls(sequences, q[1], k[1], q[3], dtype, device)
 
 
 def _well_formed(q: Tensor, k: Tensor, v: Tensor) -> bool:
@@ -208,11 +286,11 @@ def _well_formed(q: Tensor, k: Tensor, v: Tensor) -> bool:
         return False
 
 
-def _check_tensors(q: Tensor, k: Tensor, v: Tensor, *, rank: int, layout: str) -> None:
-    for name, x in (("q", q), ("k", k), ("v", v)):
+def _check_tensors(q: Tensor, k: Tensor, v: Tensor, q_layout: str, kv_layout: str) -> None:
+    for name, x, layout in (("q", q, q_layout), ("k", k, kv_layout), ("v", v, kv_layout)):
         if not isinstance(x, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InvalidInput(f"{name} must be a torch.Tensor, got {type(x).__name__}")
-        if x.dim() != rank:
+        if x.dim() != layout.count(",") + 1:
             raise InvalidInput(f"{name} has shape {tuple(x.shape)}; accepted: {layout}")
         if 0 in x.shape:
             raise InvalidInput(f"{name} is empty: shape {tuple(x.shape)}; every size must be >= 1")
@@ -233,7 +311,7 @@ def _check_tensors(q: Tensor, k: Tensor, v: Tensor, *, rank: int, layout: str) -
         raise InvalidInput(f"k {tuple(k.shape)} and v {tuple(v.shape)} must have the same shape")
     if q.shape[-1] != k.shape[-1]:
         raise InvalidInput(f"head dims differ: q has {q.shape[-1]}, k has {k.shape[-1]}")
-    if rank == len("BHSD") and q.shape[0] != k.shape[0]:
+    if q.dim() == 4 and q.shape[0] != k.shape[0]:
         raise InvalidInput(f"batch sizes differ: q has {q.shape[0]}, k has {k.shape[0]}")
 
 
@@ -257,26 +335,30 @@ def _check_lengths(q_len: int, kv_len: int, whose: str) -> None:
 def _check_extent(sequences: Sequences, q: Tensor, k: Tensor) -> None:
     if sequences.table.device != q.device:
         raise InvalidInput(f"sequences lie on {sequences.table.device} and q on {q.device}")
-    token_dim = 0 if sequences.packed else 2
     if not sequences.packed and len(sequences.table) < len(q):
         raise InvalidInput(
             f"{len(sequences.table)} sequence(s) do not cover a batch of {len(q)}; "
             "name at least one per batch row"
         )
-    for name, x, length in (("q", q, sequences.max_q_len), ("k", k, sequences.max_kv_len)):
-        if length > x.shape[token_dim]:
-            raise InvalidInput(
-                f"a sequence has {length} tokens and {name} only {x.shape[token_dim]}"
-            )
-    if q.device.type != "cpu":
+    token_dim = 0 if sequences.packed else 2
+    q_size, kv_size = q.shape[token_dim], k.shape[token_dim]
+    if sequences.page_table is not None:
+        check_pages(k, sequences.page_table, sequences.page_size, sequences.table[:, 4])
+        kv_size = sequences.page_table.shape[1] * sequences.page_size
+    for name, size, length in (
+        ("q", q_size, sequences.max_q_len), ("k", kv_size, sequences.max_kv_len)
+    ):  # fmt: skip
+        if length > size:
+            raise InvalidInput(f"a sequence has {length} tokens and {name} only {size}")
+    if sequences.host_rows is None and q.device.type != "cpu":
         return  # the ends are only known on the device; the kernels bound their reads
-    batch, q_start, q_len, kv_start, kv_len = sequences.table.T.tolist()
+    batch, q_start, q_len, kv_start, kv_len = zip(*sequences.rows(), strict=True)
     q_end = max(s + n for s, n in zip(q_start, q_len, strict=True))
     kv_end = max(s + n for s, n in zip(kv_start, kv_len, strict=True))
-    if q_end > q.shape[token_dim] or kv_end > k.shape[token_dim]:
+    if q_end > q_size or kv_end > kv_size:
         raise InvalidInput(
             f"sequences end at query {q_end} and key {kv_end}; the tensors hold "
-            f"{q.shape[token_dim]} and {k.shape[token_dim]}"
+            f"{q_size} and {kv_size}"
         )
     if not sequences.packed and max(batch) >= q.shape[0]:
         raise InvalidInput(f"sequences name batch row {max(batch)} of {q.shape[0]}")

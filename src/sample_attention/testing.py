@@ -17,7 +17,7 @@ from torch import Tensor
 
 from . import reference
 from .plan import StripePlan, segment_starts
-from .problem import Problem, Sequences, as_batched
+from .problem import Problem, Sequences, as_batched, keys_of
 
 REGION = 256
 """Consecutive rows of `make_qkv` that look for the same columns."""
@@ -94,6 +94,43 @@ def _rotate(x: Tensor, positions: Tensor) -> Tensor:
     return torch.cat([a * cos - b * sin, a * sin + b * cos, rest], -1)
 
 
+def make_pages(
+    k: Tensor, v: Tensor, sequences: Sequences, page_size: int, *, seed: int = 0
+) -> tuple[Tensor, Tensor, Sequences]:
+    """The same keys and values in a paged cache that punishes every read beside them.
+
+    Pages lie in random order and K and V in turn, `[P, 2, page_size, Hkv, D]`. Slots and pages that
+    no token uses hold NaN, and entries past a sequence's last page are numbers of no page.
+
+    Args:
+        k: `[T, Hkv, D]`.
+        v: like k.
+        sequences: packed, where they lie.
+        page_size: tokens per page.
+        seed: the same seed gives the same order of pages.
+
+    Returns:
+        k and v `[P, page_size, Hkv, D]`, and the sequences with their page table.
+    """
+    rows = sequences.rows()
+    counts = [math.ceil(row[4] / page_size) for row in rows]
+    order = torch.randperm(sum(counts) + 2, generator=torch.Generator().manual_seed(seed))
+    cache = k.new_full((len(order), 2, page_size, *k.shape[1:]), torch.nan)
+    page_table = torch.full((len(rows), max(counts) + 2), -1, dtype=torch.int32)
+    page_table[:, -1] = torch.iinfo(torch.int32).max
+    for n, (pages, (_, _, _, start, length)) in enumerate(
+        zip(order.split([*counts, 2]), rows, strict=False)
+    ):
+        page_table[n, : counts[n]] = pages
+        at = torch.arange(length)
+        for i, x in enumerate((k, v)):
+            cache[pages[at // page_size], i, at % page_size] = x[start : start + length]
+    q_ends = torch.tensor([0, *(row[1] + row[2] for row in rows)])
+    kv_lens = torch.tensor([row[4] for row in rows])
+    paged = Sequences.paged(q_ends, kv_lens, page_table.to(k.device), page_size)
+    return cache[:, 0], cache[:, 1], paged
+
+
 def make_plan(
     sequences: Sequences, lists: list[list[list[list[int]]]], *, segment: int,
     window: int, window_alignment: int = 1, key_block: int = 1, dense_tail: int = 0,
@@ -152,13 +189,16 @@ def split_sequences(x: Tensor, sequences: Sequences, *, keys: bool = False) -> l
 
     Args:
         x: q, out or lse of a problem; with `keys` its k or v. Packed lse is `[H, T]`, all others
-            are `[T, H, D]`.
+            are `[T, H, D]`; paged k and v are `[P, page_size, Hkv, D]`.
         sequences: where they lie.
         keys: cut by key positions instead of query rows.
 
     Returns:
-        One view per sequence.
+        One view per sequence, or a copy out of its pages.
     """
+    if keys and sequences.page_table is not None:
+        pages = x.transpose(1, 2)
+        return [keys_of(pages, sequences, n) for n in range(len(sequences.table))]
     if sequences.packed:
         x = (x if x.dim() == 2 else x.transpose(0, 1))[None]
     first = 3 if keys else 1
@@ -179,7 +219,7 @@ def assert_matches_oracle(
         out: like q.
         lse: `[B, H, Sq]`, packed `[H, T]`; None: is not checked.
         q: `[B, H, Sq, D]` or packed `[T, H, D]`.
-        k: `[B, Hkv, Skv, D]` or packed.
+        k: `[B, Hkv, Skv, D]`, packed or paged.
         v: like k.
         plan: what was computed.
         scale: multiplies q.k; None: `D ** -0.5`.

@@ -1,10 +1,12 @@
 """On an NVIDIA GPU: kernels against the oracle, determinism, no host sync, CUDA graphs."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from sample_attention import SampleAttentionConfig, attend, select
-from sample_attention.testing import assert_matches_oracle, make_qkv, nan_poison
+from sample_attention import SampleAttentionConfig, Sequences, attend, select
+from sample_attention.testing import assert_matches_oracle, make_pages, make_qkv, nan_poison
 
 pytestmark = [
     pytest.mark.gpu,
@@ -74,6 +76,41 @@ def test_attend_replays_in_a_graph_without_a_host_sync():
     q.copy_(q.flip(2))
     graph.replay()
     assert_matches_oracle(out, lse, q, k, v, plan)
+
+
+def packed_and_paged(page_size):
+    """The same three sequences with cached prefixes, packed and in pages."""
+    q, k, v = (x[0].transpose(0, 1) for x in on_gpu(q_len=1000, kv_len=2000))
+    q_ends, kv_ends = torch.tensor([0, 700, 701, 1000]), torch.tensor([0, 1500, 1501, 2000])
+    packed = Sequences.packed_from(q_ends.cuda(), kv_ends.cuda())
+    return (q, k, v, packed), (q, *make_pages(k, v, packed, page_size))
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
+@pytest.mark.parametrize("page_size", [1, 5, 16, 64, 256])
+def test_pages_do_not_change_a_bit(page_size, config):
+    (q, k, v, packed), (_, k_pages, v_pages, paged) = packed_and_paged(page_size)
+    plan = select(q, k, config, sequences=packed, backend="eager")
+    expected = attend(q, k, v, plan, backend="triton")
+    plan = replace(plan, sequences=paged)
+    with nan_poison():
+        out, lse = attend(q, k_pages, v_pages, plan, backend="triton")
+    assert torch.equal(out, expected.out)
+    assert torch.equal(lse, expected.lse)
+
+
+def test_paged_calls_do_not_wait_for_the_device():
+    (q, k, _, packed), (_, k_pages, v_pages, paged) = packed_and_paged(16)
+    plan = replace(select(q, k, sequences=packed, backend="eager"), sequences=paged)
+    expected = attend(q, k_pages, v_pages, plan, backend="triton")
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        out, lse = attend(q, k_pages, v_pages, plan, backend="triton")
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert torch.equal(out, expected.out)
+    assert torch.equal(lse, expected.lse)
 
 
 @pytest.mark.parametrize("preset", ["default", "paper", "mlsys"])

@@ -22,19 +22,26 @@ STACK_BYTES = 128
 
 POINTERS = {
     "Q": "*bf16", "K": "*bf16", "V": "*bf16", "Out": "*bf16", "Lse": "*fp32", "Table": "*i32",
-    "Window": "*i32", "Indices": "*i32", "Offsets": "*i64", "Counts": "*i32", "Dense": "*i8",
+    "PageTable": "*i32", "Window": "*i32", "Indices": "*i32", "Offsets": "*i64", "Counts": "*i32",
+    "Dense": "*i8",
 }  # fmt: skip
+INTEGERS = ("page_table_stride", "num_segments", "segment", "dense_tail", "tail_tiles")
 STRIDES = {"q_strides": 3, "k_strides": 3, "v_strides": 3, "out_strides": 3, "lse_strides": 2}
 
 
 @pytest.mark.parametrize("capability", SHARED_BYTES, ids=lambda c: f"sm{c}")
-@pytest.mark.parametrize(("head_dim", "block_m", "key_block"), [(128, 128, 1), (64, 128, 128)])
-def test_attend_kernel_compiles(capability, head_dim, block_m, key_block, tmp_path):
-    block_n, warps, stages = tile_shape(head_dim, block_m, divmod(capability, 10))
+@pytest.mark.parametrize(
+    ("head_dim", "block_m", "key_block", "page_size"),
+    [(128, 128, 1, 0), (64, 128, 128, 0), (128, 128, 1, 16)],
+)
+def test_attend_kernel_compiles(capability, head_dim, block_m, key_block, page_size, tmp_path):
+    paged = page_size > 0
+    block_n, warps, stages = tile_shape(head_dim, block_m, divmod(capability, 10), paged=paged)
     constants = {
         "NUM_HEADS": 32, "GROUP": 4, "HEAD_DIM": head_dim,
         "BLOCK_D": triton.next_power_of_2(head_dim), "BLOCK_M": block_m, "BLOCK_N": block_n,
         "ALIGN": 128, "KEY_BLOCK": key_block, "LISTS_LEFT": key_block == 1,
+        "PAGE_SIZE": page_size, **({} if paged else {"PageTable": None, "page_table_stride": None}),
     }  # fmt: skip
     source = _source(constants)
     kernel = triton.compile(
@@ -53,10 +60,10 @@ def test_attend_kernel_compiles(capability, head_dim, block_m, key_block, tmp_pa
 def _source(constants):
     names = attend_kernel.arg_names
     signature = {**POINTERS, **{name: ("i64",) * n for name, n in STRIDES.items()}}
-    signature.update(dict.fromkeys(("num_segments", "segment", "dense_tail", "tail_tiles"), "i32"))
+    signature.update(dict.fromkeys(INTEGERS, "i32"))
     signature.update({"scale": "fp32", **dict.fromkeys(constants, "constexpr")})
     aligned = [["tt.divisibility", 16]]
-    attributes = {(names.index(name),): aligned for name in POINTERS}
+    attributes = {(names.index(name),): aligned for name in POINTERS if name not in constants}
     for name, n in STRIDES.items():
         attributes.update({(names.index(name), i): aligned for i in range(n) if n == 3})
     return ASTSource(

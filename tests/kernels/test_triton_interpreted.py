@@ -7,7 +7,7 @@ import torch
 
 from sample_attention import SampleAttentionConfig, Sequences, attend, select
 from sample_attention.problem import Problem
-from sample_attention.testing import assert_matches_oracle, make_qkv, nan_poison
+from sample_attention.testing import assert_matches_oracle, make_pages, make_qkv, nan_poison
 
 pytestmark = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1 from the start"
@@ -64,6 +64,24 @@ def test_padding_gets_zeros():
         out, lse = attend(q, k, v, plan, backend="triton")
     assert_matches_oracle(out, lse, q, k, v, plan)
     assert not out[:, :, :14].any()
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
+@pytest.mark.parametrize("page_size", [1, 5, 16, 256])
+def test_pages_do_not_change_a_bit(config, page_size):
+    q, k, v = (x[0].transpose(0, 1) for x in make_qkv(150, 390, num_heads=2, num_kv_heads=1))
+    packed = Sequences.packed_from(
+        torch.tensor([0, 130, 131, 150]), torch.tensor([0, 300, 301, 390])
+    )
+    expected = attend(
+        q, k, v, select(q, k, config, sequences=packed, backend="eager"), backend="triton"
+    )
+    k, v, paged = make_pages(k, v, packed, page_size)
+    plan = select(q, k, config, sequences=paged, backend="eager")
+    with nan_poison():
+        out, lse = attend(q, k, v, plan, backend="triton")
+    assert torch.equal(out, expected.out)
+    assert torch.equal(lse, expected.lse)
 
 
 def test_fp64_is_refused_with_the_accepted_types():

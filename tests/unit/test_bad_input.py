@@ -245,6 +245,62 @@ def test_sequences_that_do_not_fit_the_tensors():
     assert_names(error, "meta", "cpu")
 
 
+def table(*rows, dtype=torch.int32):
+    return torch.tensor(rows, dtype=dtype)
+
+
+PAGED = {
+    "too few sequences": ((ints(0, 5), ints(5, 6), table([0]), 8), ["1 sequences", "kv_lens 2"]),
+    "too few rows": ((ints(0, 5, 9), ints(5, 6), table([0]), 8), ["1 row", "2", "one row per"]),
+    "short row": ((ints(0, 5, 9), ints(8, 9), table([0], [1]), 8), ["sequence 1", "9", "1 page"]),
+    "more queries": ((ints(0, 5), ints(4), table([0]), 8), ["sequence 0", "Sq=5", "Skv=4"]),
+    "no keys": ((ints(0, 5), ints(0), table([0]), 8), ["sequence 0", "Skv=0"]),
+    "int64": ((ints(0, 5), ints(5), table([0]).long(), 8), ["page_table", "int32", "torch.int64"]),
+    "1-D": ((ints(0, 5), ints(5), ints(0), 8), ["page_table", "[N, max_pages]", "(1,)"]),
+    "a list": ((ints(0, 5), ints(5), [[0]], 8), ["page_table", "list"]),
+    "columns first": (
+        (ints(0, 5, 9), ints(5, 6), table([0, 1], [2, 3]).T, 8), ["page_table", "strides"]
+    ),
+    "page size 0": ((ints(0, 5), ints(5), table([0]), 0), ["page_size", "from 1", "0"]),
+    "no page size": ((ints(0, 5), ints(5), table([0]), 8.0), ["page_size", "8.0"]),
+    "lengths": ((ints(0, 5), torch.tensor([5.0]), table([0]), 8), ["kv_lens", "float32"]),
+    "totals": ((ints(1, 5), ints(5), table([0]), 8), ["cu_seqlens_q", "start at 0"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("arguments", "words"), PAGED.values(), ids=PAGED)
+def test_page_tables(arguments, words):
+    with pytest.raises(InvalidInput) as error:
+        Sequences.paged(*arguments)
+    assert_names(error, *words)
+
+
+@pytest.mark.parametrize(
+    ("cache", "pages", "words"),
+    [
+        (zeros(3, 4, 2, 4), [0, 1], ["pages of 4 tokens", "page_size=8", "[P, page_size, Hkv, D]"]),
+        (zeros(24, 2, 4), [0, 1], ["k", "(24, 2, 4)", "[P, page_size, Hkv, D]"]),
+        (zeros(3, 8, 3, 4), [0, 1], ["2 query heads", "3"]),
+        (zeros(3, 8, 2, 6), [0, 1], ["head dims", "4", "6"]),
+        (zeros(3, 8, 2, 4), [0, 3], ["pages 0 to 3", "0 to 2"]),
+        (zeros(3, 8, 2, 4), [-1, 1], ["pages -1 to 1", "0 to 2"]),
+        (zeros(0, 8, 2, 4), [0, 1], ["k", "empty"]),
+    ],
+    ids=str,
+)
+def test_caches_that_do_not_fit_their_page_table(cache, pages, words):
+    sequences = Sequences.paged(ints(0, 5), ints(12), table([*pages, 99]), 8)
+    with pytest.raises(InvalidInput) as error:
+        sa.sample_attention(zeros(5, 2, 4), cache, cache, sequences=sequences)
+    assert_names(error, *words)
+    good = zeros(3, 8, 2, 4)
+    with pytest.raises(InvalidInput) as error:
+        sa.select(
+            zeros(4, 2, 4), good, sequences=Sequences.paged(ints(0, 5), ints(12), table([0, 1]), 8)
+        )
+    assert_names(error, "5 tokens", "q", "4")
+
+
 def test_plan_for_another_problem():
     q, k, v = make_qkv(30, 40, batch=2, num_heads=4, num_kv_heads=2)
     plan = sa.select(q, k)

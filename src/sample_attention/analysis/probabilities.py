@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..errors import InvalidInput
-from ..problem import Problem, as_batched
+from ..problem import Problem, as_batched, keys_of
 
 CHUNK_PAIRS = 2**23
 """Most pairs of a row and a key that are held at once; bounds the memory."""
@@ -45,10 +45,10 @@ def row_probabilities(
         Which of `rows`, and their probabilities `[r, Skv]` over the keys of the sequence, in fp32
         (fp64 for fp64 tensors).
     """
-    b, q_start, q_len, k_start, kv_len = problem.sequences.rows()[n]
+    b, q_start, q_len, _, kv_len = problem.sequences.rows()[n]
     exact = torch.float64 if q.dtype == torch.float64 else torch.float32
     queries = as_batched(q, problem)[b, h, q_start : q_start + q_len]
-    keys = as_batched(k, problem)[b, h // problem.group_size, k_start : k_start + kv_len]
+    keys = keys_of(as_batched(k, problem)[:, h // problem.group_size], problem.sequences, n)
     keys, place = keys.to(exact), torch.arange(kv_len, device=k.device)
     height = max(1, CHUNK_PAIRS // kv_len)
     for start in range(0, len(rows), height):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from ..problem import Problem
+from ..problem import Problem, keys_of
 from .eager.flash import attention_with_lse, merge
 
 TILE_ROWS = 256
@@ -38,11 +38,11 @@ def dense(q: Tensor, k: Tensor, v: Tensor, problem: Problem, scale: float) -> Te
     if s.max_q_len > 1:
         return dense_with_lse(q, k, v, problem, scale)[0]
     out = torch.zeros(q.shape, dtype=q.dtype, device=q.device)
-    for b, q0, _, k0, kv_len in s.rows():  # decoding: every key is visible
-        keys = slice(k0, k0 + kv_len)
+    for n, (b, q0, _, _, _) in enumerate(s.rows()):  # decoding: every key is visible
+        keys, values = (keys_of(x, s, n)[None] for x in (k, v))
         row = q[b : b + 1, :, q0 : q0 + 1]
         out[b, :, q0 : q0 + 1] = scaled_dot_product_attention(
-            row, k[b : b + 1, :, keys], v[b : b + 1, :, keys], scale=scale, enable_gqa=grouped
+            row, keys, values, scale=scale, enable_gqa=grouped
         )[0]
     return out
 
@@ -52,15 +52,16 @@ def dense_with_lse(
 ) -> tuple[Tensor, Tensor]:
     """`dense`, and the natural lse `[B, H, Sq]` over the visible keys (-inf for padding)."""
     out, lse = _empty(q)
-    for b, q0, q_len, k0, kv_len in problem.sequences.rows():
-        at, split = slice(q0, q0 + q_len), k0 + kv_len - q_len
+    for n, (b, q0, q_len, _, kv_len) in enumerate(problem.sequences.rows()):
+        at, split = slice(q0, q0 + q_len), kv_len - q_len
         rows = q[b : b + 1, :, at]
-        prefix, square = slice(k0, split), slice(split, k0 + kv_len)
+        keys, values = (keys_of(x, problem.sequences, n) for x in (k, v))
+        prefix, square = slice(0, split), slice(split, kv_len)
         part, part_lse = attention_with_lse(
-            rows, *_heads(k, v, b, square, problem), scale, causal=True
+            rows, *_heads(keys, values, square, problem), scale, causal=True
         )
-        if split > k0:
-            more, more_lse = attention_with_lse(rows, *_heads(k, v, b, prefix, problem), scale)
+        if split:
+            more, more_lse = attention_with_lse(rows, *_heads(keys, values, prefix, problem), scale)
             merge(part, part_lse, more, more_lse)
         out[b, :, at], lse[b, :, at] = part[0], part_lse[0]
     return out, lse
@@ -85,7 +86,8 @@ def limited(
         out and lse as `dense_with_lse`.
     """
     out, lse = _empty(q)
-    for b, q0, q_len, k0, kv_len in problem.sequences.rows():
+    for n, (b, q0, q_len, _, kv_len) in enumerate(problem.sequences.rows()):
+        keys, values = (keys_of(x, problem.sequences, n) for x in (k, v))
         offset = kv_len - q_len
         height = TILE_ROWS
         if softcap is not None:
@@ -98,11 +100,11 @@ def limited(
             mask = j <= p if window is None else (j <= p) & (j > p - window)
             at = slice(q0 + lo, q0 + hi)
             rows = q[b : b + 1, :, at]
-            keys = _heads(k, v, b, slice(k0 + first, k0 + offset + hi), problem)
+            seen = _heads(keys, values, slice(first, offset + hi), problem)
             if softcap is None:
-                part, part_lse = attention_with_lse(rows, *keys, scale, mask=mask)
+                part, part_lse = attention_with_lse(rows, *seen, scale, mask=mask)
             else:
-                part, part_lse = _capped(rows, *keys, scale, mask, softcap)
+                part, part_lse = _capped(rows, *seen, scale, mask, softcap)
             out[b, :, at], lse[b, :, at] = part[0], part_lse[0]
     return out, lse
 
@@ -126,8 +128,9 @@ def _accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _heads(k: Tensor, v: Tensor, b: int, at: slice, problem: Problem) -> tuple[Tensor, Tensor]:
+def _heads(k: Tensor, v: Tensor, at: slice, problem: Problem) -> tuple[Tensor, Tensor]:
+    """Keys and values of one sequence for every query head: `[1, H, K, D]`."""
     group = problem.group_size
     return tuple(  # pyright: ignore[reportReturnType]
-        x[b : b + 1, :, None, at].expand(-1, -1, group, -1, -1).flatten(1, 2) for x in (k, v)
+        x[None, :, None, at].expand(-1, -1, group, -1, -1).flatten(1, 2) for x in (k, v)
     )

@@ -17,9 +17,8 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ..errors import InvalidInput
-from ..problem import Sequences
+from ..problem import Row, Sequences
 
-Row: TypeAlias = tuple[int, int, int, int, int]
 Rows: TypeAlias = tuple[Row, ...]
 
 
@@ -128,7 +127,8 @@ def rows_of_holes(mask: Tensor, q_len: int) -> Rows:
 def sequences_of(rows: Rows, device: torch.device) -> Sequences:
     """The rows as a table on the device; the same rows give the same object."""
     table = torch.tensor(rows, dtype=torch.int32, device=device).view(-1, 5)
-    return Sequences(table, max(r[2] for r in rows), max(r[4] for r in rows))
+    bounds = max(r[2] for r in rows), max(r[4] for r in rows)
+    return Sequences(table, *bounds, host_rows=rows)
 
 
 _layouts: WeakIdKeyDictionary = WeakIdKeyDictionary()

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ...plan import StripePlan, segment_starts
-from ...problem import Problem
+from ...problem import Problem, keys_of
 from .flash import attention_with_lse, merge
 from .parallel import Task, run_all
 
@@ -93,11 +93,11 @@ def _tasks(
     results: tuple[Tensor, Tensor],
 ) -> Iterator[Task]:  # fmt: skip
     out, lse = results
-    for n, (b, q0, q_len, k0, kv_len) in enumerate(problem.sequences.rows()):
-        rows, keys = slice(q0, q0 + q_len), slice(k0, k0 + kv_len)
+    for n, (b, q0, q_len, _, kv_len) in enumerate(problem.sequences.rows()):
+        rows = slice(q0, q0 + q_len)
         positions = torch.arange(kv_len, dtype=torch.int32, device=q.device)
         for kv_head in range(problem.num_kv_heads):
-            both = torch.cat([k[b, kv_head, keys], v[b, kv_head, keys]], -1)
+            both = torch.cat([keys_of(x[:, kv_head], problem.sequences, n) for x in (k, v)], -1)
             for h in range(kv_head * problem.group_size, (kv_head + 1) * problem.group_size):
                 part = HeadPart(
                     q[b, h, rows], both, positions, kv_len - q_len, int(plan.window[n]),

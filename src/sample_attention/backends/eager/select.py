@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ...config import SampleAttentionConfig
 from ...plan import Probe, StripePlan
-from ...problem import Problem
+from ...problem import Problem, keys_of
 from ...selection.lists import SegmentLists
 from .mass import GroupRows, ScoreBuffer
 from .segments import SCORES_AT_ONCE, select_segments
@@ -28,10 +28,11 @@ def select(
         lse = q.new_zeros(*lists.dense.shape, held_out.shape[-1], dtype=exact)
         probe = Probe(held_out, lse)
     buffer = ScoreBuffer(q.new_empty(0, dtype=exact))
-    for n, (b, q0, q_len, k0, kv_len) in enumerate(problem.sequences.rows()):
+    for n, (b, q0, q_len, _, kv_len) in enumerate(problem.sequences.rows()):
         for heads in _head_groups(problem, config, kv_len):
             queries = q[b, heads.start : heads.stop, q0 : q0 + q_len].to(exact)
-            keys = k[b, heads.start // problem.group_size, k0 : k0 + kv_len].to(exact)
+            kv_head = heads.start // problem.group_size
+            keys = keys_of(k[:, kv_head], problem.sequences, n).to(exact)
             rows = GroupRows(queries, keys, heads, kv_len - q_len, scale, buffer)
             _select_group(rows, n, lists)
             if probe is not None:

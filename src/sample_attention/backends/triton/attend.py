@@ -20,41 +20,47 @@ def attend(
     q: Tensor, k: Tensor, v: Tensor, problem: Problem, plan: StripePlan, scale: float
 ) -> tuple[Tensor, Tensor]:
     """Out like q `[B, H, Sq, D]`, and natural lse fp32 `[B, H, Sq]`."""
-    sequences = problem.sequences
+    sequences, pages = problem.sequences, problem.sequences.page_table
     filled = sequences.uniform
     out = (torch.empty if filled else torch.zeros)(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.full(q.shape[:3], -math.inf, dtype=torch.float32, device=q.device)
     block_m = min(128, plan.segment)
-    block_n, warps, stages = tile_shape(problem.head_dim, block_m, _capability(q))
+    block_n, warps, stages = tile_shape(
+        problem.head_dim, block_m, _capability(q), paged=pages is not None
+    )
     tail_tiles = triton.cdiv(plan.dense_tail, block_m) + 1 if plan.dense_tail else 0
     tiles = triton.cdiv(sequences.max_q_len, block_m) + 1 + tail_tiles
     launch: Any = attend_kernel[(tiles, problem.num_heads, len(sequences.table))]
     launch(
-        q, k, v, out, lse, sequences.table, plan.window, plan.indices, plan.offsets, plan.counts,
-        plan.dense.view(torch.int8),
+        q, k, v, out, lse, sequences.table, pages, plan.window, plan.indices, plan.offsets,
+        plan.counts, plan.dense.view(torch.int8),
         q.stride()[:3], k.stride()[:3], v.stride()[:3], out.stride()[:3], lse.stride()[:2],
+        None if pages is None else pages.stride(0),
         plan.counts.shape[2], plan.segment, plan.dense_tail, tail_tiles, scale * LOG2E,
         NUM_HEADS=problem.num_heads, GROUP=problem.group_size, HEAD_DIM=problem.head_dim,
         BLOCK_D=triton.next_power_of_2(problem.head_dim), BLOCK_M=block_m, BLOCK_N=block_n,
         ALIGN=plan.window_alignment, KEY_BLOCK=plan.key_block,
-        LISTS_LEFT=plan.segment == block_m == plan.window_alignment,
+        LISTS_LEFT=plan.segment == block_m == plan.window_alignment, PAGE_SIZE=sequences.page_size,
         num_warps=warps, num_stages=stages,
     )  # fmt: skip
     return out, lse
 
 
-def tile_shape(head_dim: int, block_m: int, capability: tuple[int, int]) -> tuple[int, int, int]:
+def tile_shape(
+    head_dim: int, block_m: int, capability: tuple[int, int], *, paged: bool = False
+) -> tuple[int, int, int]:
     """BLOCK_N, warps and pipeline stages.
 
     Head dim 128 on an H100, 32/8 heads, lists of 9 % of the keys, TFLOP/s on computed pairs at 32K
     and 128K: 128 x 8 x 3 303 and 375, 128 x 8 x 2 268 and 358, 64 x 4 x 3 163 and 209 (spills).
-    Below sm90 a block has less shared memory, and nothing was measured.
+    Below sm90 a block has less shared memory, and nothing was measured. A paged cache takes one
+    stage more, in which the page is looked up; with fewer, the loads of keys wait for the lookup.
     """
     if block_m < 64:
-        return 64, 4, 2
+        return 64, 4, 2 + paged
     if head_dim <= 128 and capability >= (9, 0):
-        return 128, 8, 3
-    return 64, 8, 2
+        return 128, 8, 3 + paged
+    return 64, 8, 2 + paged
 
 
 def _capability(x: Tensor) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 A program owns BLOCK_M rows of one segment, head and sequence. It folds tiles of BLOCK_N keys into
 a running softmax: first the band (window and causal diagonal, contiguous), then the list (rows of
 K and V loaded by index). Only tiles at an edge are masked. Dense segments are a band from key 0.
+With a paged cache every key, of the band or of the list, is looked up in the page table.
 All pointer arithmetic on tokens is int64.
 """
 
@@ -11,23 +12,26 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .paging_kernel import key_offsets
+
 FLOOR = tl.constexpr(-1.0e30)
 """Running maximum before the first key: finite, so that empty rows never meet inf - inf."""
 
 
 @triton.jit
 def fold_tile(
-    acc, total, m, q, k_base, v_base, k_stride, v_stride, keys, load, keep, scale,
-    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, MASKED: tl.constexpr,
+    acc, total, m, q, k_base, v_base, k_strides, v_strides, pages, keys, load, keep, scale,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, PAGE_SIZE: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """Fold keys `[BLOCK_N]` into (acc `[BLOCK_M, BLOCK_D]`, total, m `[BLOCK_M]`); m is in log2."""
     d = tl.arange(0, BLOCK_D)
-    at = keys.to(tl.int64)[:, None]
+    there = load if MASKED else None
+    at = key_offsets(keys, there, pages, k_strides[0], k_strides[2], PAGE_SIZE)[:, None]
     if MASKED or HEAD_DIM != BLOCK_D:
         read = load[:, None] & (d < HEAD_DIM)[None, :]
-        k = tl.load(k_base + at * k_stride + d[None, :], mask=read, other=0.0)
+        k = tl.load(k_base + at + d[None, :], mask=read, other=0.0)
     else:
-        k = tl.load(k_base + at * k_stride + d[None, :])
+        k = tl.load(k_base + at + d[None, :])
     s = tl.dot(q, tl.trans(k))  # [BLOCK_M, BLOCK_N]
     if MASKED:
         s = tl.where(keep, s, float("-inf"))
@@ -36,11 +40,12 @@ def fold_tile(
     shrink = tl.exp2(m - m_new)
     total = total * shrink + tl.sum(p, 1)
     acc = acc * shrink[:, None]
+    at = key_offsets(keys, there, pages, v_strides[0], v_strides[2], PAGE_SIZE)[:, None]
     if MASKED or HEAD_DIM != BLOCK_D:
         read = load[:, None] & (d < HEAD_DIM)[None, :]
-        v = tl.load(v_base + at * v_stride + d[None, :], mask=read, other=0.0)
+        v = tl.load(v_base + at + d[None, :], mask=read, other=0.0)
     else:
-        v = tl.load(v_base + at * v_stride + d[None, :])
+        v = tl.load(v_base + at + d[None, :])
     acc = tl.dot(p.to(v.dtype), v, acc)
     return acc, total, m_new
 
@@ -60,14 +65,17 @@ def count_below(list_ptr, count, limit):
 
 @triton.jit
 def attend_kernel(
-    Q, K, V, Out, Lse, Table, Window, Indices, Offsets, Counts, Dense,
+    Q, K, V, Out, Lse, Table, PageTable, Window, Indices, Offsets, Counts, Dense,
     q_strides, k_strides, v_strides, out_strides, lse_strides,
-    num_segments, segment, dense_tail, tail_tiles, scale,
+    page_table_stride, num_segments, segment, dense_tail, tail_tiles, scale,
     NUM_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, ALIGN: tl.constexpr, KEY_BLOCK: tl.constexpr,
-    LISTS_LEFT: tl.constexpr,
+    LISTS_LEFT: tl.constexpr, PAGE_SIZE: tl.constexpr,
 ):  # fmt: skip
-    """One tile of rows; LISTS_LEFT: every list ends left of its rows' windows."""
+    """One tile of rows; LISTS_LEFT: every list ends left of its rows' windows.
+
+    PAGE_SIZE 0: PageTable is None and keys lie one after another.
+    """
     n, h = tl.program_id(2), tl.program_id(1)
     b = tl.load(Table + n * 5).to(tl.int64)
     q_start, q_len = tl.load(Table + n * 5 + 1), tl.load(Table + n * 5 + 2)
@@ -100,10 +108,12 @@ def attend_kernel(
     at = (q_start + rows - offset).to(tl.int64)
     q_ptr = Q + b * q_strides[0] + h * q_strides[1] + at[:, None] * q_strides[2] + d[None, :]
     q = tl.load(q_ptr, mask=valid[:, None] & (d < HEAD_DIM)[None, :], other=0.0)
-    k_stride, v_stride = k_strides[2], v_strides[2]
     kv_head, from_key = h // GROUP, kv_start.to(tl.int64)
-    k_base = K + b * k_strides[0] + kv_head * k_strides[1] + from_key * k_stride
-    v_base = V + b * v_strides[0] + kv_head * v_strides[1] + from_key * v_stride
+    k_base = K + b * k_strides[0] + kv_head * k_strides[1] + from_key * k_strides[2]
+    v_base = V + b * v_strides[0] + kv_head * v_strides[1] + from_key * v_strides[2]
+    pages = PageTable
+    if PAGE_SIZE > 0:  # the sequence's row; batch and first key are 0
+        pages += n.to(tl.int64) * page_table_stride
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     m = tl.zeros([BLOCK_M], tl.float32) + FLOOR
@@ -116,8 +126,8 @@ def attend_kernel(
     for j in range(open_from, open_to, BLOCK_N):
         keys = j + step
         acc, total, m = fold_tile(
-            acc, total, m, q, k_base, v_base, k_stride, v_stride, keys, open_tile, open_tile,
-            scale, HEAD_DIM, BLOCK_D, False,
+            acc, total, m, q, k_base, v_base, k_strides, v_strides, pages, keys, open_tile,
+            open_tile, scale, HEAD_DIM, BLOCK_D, PAGE_SIZE, False,
         )  # fmt: skip
     edge_tiles = (open_from - edge_min) // BLOCK_N
     masked_tiles = edge_tiles + tl.cdiv(tl.maximum(last - open_to, 0), BLOCK_N)
@@ -126,8 +136,8 @@ def attend_kernel(
         keys = j + step
         keep = (keys[None, :] <= rows[:, None]) & (keys[None, :] >= edges[:, None])
         acc, total, m = fold_tile(
-            acc, total, m, q, k_base, v_base, k_stride, v_stride, keys, keys < kv_len, keep,
-            scale, HEAD_DIM, BLOCK_D, True,
+            acc, total, m, q, k_base, v_base, k_strides, v_strides, pages, keys, keys < kv_len,
+            keep, scale, HEAD_DIM, BLOCK_D, PAGE_SIZE, True,
         )  # fmt: skip
 
     # list: open tiles of keys left of every row's window, then one masked remainder
@@ -145,8 +155,8 @@ def attend_kernel(
         else:
             keys = tl.load(list_ptr + i // KEY_BLOCK) * KEY_BLOCK + i % KEY_BLOCK + step
         acc, total, m = fold_tile(
-            acc, total, m, q, k_base, v_base, k_stride, v_stride, keys, open_tile, open_tile,
-            scale, HEAD_DIM, BLOCK_D, False,
+            acc, total, m, q, k_base, v_base, k_strides, v_strides, pages, keys, open_tile,
+            open_tile, scale, HEAD_DIM, BLOCK_D, PAGE_SIZE, False,
         )  # fmt: skip
     for i in range(open_keys, listed * KEY_BLOCK, BLOCK_N):
         if KEY_BLOCK == 1:
@@ -157,8 +167,8 @@ def attend_kernel(
             there = keys < kv_len
         keep = there[None, :] & (keys[None, :] < edges[:, None])
         acc, total, m = fold_tile(
-            acc, total, m, q, k_base, v_base, k_stride, v_stride, keys, there, keep,
-            scale, HEAD_DIM, BLOCK_D, True,
+            acc, total, m, q, k_base, v_base, k_strides, v_strides, pages, keys, there, keep,
+            scale, HEAD_DIM, BLOCK_D, PAGE_SIZE, True,
         )  # fmt: skip
 
     out = acc / tl.where(total > 0, total, 1.0)[:, None]
