@@ -12,8 +12,7 @@ from torch import Tensor
 from ...plan import StripePlan
 from ...problem import Problem
 from .attend_kernel import attend_kernel
-
-LOG2E = math.log2(math.e)
+from .layout import LOG2E, needs_int64, page_table_stride
 
 
 def attend(
@@ -35,13 +34,13 @@ def attend(
         q, k, v, out, lse, sequences.table, pages, plan.window, plan.indices, plan.offsets,
         plan.counts, plan.dense.view(torch.int8),
         q.stride()[:3], k.stride()[:3], v.stride()[:3], out.stride()[:3], lse.stride()[:2],
-        None if pages is None else pages.stride(0),
+        page_table_stride(pages),
         plan.counts.shape[2], plan.segment, plan.dense_tail, tail_tiles, scale * LOG2E,
         NUM_HEADS=problem.num_heads, GROUP=problem.group_size, HEAD_DIM=problem.head_dim,
         BLOCK_D=triton.next_power_of_2(problem.head_dim), BLOCK_M=block_m, BLOCK_N=block_n,
         ALIGN=plan.window_alignment, KEY_BLOCK=plan.key_block,
         LISTS_LEFT=plan.segment == block_m == plan.window_alignment, PAGE_SIZE=sequences.page_size,
-        num_warps=warps, num_stages=stages,
+        WIDE=needs_int64(problem, k, v), num_warps=warps, num_stages=stages,
     )  # fmt: skip
     return out, lse
 

@@ -1,10 +1,9 @@
 """Attention over a plan's pairs in one launch: listed keys gathered by index, then the window.
 
 A program owns BLOCK_M rows of one segment, head and sequence. It folds tiles of BLOCK_N keys into
-a running softmax: first the band (window and causal diagonal, contiguous), then the list (rows of
-K and V loaded by index). Only tiles at an edge are masked. Dense segments are a band from key 0.
-With a paged cache every key, of the band or of the list, is looked up in the page table.
-All pointer arithmetic on tokens is int64.
+a running softmax: those of the band (window and causal diagonal, contiguous) and those of the list
+(rows of K and V loaded by index). Only tiles at an edge are masked. Dense segments are a band from
+key 0. With a paged cache every key, of the band or of the list, is looked up in the page table.
 """
 
 from __future__ import annotations
@@ -21,12 +20,13 @@ FLOOR = tl.constexpr(-1.0e30)
 @triton.jit
 def fold_tile(
     acc, total, m, q, k_base, v_base, k_strides, v_strides, pages, keys, load, keep, scale,
-    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, PAGE_SIZE: tl.constexpr, MASKED: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, PAGE_SIZE: tl.constexpr, WIDE: tl.constexpr,
+    MASKED: tl.constexpr,
 ):  # fmt: skip
     """Fold keys `[BLOCK_N]` into (acc `[BLOCK_M, BLOCK_D]`, total, m `[BLOCK_M]`); m is in log2."""
     d = tl.arange(0, BLOCK_D)
     there = load if MASKED else None
-    at = key_offsets(keys, there, pages, k_strides[0], k_strides[2], PAGE_SIZE)[:, None]
+    at = key_offsets(keys, there, pages, k_strides[0], k_strides[2], PAGE_SIZE, WIDE)[:, None]
     if MASKED or HEAD_DIM != BLOCK_D:
         read = load[:, None] & (d < HEAD_DIM)[None, :]
         k = tl.load(k_base + at + d[None, :], mask=read, other=0.0)
@@ -40,7 +40,7 @@ def fold_tile(
     shrink = tl.exp2(m - m_new)
     total = total * shrink + tl.sum(p, 1)
     acc = acc * shrink[:, None]
-    at = key_offsets(keys, there, pages, v_strides[0], v_strides[2], PAGE_SIZE)[:, None]
+    at = key_offsets(keys, there, pages, v_strides[0], v_strides[2], PAGE_SIZE, WIDE)[:, None]
     if MASKED or HEAD_DIM != BLOCK_D:
         read = load[:, None] & (d < HEAD_DIM)[None, :]
         v = tl.load(v_base + at + d[None, :], mask=read, other=0.0)
@@ -48,6 +48,17 @@ def fold_tile(
         v = tl.load(v_base + at + d[None, :])
     acc = tl.dot(p.to(v.dtype), v, acc)
     return acc, total, m_new
+
+
+@triton.jit
+def list_keys(list_ptr, slot, there, absent, KEY_BLOCK: tl.constexpr):
+    """The keys in slots of a list; `absent` where there is none."""
+    if KEY_BLOCK == 1:
+        keys = tl.load(list_ptr + slot, mask=there, other=absent)
+    else:
+        blocks = tl.load(list_ptr + slot // KEY_BLOCK, mask=there, other=0)
+        keys = tl.where(there, blocks * KEY_BLOCK + slot % KEY_BLOCK, absent)
+    return keys
 
 
 @triton.jit
@@ -70,11 +81,11 @@ def attend_kernel(
     page_table_stride, num_segments, segment, dense_tail, tail_tiles, scale,
     NUM_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, ALIGN: tl.constexpr, KEY_BLOCK: tl.constexpr,
-    LISTS_LEFT: tl.constexpr, PAGE_SIZE: tl.constexpr,
+    LISTS_LEFT: tl.constexpr, PAGE_SIZE: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """One tile of rows; LISTS_LEFT: every list ends left of its rows' windows.
 
-    PAGE_SIZE 0: PageTable is None and keys lie one after another.
+    PAGE_SIZE 0: PageTable is None and keys lie one after another. WIDE: offsets need 64 bits.
     """
     n, h = tl.program_id(2), tl.program_id(1)
     b = tl.load(Table + n * 5).to(tl.int64)
@@ -120,27 +131,14 @@ def attend_kernel(
     step = tl.arange(0, BLOCK_N)
     open_tile = step >= 0  # every key is read and kept
 
-    # band: a masked part where window edges differ, an open part, the causal diagonal
+    # The band: tiles where window edges differ, open tiles, the causal diagonal. The list: open
+    # tiles of keys left of every row's window, a masked remainder. Masked tiles go through one loop
+    # and open tiles through another, so that loads fill the pipeline twice and not five times.
     open_from = edge_min + tl.cdiv(edge_max - edge_min, BLOCK_N) * BLOCK_N
-    open_to = open_from + tl.maximum(first + 1 - open_from, 0) // BLOCK_N * BLOCK_N
-    for j in range(open_from, open_to, BLOCK_N):
-        keys = j + step
-        acc, total, m = fold_tile(
-            acc, total, m, q, k_base, v_base, k_strides, v_strides, pages, keys, open_tile,
-            open_tile, scale, HEAD_DIM, BLOCK_D, PAGE_SIZE, False,
-        )  # fmt: skip
+    band_tiles = tl.maximum(first + 1 - open_from, 0) // BLOCK_N
     edge_tiles = (open_from - edge_min) // BLOCK_N
-    masked_tiles = edge_tiles + tl.cdiv(tl.maximum(last - open_to, 0), BLOCK_N)
-    for i in range(0, masked_tiles):
-        j = tl.where(i < edge_tiles, edge_min + i * BLOCK_N, open_to + (i - edge_tiles) * BLOCK_N)
-        keys = j + step
-        keep = (keys[None, :] <= rows[:, None]) & (keys[None, :] >= edges[:, None])
-        acc, total, m = fold_tile(
-            acc, total, m, q, k_base, v_base, k_strides, v_strides, pages, keys, keys < kv_len,
-            keep, scale, HEAD_DIM, BLOCK_D, PAGE_SIZE, True,
-        )  # fmt: skip
-
-    # list: open tiles of keys left of every row's window, then one masked remainder
+    diagonal_from = open_from + band_tiles * BLOCK_N
+    masked_band = edge_tiles + tl.cdiv(tl.maximum(last - diagonal_from, 0), BLOCK_N)
     list_ptr = Indices + tl.load(Offsets + entry)
     count = tl.where(every, 0, tl.load(Counts + entry))
     listed = count
@@ -148,27 +146,29 @@ def attend_kernel(
     if not LISTS_LEFT:
         listed = count_below(list_ptr, count, tl.cdiv(edge_max, KEY_BLOCK))
         shared = count_below(list_ptr, listed, edge_min // KEY_BLOCK)
-    open_keys = shared * KEY_BLOCK // BLOCK_N * BLOCK_N
-    for i in range(0, open_keys, BLOCK_N):
-        if KEY_BLOCK == 1:
-            keys = tl.load(list_ptr + i + step)
-        else:
-            keys = tl.load(list_ptr + i // KEY_BLOCK) * KEY_BLOCK + i % KEY_BLOCK + step
+    list_tiles = shared * KEY_BLOCK // BLOCK_N
+    masked_list = tl.cdiv(listed * KEY_BLOCK - list_tiles * BLOCK_N, BLOCK_N)
+
+    for i in range(0, masked_band + masked_list):
+        in_list = i >= masked_band
+        j = tl.where(i < edge_tiles, edge_min + i * BLOCK_N, diagonal_from + (i - edge_tiles) * BLOCK_N)
+        slot = (list_tiles + i - masked_band) * BLOCK_N + step
+        keys = list_keys(list_ptr, slot, in_list & (slot < listed * KEY_BLOCK), kv_len, KEY_BLOCK)
+        keys = tl.where(in_list, keys, j + step)
+        right = keys[None, :] >= edges[:, None]
+        keep = (right != in_list) & (keys[None, :] <= rows[:, None])
+        acc, total, m = fold_tile(
+            acc, total, m, q, k_base, v_base, k_strides, v_strides, pages, keys, keys < kv_len,
+            keep, scale, HEAD_DIM, BLOCK_D, PAGE_SIZE, WIDE, True,
+        )  # fmt: skip
+    for i in range(0, band_tiles + list_tiles):
+        in_list = i >= band_tiles
+        slot = (i - band_tiles) * BLOCK_N + step
+        keys = list_keys(list_ptr, slot, in_list & (slot >= 0), kv_len, KEY_BLOCK)
+        keys = tl.where(in_list, keys, open_from + i * BLOCK_N + step)
         acc, total, m = fold_tile(
             acc, total, m, q, k_base, v_base, k_strides, v_strides, pages, keys, open_tile,
-            open_tile, scale, HEAD_DIM, BLOCK_D, PAGE_SIZE, False,
-        )  # fmt: skip
-    for i in range(open_keys, listed * KEY_BLOCK, BLOCK_N):
-        if KEY_BLOCK == 1:
-            there = i + step < listed
-            keys = tl.load(list_ptr + i + step, mask=there, other=0)
-        else:
-            keys = tl.load(list_ptr + i // KEY_BLOCK) * KEY_BLOCK + i % KEY_BLOCK + step
-            there = keys < kv_len
-        keep = there[None, :] & (keys[None, :] < edges[:, None])
-        acc, total, m = fold_tile(
-            acc, total, m, q, k_base, v_base, k_strides, v_strides, pages, keys, there, keep,
-            scale, HEAD_DIM, BLOCK_D, PAGE_SIZE, True,
+            open_tile, scale, HEAD_DIM, BLOCK_D, PAGE_SIZE, WIDE, False,
         )  # fmt: skip
 
     out = acc / tl.where(total > 0, total, 1.0)[:, None]

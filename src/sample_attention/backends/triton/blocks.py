@@ -10,7 +10,8 @@ from torch import Tensor
 from ...config import SampleAttentionConfig
 from .blocks_kernel import block_mass_kernel
 from .filtering import Lists, fewest
-from .mass import LOG2E, Keys, row_lse
+from .layout import LOG2E, page_table_stride
+from .mass import Keys, row_lse
 from .rows import TILE_ROWS, tails
 
 ROWS_AT_ONCE = 2**25
@@ -49,10 +50,12 @@ def _block_mass(q: Tensor, keys: Keys, config: SampleAttentionConfig) -> tuple[T
     columns = torch.empty(n, heads, chunks, blocks, dtype=torch.float32, device=q.device)
     slashes = torch.empty(n, heads, chunks, blocks, slots, dtype=torch.float32, device=q.device)
     nearest = (rows.position[..., 0] - (block - 1)).div(block, rounding_mode="floor").int()
+    pages = problem.sequences.page_table
     launch: Any = block_mass_kernel[(blocks, chunks * heads, n)]
     launch(
         q, keys.k, rows.at, rows.position, row_lse(rows, keys), nearest, problem.sequences.table,
-        columns, slashes, q.stride()[:3], keys.k.stride()[:3], keys.scale * LOG2E,
+        pages, columns, slashes, q.stride()[:3], keys.k.stride()[:3], page_table_stride(pages),
+        keys.scale * LOG2E,
         **keys.constants(), BLOCK_N=block, SLOTS=slots, num_warps=4,
     )  # fmt: skip
     return columns, _by_distance(slashes, nearest)

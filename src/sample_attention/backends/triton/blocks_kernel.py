@@ -5,14 +5,16 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .mass_kernel import load_keys
+from .mass_kernel import keys_of, load_keys, load_rows, pages_of, queries_of
 
 
 @triton.jit
 def block_mass_kernel(
-    Q, K, At, Position, Lse, Nearest, Table, Column, Slash, q_strides, k_strides, scale,
+    Q, K, At, Position, Lse, Nearest, Table, PageTable, Column, Slash, q_strides, k_strides,
+    page_table_stride, scale,
     NUM_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, SLOTS: tl.constexpr,
+    PAGE_SIZE: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Sums over one block of keys: all of it, and by which block of distances a pair lies in.
 
@@ -26,16 +28,13 @@ def block_mass_kernel(
     at = tl.load(At + n * chunks * BLOCK_M + row)
     position = tl.load(Position + n * chunks * BLOCK_M + row)
     lse = tl.load(Lse + (n * NUM_HEADS + h).to(tl.int64) * chunks * BLOCK_M + row)
-    b = tl.load(Table + n * 5).to(tl.int64)
-    kv_start, kv_len = tl.load(Table + n * 5 + 3), tl.load(Table + n * 5 + 4)
-    d = tl.arange(0, BLOCK_D)
-    q_ptr = Q + b * q_strides[0] + h * q_strides[1]
-    q_ptr += at.to(tl.int64)[:, None] * q_strides[2] + d[None, :]
-    q = tl.load(q_ptr, mask=(at >= 0)[:, None] & (d < HEAD_DIM)[None, :], other=0.0)
+    Q = queries_of(Q, Table, n, h, q_strides, False)
+    q = load_rows(Q, at, q_strides[2], HEAD_DIM, BLOCK_D)
+    K = keys_of(K, Table, n, h, k_strides, GROUP)
+    pages = pages_of(PageTable, n, page_table_stride, PAGE_SIZE)
+    kv_len = tl.load(Table + n * 5 + 4)
     keys = j * BLOCK_N + tl.arange(0, BLOCK_N)
-    k_stride = k_strides[2]
-    k_base = K + b * k_strides[0] + h // GROUP * k_strides[1] + kv_start.to(tl.int64) * k_stride
-    k = load_keys(k_base, keys, keys < kv_len, k_stride, HEAD_DIM, BLOCK_D, True)
+    k = load_keys(K, keys, keys < kv_len, pages, k_strides, HEAD_DIM, BLOCK_D, PAGE_SIZE, WIDE, True)
     p = tl.exp2(tl.dot(q, tl.trans(k)) * scale - lse[:, None])
     distance = position[:, None] - keys[None, :]
     p = tl.where(distance >= 0, p, 0.0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor
 from ...problem import Problem
 from ...selection.classes import LOWEST_BITS, NUM_CLASSES
 from .filtering import Lists
+from .layout import LOG2E, needs_int64, page_table_stride
 from .mass_kernel import (
     column_mass_kernel,
     finite_kernel,
@@ -21,8 +21,6 @@ from .mass_kernel import (
     segment_mass_kernel,
 )
 from .rows import TILE_ROWS, ScoredRows
-
-LOG2E = math.log2(math.e)
 
 LSE_LAUNCH = {"BLOCK_N": 128, "num_warps": 8, "num_stages": 2}
 SEGMENT_LAUNCH = {"BLOCK_N": 128, "num_warps": 8, "num_stages": 3}
@@ -51,10 +49,9 @@ class Keys:
 
     def constants(self) -> dict[str, int]:
         """Compile-time facts that both passes need."""
-        dim = self.problem.head_dim
         return {
-            "NUM_HEADS": self.problem.num_heads, "GROUP": self.problem.group_size,
-            "HEAD_DIM": dim, "BLOCK_D": triton.next_power_of_2(dim), "BLOCK_M": TILE_ROWS,
+            **_layout(self.k, self.problem), "NUM_HEADS": self.problem.num_heads,
+            "GROUP": self.problem.group_size, "BLOCK_M": TILE_ROWS,
         }  # fmt: skip
 
 
@@ -76,11 +73,12 @@ def finite_heads(x: Tensor, problem: Problem, *, queries: bool) -> Tensor:
     tiles = triton.cdiv(s.max_q_len if queries else s.max_kv_len, FINITE_TOKENS)
     shape = len(s.table), x.shape[1], tiles
     flags = torch.empty(shape, dtype=torch.bool, device=x.device)
+    pages = None if queries else s.page_table
     launch: Any = finite_kernel[(tiles, shape[1], shape[0])]
     launch(
-        x, s.table, flags.view(torch.int8), x.stride()[:3], HEAD_DIM=problem.head_dim,
-        BLOCK_D=triton.next_power_of_2(problem.head_dim), FIRST=1 if queries else 3,
-        TOKENS=FINITE_TOKENS, num_warps=4,
+        x, s.table, pages, flags.view(torch.int8), x.stride()[:3], page_table_stride(pages),
+        **{**_layout(x, problem), **({"PAGE_SIZE": 0} if queries else {})},
+        FIRST=1 if queries else 3, TOKENS=FINITE_TOKENS, num_warps=4,
     )  # fmt: skip
     return flags.all(-1)
 
@@ -95,8 +93,9 @@ def row_lse(rows: ScoredRows, keys: Keys) -> Tensor:
     lse = torch.empty(shape, dtype=torch.float32, device=rows.at.device)
     launch: Any = row_lse_kernel[(triton.cdiv(num_rows, TILE_ROWS), shape[1], shape[0])]
     launch(
-        rows.q, keys.k, rows.at, rows.position, problem.sequences.table, lse,
-        rows.q.stride()[:3], keys.k.stride()[:3], num_rows, keys.scale * LOG2E,
+        rows.q, keys.k, rows.at, rows.position, problem.sequences.table,
+        problem.sequences.page_table, lse, rows.q.stride()[:3], keys.k.stride()[:3],
+        page_table_stride(problem.sequences.page_table), num_rows, keys.scale * LOG2E,
         **keys.constants(), BY_SEQUENCE=rows.by_sequence, **LSE_LAUNCH,
     )  # fmt: skip
     return lse
@@ -119,9 +118,10 @@ def column_mass(
             uint8.
     """
     problem, pitch = keys.problem, out.shape[-1]
+    pages = problem.sequences.page_table
     shared = (
-        problem.sequences.table, out, rows.q.stride()[:3], keys.k.stride()[:3],
-        segments.start, segments.stop, rows.at.shape[1], pitch, keys.scale * LOG2E,
+        problem.sequences.table, pages, out, rows.q.stride()[:3], keys.k.stride()[:3],
+        page_table_stride(pages), segments.start, segments.stop, rows.at.shape[1], pitch, keys.scale * LOG2E,
     )  # fmt: skip
     constants = {
         **keys.constants(), "LOWEST_BITS": LOWEST_BITS, "HIGHEST_CLASS": NUM_CLASSES - 1,
@@ -149,3 +149,12 @@ def column_mass(
             rows.q, keys.k, rows.at, edges, lse, rows.share(), *shared, **constants, TILES=tiles,
             BLOCK_TILES=triton.next_power_of_2(tiles), **COLUMN_LAUNCH,
         )  # fmt: skip
+
+
+def _layout(x: Tensor, problem: Problem) -> dict[str, int]:
+    """Compile-time facts of how a tensor of keys lies in memory."""
+    dim = problem.head_dim
+    return {
+        "HEAD_DIM": dim, "BLOCK_D": triton.next_power_of_2(dim),
+        "PAGE_SIZE": problem.sequences.page_size, "WIDE": needs_int64(problem, x),
+    }  # fmt: skip

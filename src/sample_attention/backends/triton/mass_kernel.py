@@ -11,6 +11,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .paging_kernel import key_offsets
+
 FLOOR = tl.constexpr(-1.0e30)
 """Running maximum before the first key: finite, so that empty rows never meet inf - inf."""
 
@@ -42,20 +44,21 @@ def mean_query_kernel(
 
 @triton.jit
 def finite_kernel(
-    X, Table, Flags, strides, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, FIRST: tl.constexpr,
-    TOKENS: tl.constexpr,
+    X, Table, PageTable, Flags, strides, page_table_stride,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, FIRST: tl.constexpr, TOKENS: tl.constexpr,
+    PAGE_SIZE: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Whether a run of TOKENS rows of one head and sequence holds finite numbers only.
+    """Whether TOKENS rows of one head and sequence hold finite numbers only.
 
     FIRST: the column of the table that says where the sequence's rows start; the next has how many.
     """
     i, h, n = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     b = tl.load(Table + n * 5).to(tl.int64)
-    start, length = tl.load(Table + n * 5 + FIRST), tl.load(Table + n * 5 + FIRST + 1)
+    start, length = tl.load(Table + n * 5 + FIRST).to(tl.int64), tl.load(Table + n * 5 + FIRST + 1)
     rows = i * TOKENS + tl.arange(0, TOKENS)
-    d = tl.arange(0, BLOCK_D)
-    at = X + b * strides[0] + h * strides[1] + (start + rows).to(tl.int64)[:, None] * strides[2]
-    x = tl.load(at + d[None, :], mask=(rows < length)[:, None] & (d < HEAD_DIM)[None, :], other=0.0)
+    base = X + b * strides[0] + h * strides[1] + start * strides[2]
+    pages = pages_of(PageTable, n, page_table_stride, PAGE_SIZE)
+    x = load_keys(base, rows, rows < length, pages, strides, HEAD_DIM, BLOCK_D, PAGE_SIZE, WIDE, True)
     wrong = tl.where(tl.abs(x.to(tl.float32)) < float("inf"), 0, 1)
     flag = tl.where(tl.max(tl.max(wrong, 1), 0) > 0, 0, 1)
     at = (n * tl.num_programs(1) + h).to(tl.int64) * tl.num_programs(0) + i
@@ -63,10 +66,15 @@ def finite_kernel(
 
 
 @triton.jit
-def load_keys(base, keys, mask, stride, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, MASKED: tl.constexpr):
-    """Rows of K `[keys, BLOCK_D]`; past the head dim and outside the mask they are zero."""
+def load_keys(
+    K, keys, mask, pages, k_strides, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+    PAGE_SIZE: tl.constexpr, WIDE: tl.constexpr, MASKED: tl.constexpr,
+):  # fmt: skip
+    """Rows of K `[keys, BLOCK_D]`; zero past the head dim and, where MASKED, outside the mask."""
     d = tl.arange(0, BLOCK_D)
-    at = base + keys.to(tl.int64)[:, None] * stride + d[None, :]
+    there = mask if MASKED else None
+    at = key_offsets(keys, there, pages, k_strides[0], k_strides[2], PAGE_SIZE, WIDE)
+    at = K + at[:, None] + d[None, :]
     if MASKED or HEAD_DIM != BLOCK_D:
         return tl.load(at, mask=mask[:, None] & (d < HEAD_DIM)[None, :], other=0.0)
     return tl.load(at)
@@ -78,6 +86,15 @@ def keys_of(K, Table, n, h, k_strides, GROUP: tl.constexpr):
     b = tl.load(Table + n * 5).to(tl.int64)
     start = tl.load(Table + n * 5 + 3).to(tl.int64)
     return K + b * k_strides[0] + h // GROUP * k_strides[1] + start * k_strides[2]
+
+
+@triton.jit
+def pages_of(PageTable, n, stride, PAGE_SIZE: tl.constexpr):
+    """Pointer to the pages of sequence n; nothing without a page table."""
+    pages = PageTable
+    if PAGE_SIZE > 0:
+        pages += n.to(tl.int64) * stride
+    return pages
 
 
 @triton.jit
@@ -99,9 +116,11 @@ def load_rows(Q, at, stride, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
 
 @triton.jit
 def row_lse_kernel(
-    Q, K, At, Position, Table, Lse, q_strides, k_strides, num_rows, scale,
+    Q, K, At, Position, Table, PageTable, Lse, q_strides, k_strides, page_table_stride,
+    num_rows, scale,
     NUM_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BY_SEQUENCE: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PAGE_SIZE: tl.constexpr, WIDE: tl.constexpr,
+    BY_SEQUENCE: tl.constexpr,
 ):  # fmt: skip
     """Log2-sum-exp2 of a tile of scored rows: NaN if it is not finite, infinity for no row."""
     n, h = tl.program_id(2), tl.program_id(1)
@@ -113,7 +132,8 @@ def row_lse_kernel(
     there = (at >= 0) & (flat < num_rows)
     Q = queries_of(Q, Table, n, h, q_strides, BY_SEQUENCE)
     q = load_rows(Q, tl.where(there, at, -1), q_strides[2], HEAD_DIM, BLOCK_D)
-    k_base, k_stride = keys_of(K, Table, n, h, k_strides, GROUP), k_strides[2]
+    K = keys_of(K, Table, n, h, k_strides, GROUP)
+    pages = pages_of(PageTable, n, page_table_stride, PAGE_SIZE)
     kv_len = tl.load(Table + n * 5 + 4)
 
     m = tl.zeros([BLOCK_M], tl.float32) + FLOOR
@@ -123,14 +143,14 @@ def row_lse_kernel(
     open_to = tl.minimum(tl.min(position), last) + 1
     open_to = tl.maximum(open_to, 0) // BLOCK_N * BLOCK_N
     for j in range(0, open_to, BLOCK_N):
-        k = load_keys(k_base, j + step, step >= 0, k_stride, HEAD_DIM, BLOCK_D, False)
+        k = load_keys(K, j + step, step >= 0, pages, k_strides, HEAD_DIM, BLOCK_D, PAGE_SIZE, WIDE, False)
         s = tl.dot(q, tl.trans(k))
         m_new = tl.maximum(m, tl.max(s, 1) * scale)
         total = total * tl.exp2(m - m_new) + tl.sum(tl.exp2(s * scale - m_new[:, None]), 1)
         m = m_new
     for j in range(open_to, last + 1, BLOCK_N):
         keys = j + step
-        k = load_keys(k_base, keys, keys < kv_len, k_stride, HEAD_DIM, BLOCK_D, True)
+        k = load_keys(K, keys, keys < kv_len, pages, k_strides, HEAD_DIM, BLOCK_D, PAGE_SIZE, WIDE, True)
         s = tl.dot(q, tl.trans(k))
         s = tl.where(keys[None, :] <= position[:, None], s, float("-inf"))
         m_new = tl.maximum(m, tl.max(s, 1) * scale)
@@ -158,12 +178,12 @@ def store_mass(
 
 @triton.jit
 def segment_mass_kernel(
-    Q, K, At, Edge, Lse, Limits, Share, Dense, Table, Out, q_strides, k_strides,
-    first_segment, last_segment, num_segments, pitch, scale,
+    Q, K, At, Edge, Lse, Limits, Share, Dense, Table, PageTable, Out, q_strides, k_strides,
+    page_table_stride, first_segment, last_segment, num_segments, pitch, scale,
     NUM_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
     LOWEST_BITS: tl.constexpr, HIGHEST_CLASS: tl.constexpr, CLASSES: tl.constexpr,
-    BY_SEQUENCE: tl.constexpr,
+    PAGE_SIZE: tl.constexpr, WIDE: tl.constexpr, BY_SEQUENCE: tl.constexpr,
 ):  # fmt: skip
     """Mean probability of CHUNK keys under the rows of the segments that share a tile of rows.
 
@@ -195,6 +215,7 @@ def segment_mass_kernel(
     Q = queries_of(Q, Table, n, h, q_strides, BY_SEQUENCE)
     q = load_rows(Q, at, q_strides[2], HEAD_DIM, BLOCK_D)
     K = keys_of(K, Table, n, h, k_strides, GROUP)
+    pages = pages_of(PageTable, n, page_table_stride, PAGE_SIZE)
     kv_len = tl.load(Table + n * 5 + 4)
     Out += head * (last_segment - first_segment) * pitch
     Out += (segment - first_segment).to(tl.int64)[None, :] * pitch
@@ -202,14 +223,14 @@ def segment_mass_kernel(
     # keys left of every row's edge need no mask
     open_to = start + tl.maximum(tl.minimum(tl.min(edge), stop) - start, 0) // BLOCK_N * BLOCK_N
     for j in range(start, open_to, BLOCK_N):
-        k = load_keys(K, j + step, step >= 0, k_strides[2], HEAD_DIM, BLOCK_D, False)
+        k = load_keys(K, j + step, step >= 0, pages, k_strides, HEAD_DIM, BLOCK_D, PAGE_SIZE, WIDE, False)
         p = tl.exp2(tl.dot(k, tl.trans(q)) * scale - lse[None, :])
         mass = tl.sum(tl.reshape(p, [BLOCK_N, ROWS, SEGMENTS]), 1) * share[None, :]
         write = inside[None, :] & (step >= 0)[:, None]
         store_mass(Out + (j + step)[:, None], mass, write, LOWEST_BITS, HIGHEST_CLASS, CLASSES)
     for j in range(open_to, stop, BLOCK_N):
         keys = j + step
-        k = load_keys(K, keys, keys < kv_len, k_strides[2], HEAD_DIM, BLOCK_D, True)
+        k = load_keys(K, keys, keys < kv_len, pages, k_strides, HEAD_DIM, BLOCK_D, PAGE_SIZE, WIDE, True)
         p = tl.exp2(tl.dot(k, tl.trans(q)) * scale - lse[None, :])
         p = tl.where(keys[:, None] < edge[None, :], p, 0.0)
         mass = tl.sum(tl.reshape(p, [BLOCK_N, ROWS, SEGMENTS]), 1) * share[None, :]
@@ -219,12 +240,12 @@ def segment_mass_kernel(
 
 @triton.jit
 def column_mass_kernel(
-    Q, K, At, Edge, Lse, Share, Table, Out, q_strides, k_strides,
-    first_segment, last_segment, num_segments, pitch, scale,
+    Q, K, At, Edge, Lse, Share, Table, PageTable, Out, q_strides, k_strides,
+    page_table_stride, first_segment, last_segment, num_segments, pitch, scale,
     NUM_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TILES: tl.constexpr, BLOCK_TILES: tl.constexpr,
     LOWEST_BITS: tl.constexpr, HIGHEST_CLASS: tl.constexpr, CLASSES: tl.constexpr,
-    BY_SEQUENCE: tl.constexpr,
+    PAGE_SIZE: tl.constexpr, WIDE: tl.constexpr, BY_SEQUENCE: tl.constexpr,
 ):  # fmt: skip
     """`segment_mass_kernel` for segments of TILES tiles of rows: keys stay and rows stream by.
 
@@ -249,8 +270,9 @@ def column_mass_kernel(
 
     Q = queries_of(Q, Table, n, h, q_strides, BY_SEQUENCE)
     K = keys_of(K, Table, n, h, k_strides, GROUP)
+    pages = pages_of(PageTable, n, page_table_stride, PAGE_SIZE)
     kv_len = tl.load(Table + n * 5 + 4)
-    k = load_keys(K, keys, keys < kv_len, k_strides[2], HEAD_DIM, BLOCK_D, True)
+    k = load_keys(K, keys, keys < kv_len, pages, k_strides, HEAD_DIM, BLOCK_D, PAGE_SIZE, WIDE, True)
     c = tl.arange(0, BLOCK_M)
     mass = tl.zeros([BLOCK_N], tl.float32)
     for i in range(some_from, all_from):

@@ -11,14 +11,22 @@ import triton.language as tl
 
 
 @triton.jit
-def key_offsets(keys, mask, page_table_ptr, page_stride, slot_stride, PAGE_SIZE: tl.constexpr):
-    """Offsets in elements, int64, from the first key of a head to `keys`.
+def key_offsets(
+    keys, mask, page_table_ptr, page_stride, slot_stride,
+    PAGE_SIZE: tl.constexpr, WIDE: tl.constexpr,
+):  # fmt: skip
+    """Offsets in elements from the first key of a head to `keys`: int64 where WIDE, else int32.
 
     The page table is read where `mask` holds (None: everywhere); other offsets mean nothing.
     """
     if PAGE_SIZE == 0:
-        offsets = keys.to(tl.int64) * slot_stride
+        if WIDE:
+            keys = keys.to(tl.int64)
+        offsets = keys * slot_stride
     else:
         pages = tl.load(page_table_ptr + keys // PAGE_SIZE, mask=mask)
-        offsets = pages.to(tl.int64) * page_stride + (keys % PAGE_SIZE).to(tl.int64) * slot_stride
+        slots = keys % PAGE_SIZE
+        if WIDE:
+            pages, slots = pages.to(tl.int64), slots.to(tl.int64)
+        offsets = pages * page_stride + slots * slot_stride
     return offsets
