@@ -11,8 +11,8 @@ from ...config import SampleAttentionConfig
 from .blocks_kernel import block_mass_kernel
 from .filtering import Lists, fewest
 from .layout import LOG2E, page_table_stride
-from .mass import Keys, row_lse
-from .rows import TILE_ROWS, tails
+from .mass import Keys, score
+from .rows import TILE_ROWS, RowTable
 
 ROWS_AT_ONCE = 2**25
 """Flags of kept blocks that are held at once, about."""
@@ -20,8 +20,8 @@ ROWS_AT_ONCE = 2**25
 
 def select_blocks(q: Tensor, keys: Keys, config: SampleAttentionConfig, lists: Lists) -> None:
     """Fill the lists of every row of blocks."""
-    by_column, by_slash = _block_mass(q, keys, config)
-    lists.dense |= ~by_column.sum((2, 3)).isfinite()[..., None]
+    by_column, by_slash = _block_mass(q, keys, config, lists.geometry.exact)
+    lists.dense.logical_or_(~by_column.sum((2, 3)).isfinite()[..., None])
     columns = _kept(by_column, config.coverage)
     slashes = _kept(by_slash, config.slash_coverage or 1.0)
     slashes[..., 1:] |= slashes[..., :-1].clone()  # a slash crosses two blocks of a row of blocks
@@ -40,11 +40,12 @@ def select_blocks(q: Tensor, keys: Keys, config: SampleAttentionConfig, lists: L
         lists.keep(keep, segments)
 
 
-def _block_mass(q: Tensor, keys: Keys, config: SampleAttentionConfig) -> tuple[Tensor, Tensor]:
+def _block_mass(
+    q: Tensor, keys: Keys, config: SampleAttentionConfig, rows: RowTable
+) -> tuple[Tensor, Tensor]:
     """Sampled mass per block of keys and per block of distances: fp32 `[N, H, chunks, blocks]`."""
     problem, block = keys.problem, config.key_block
     chunks, blocks = config.chunk_tails or 1, -(-problem.sequences.max_kv_len // block)
-    rows = tails(q, problem, chunks)
     n, heads = len(rows.at), problem.num_heads
     slots = (TILE_ROWS + block - 2) // block + 2
     columns = torch.empty(n, heads, chunks, blocks, dtype=torch.float32, device=q.device)
@@ -53,7 +54,7 @@ def _block_mass(q: Tensor, keys: Keys, config: SampleAttentionConfig) -> tuple[T
     pages = problem.sequences.page_table
     launch: Any = block_mass_kernel[(blocks, chunks * heads, n)]
     launch(
-        q, keys.k, rows.at, rows.position, row_lse(rows, keys), nearest, problem.sequences.table,
+        q, keys.k, rows.at, rows.position, score(q, rows, keys).lse, nearest, problem.sequences.table,
         pages, columns, slashes, q.stride()[:3], keys.k.stride()[:3], page_table_stride(pages),
         keys.scale * LOG2E,
         **keys.constants(), BLOCK_N=block, SLOTS=slots, num_warps=4,

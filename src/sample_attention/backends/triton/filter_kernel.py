@@ -104,3 +104,27 @@ def compact_kernel(
         place = tl.cumsum(keep.to(tl.int32), 0)
         tl.store(Indices + place - 1, keys, mask=keep)
         Indices += tl.sum(keep.to(tl.int32))
+
+
+@triton.jit
+def place_kernel(
+    Counts, Dense, Offsets, Used, capacity, num_segments, first_segment, lists, per_head,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Where each list goes: one after another behind those before; dense where the room ends.
+
+    One program for all. List i of the launch is segment `i % per_head` of a head and sequence.
+    """
+    used = tl.load(Used)
+    for j in range(0, lists, BLOCK):
+        i = j + tl.arange(0, BLOCK)
+        entry = i // per_head * num_segments + first_segment + i % per_head
+        count = tl.load(Counts + entry, mask=i < lists, other=0).to(tl.int64)
+        stop = used + tl.cumsum(count, 0)
+        fits = stop <= capacity
+        tl.store(Offsets + entry, stop - count, mask=i < lists)
+        tl.store(Counts + entry, tl.where(fits, count, 0).to(tl.int32), mask=i < lists)
+        over = (i < lists) & (stop > capacity)
+        tl.store(Dense + entry, tl.full([BLOCK], 1, tl.int8), mask=over)
+        used += tl.sum(count)
+    tl.store(Used, used)

@@ -11,33 +11,31 @@ from torch import Tensor
 
 from ...config import SampleAttentionConfig
 from ...selection.classes import NUM_CLASSES
-from .filter_kernel import compact_kernel, threshold_kernel
+from .filter_kernel import compact_kernel, place_kernel, threshold_kernel
+from .geometry import Geometry
 
 BLOCK_CLASSES = 512
 """Columns that a program of stage 2 looks at at once."""
-
 
 TICKS = 2**40
 """Units of mass in `fewest`."""
 
 
-@dataclass
+@dataclass(frozen=True)
 class Lists:
-    """The lists of a plan while they are filled; every tensor lies on the device.
+    """The lists of a plan while they are filled; all tensors lie on the device.
 
     Attributes:
-        limits: int32 `[N, G]`, columns that can be listed.
-        ends: int32 `[N, G]`, position after each segment's last row.
+        geometry: which segments there are, and what they can list.
         indices: int32 `[capacity]`.
         threshold: int32 `[N, H, G]`, the lowest class kept.
         offsets: int64 `[N, H, G]`.
         counts: int32 `[N, H, G]`.
         dense: bool `[N, H, G]`.
-        used: int64, entries of `indices` in use.
+        used: int64 `[1]`, entries wanted so far.
     """
 
-    limits: Tensor
-    ends: Tensor
+    geometry: Geometry
     indices: Tensor
     threshold: Tensor
     offsets: Tensor
@@ -46,15 +44,16 @@ class Lists:
     used: Tensor
 
     @classmethod
-    def empty(cls, num_heads: int, limits: Tensor, ends: Tensor, capacity: int) -> Lists:
+    def empty(cls, num_heads: int, geometry: Geometry, capacity: int) -> Lists:
         """Room for `capacity` entries; nothing is listed and nothing dense."""
-        n, g = limits.shape
-        counts = torch.zeros(n, num_heads, g, dtype=torch.int32, device=limits.device)
+        n, g = geometry.limits.shape
+        device = geometry.limits.device
+        counts = torch.zeros(n, num_heads, g, dtype=torch.int32, device=device)
         return cls(
-            limits, ends, torch.empty(capacity, dtype=torch.int32, device=limits.device),
-            torch.zeros_like(counts), counts.long(), counts,
+            geometry, torch.empty(max(1, capacity), dtype=torch.int32, device=device),
+            torch.empty_like(counts), torch.zeros_like(counts, dtype=torch.int64), counts,
             torch.zeros_like(counts, dtype=torch.bool),
-            torch.zeros((), dtype=torch.int64, device=limits.device),
+            torch.zeros(1, dtype=torch.int64, device=device),
         )  # fmt: skip
 
     def decide(
@@ -73,8 +72,8 @@ class Lists:
         n, h, g, pitch = classes.shape
         launch: Any = threshold_kernel[(g, h, n)]
         launch(
-            classes, mass, self.limits, self.ends, self.threshold, self.counts,
-            self.dense.view(torch.int8), pitch, self.limits.shape[1], segments.start,
+            classes, mass, self.geometry.limits, self.geometry.ends, self.threshold, self.counts,
+            self.dense.view(torch.int8), pitch, self.geometry.segments, segments.start,
             config.coverage, config.dense_above, config.dense_prefix,
             RESIDUAL=config.residual, BLOCK=BLOCK_CLASSES, NUM_CLASSES=NUM_CLASSES, num_warps=4,
         )  # fmt: skip
@@ -91,19 +90,17 @@ class Lists:
 
         Lists that would end beyond the capacity are dropped and their segments made dense.
         """
-        part = (..., slice(segments.start, segments.stop))
-        counts = self.counts[part]
-        ends = counts.flatten().cumsum(0).view(counts.shape) + self.used
-        beyond = ends > len(self.indices)
-        self.dense[part] |= beyond
-        self.offsets[part] = ends - counts
-        counts.masked_fill_(beyond, 0)
-        self.used = self.used + counts.sum()
         n, h, g, pitch = classes.shape
-        launch: Any = compact_kernel[(g, h, n)]
-        launch(
-            classes, self.limits, self.threshold, self.counts, self.offsets, self.indices, pitch,
-            self.limits.shape[1], segments.start, BLOCK=BLOCK_CLASSES, num_warps=4,
+        total = self.geometry.segments
+        place: Any = place_kernel[(1,)]
+        place(
+            self.counts, self.dense.view(torch.int8), self.offsets, self.used, len(self.indices),
+            total, segments.start, n * h * g, g, BLOCK=1024, num_warps=4,
+        )  # fmt: skip
+        compact: Any = compact_kernel[(g, h, n)]
+        compact(
+            classes, self.geometry.limits, self.threshold, self.counts, self.offsets, self.indices,
+            pitch, total, segments.start, BLOCK=BLOCK_CLASSES, num_warps=4,
         )  # fmt: skip
 
 
@@ -113,7 +110,7 @@ def fewest(mass: Tensor, need: Tensor) -> Tensor:
     Sums are of integers, so that they do not depend on how the device orders them.
 
     Args:
-        mass: `[..., K]`, non-negative, rows of a sum of about 1 at most.
+        mass: `[..., K]`, non-negative.
         need: `[...]`; 0 or less keeps nothing.
     """
     order = mass.argsort(dim=-1, descending=True, stable=True)

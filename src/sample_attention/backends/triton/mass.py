@@ -11,7 +11,6 @@ from torch import Tensor
 
 from ...problem import Problem
 from ...selection.classes import LOWEST_BITS, NUM_CLASSES
-from .filtering import Lists
 from .layout import LOG2E, needs_int64, page_table_stride
 from .mass_kernel import (
     column_mass_kernel,
@@ -20,25 +19,25 @@ from .mass_kernel import (
     row_lse_kernel,
     segment_mass_kernel,
 )
-from .rows import TILE_ROWS, ScoredRows
+from .rows import TILE_ROWS, Pools, RowTable
 
 LSE_LAUNCH = {"BLOCK_N": 128, "num_warps": 8, "num_stages": 2}
-SEGMENT_LAUNCH = {"BLOCK_N": 128, "num_warps": 8, "num_stages": 3}
+SEGMENT_LAUNCH = {"BLOCK_N": 64, "num_warps": 4, "num_stages": 3}
 COLUMN_LAUNCH = {"BLOCK_N": 128, "num_warps": 4, "num_stages": 3}
 
 CHUNK_KEYS = 2048
 """Keys that one program of `segment_mass_kernel` goes through."""
 
 FINITE_TOKENS = 128
-"""Tokens that one program of `finite_heads` looks at."""
+"""Tokens that one program of `mark_not_finite` looks at."""
 
 
 @dataclass(frozen=True)
 class Keys:
-    """What the rows are scored against.
+    """What rows are scored against.
 
     Attributes:
-        k: `[B, Hkv, Skv, D]`.
+        k: `[B, Hkv, Skv, D]`, or pages `[P, Hkv, page_size, D]`.
         problem: describes the tensors.
         scale: multiplies q.k.
     """
@@ -55,99 +54,109 @@ class Keys:
         }  # fmt: skip
 
 
-def mean_of_rows(q: Tensor, low: Tensor, high: Tensor, problem: Problem) -> Tensor:
-    """Means of q's rows at the positions [low, high), int32 `[N, G, R]`: `[N, H, G * R, D]`."""
-    sequences, pools, dim = len(low), low[0].numel(), problem.head_dim
-    means = q.new_empty(sequences, problem.num_heads, pools, dim)
-    launch: Any = mean_query_kernel[(pools, problem.num_heads, sequences)]
+@dataclass(frozen=True)
+class Scored:
+    """Rows with their normalisers.
+
+    Attributes:
+        q: what the rows' table points into.
+        table: which rows.
+        lse: log2-sum-exp2 over the keys that a row sees, fp32 `[N, H, G * R]`; infinity where there
+            is no row, so that it gives no key any mass.
+    """
+
+    q: Tensor
+    table: RowTable
+    lse: Tensor
+
+
+def mean_queries(q: Tensor, pools: Pools, problem: Problem) -> Tensor:
+    """Means of the rows of each pool: `[N, H, G * R, D]`."""
+    sequences, count, dim = len(pools.low), pools.low[0].numel(), problem.head_dim
+    means = q.new_empty(sequences, problem.num_heads, count, dim)
+    launch: Any = mean_query_kernel[(count, problem.num_heads, sequences)]
     launch(
-        q, low, high, problem.sequences.table, means, q.stride()[:3], pools,
+        q, pools.low, pools.high, problem.sequences.table, means, q.stride()[:3], count,
         HEAD_DIM=dim, BLOCK_D=triton.next_power_of_2(dim), BLOCK_M=32, num_warps=2,
     )  # fmt: skip
     return means
 
 
-def finite_heads(x: Tensor, problem: Problem, *, queries: bool) -> Tensor:
-    """Whether each head's tokens, of q or else of k, hold finite numbers only: bool `[N, heads]`."""
+def mark_not_finite(x: Tensor, problem: Problem, dense: Tensor, *, queries: bool) -> None:
+    """Set `dense` `[N, H, G]` for heads whose q, or else k, holds a NaN or an infinity."""
     s = problem.sequences
     tiles = triton.cdiv(s.max_q_len if queries else s.max_kv_len, FINITE_TOKENS)
-    shape = len(s.table), x.shape[1], tiles
-    flags = torch.empty(shape, dtype=torch.bool, device=x.device)
     pages = None if queries else s.page_table
-    launch: Any = finite_kernel[(tiles, shape[1], shape[0])]
+    layout = {**_layout(x, problem), "PAGE_SIZE": 0 if queries else s.page_size}
+    launch: Any = finite_kernel[(tiles, x.shape[1], len(s.table))]
     launch(
-        x, s.table, pages, flags.view(torch.int8), x.stride()[:3], page_table_stride(pages),
-        **{**_layout(x, problem), **({"PAGE_SIZE": 0} if queries else {})},
-        FIRST=1 if queries else 3, TOKENS=FINITE_TOKENS, num_warps=4,
+        x, s.table, pages, dense.view(torch.int8), x.stride()[:3], page_table_stride(pages),
+        dense.shape[2], **layout, FIRST=1 if queries else 3, TOKENS=FINITE_TOKENS,
+        GROUP=1 if queries else problem.group_size, num_warps=4,
     )  # fmt: skip
-    return flags.all(-1)
 
 
-def row_lse(rows: ScoredRows, keys: Keys) -> Tensor:
-    """Log2-sum-exp2 of every row over the keys it sees: fp32 `[N, H, G * R]`.
+def score(q: Tensor, table: RowTable, keys: Keys, dense: Tensor | None = None) -> Scored:
+    """The rows of a table with their normalisers.
 
-    NaN where it is not finite; infinity where there is no row, so that it gives no key any mass.
+    A normaliser that is not finite makes its segment in `dense` `[N, H, G]` dense, if given.
     """
-    problem, num_rows = keys.problem, rows.at[0].numel()
-    shape = len(rows.at), problem.num_heads, num_rows
-    lse = torch.empty(shape, dtype=torch.float32, device=rows.at.device)
+    problem, pages, num_rows = keys.problem, keys.problem.sequences.page_table, table.at[0].numel()
+    shape = len(table.at), problem.num_heads, num_rows
+    lse = torch.empty(shape, dtype=torch.float32, device=q.device)
     launch: Any = row_lse_kernel[(triton.cdiv(num_rows, TILE_ROWS), shape[1], shape[0])]
     launch(
-        rows.q, keys.k, rows.at, rows.position, problem.sequences.table,
-        problem.sequences.page_table, lse, rows.q.stride()[:3], keys.k.stride()[:3],
-        page_table_stride(problem.sequences.page_table), num_rows, keys.scale * LOG2E,
-        **keys.constants(), BY_SEQUENCE=rows.by_sequence, **LSE_LAUNCH,
+        q, keys.k, table.at, table.position, problem.sequences.table, pages, lse,
+        None if dense is None else dense.view(torch.int8), q.stride()[:3], keys.k.stride()[:3],
+        page_table_stride(pages), num_rows, keys.scale * LOG2E, **keys.constants(),
+        BY_SEQUENCE=table.by_sequence, ROWS=0 if dense is None else table.per_segment, **LSE_LAUNCH,
     )  # fmt: skip
-    return lse
+    return Scored(q, table, lse)
 
 
 def column_mass(
-    rows: ScoredRows, lse: Tensor, edges: Tensor, keys: Keys, lists: Lists, segments: range,
-    out: Tensor,
+    rows: Scored, keys: Keys, limits: Tensor, dense: Tensor, segments: range, *,
+    mass: Tensor | None = None, classes: Tensor | None = None,
 ) -> None:  # fmt: skip
-    """Mean probability of each key under the rows of each segment, or its rank class.
+    """Mean probability of each key under the rows of each segment, its rank class, or both.
 
     Args:
         rows: what is scored.
-        lse: of `row_lse`.
-        edges: int32 `[N, G, R]`, keys from here on are not counted.
-        keys: what is scored against.
-        lists: up to which key of each segment is written; segments dense already may be left out.
+        keys: what it is scored against.
+        limits: int32 `[N, G]`, up to which key of each segment at least is written.
+        dense: bool `[N, H, G]`; these segments may be left out.
         segments: which of the G segments.
-        out: where to write, `[N, H, len(segments), pitch]`: means in a float dtype, classes in
-            uint8.
+        mass: where to write means, `[N, H, len(segments), pitch]` of any float dtype.
+        classes: where to write classes, uint8 `[N, H, len(segments), pitch]`.
     """
-    problem, pitch = keys.problem, out.shape[-1]
+    problem, table = keys.problem, rows.table
+    (n, heads, count, pitch) = (mass if mass is not None else classes).shape  # pyright: ignore[reportOptionalMemberAccess]
     pages = problem.sequences.page_table
     shared = (
-        problem.sequences.table, pages, out, rows.q.stride()[:3], keys.k.stride()[:3],
-        page_table_stride(pages), segments.start, segments.stop, rows.at.shape[1], pitch, keys.scale * LOG2E,
+        problem.sequences.table, pages, mass, classes, rows.q.stride()[:3], keys.k.stride()[:3],
+        page_table_stride(pages), segments.start, segments.stop, table.at.shape[1], pitch,
+        keys.scale * LOG2E,
     )  # fmt: skip
     constants = {
         **keys.constants(), "LOWEST_BITS": LOWEST_BITS, "HIGHEST_CLASS": NUM_CLASSES - 1,
-        "CLASSES": out.dtype == torch.uint8, "BY_SEQUENCE": rows.by_sequence,
+        "BY_SEQUENCE": table.by_sequence,
     }  # fmt: skip
     launch: Any
-    if rows.per_segment <= TILE_ROWS:
-        per_tile = TILE_ROWS // rows.per_segment
+    if table.per_segment <= TILE_ROWS:
+        per_tile = TILE_ROWS // table.per_segment
         tiles = -(-segments.stop // per_tile) - segments.start // per_tile
-        grid = tiles * triton.cdiv(pitch, CHUNK_KEYS), problem.num_heads, len(rows.at)
-        launch = segment_mass_kernel[grid]
+        launch = segment_mass_kernel[(tiles * triton.cdiv(pitch, CHUNK_KEYS), heads, n)]
         launch(
-            rows.q, keys.k, rows.at, edges, lse, lists.limits, rows.share(),
-            lists.dense.view(torch.int8), *shared, **constants, ROWS=rows.per_segment,
-            CHUNK=CHUNK_KEYS, **SEGMENT_LAUNCH,
+            rows.q, keys.k, table.at, table.edges, rows.lse, limits, table.share,
+            dense.view(torch.int8), *shared, **constants, ROWS=table.per_segment, CHUNK=CHUNK_KEYS,
+            **SEGMENT_LAUNCH,
         )  # fmt: skip
     else:
-        tiles = rows.per_segment // TILE_ROWS
-        grid = (
-            triton.cdiv(pitch, COLUMN_LAUNCH["BLOCK_N"]), problem.num_heads * len(segments),
-            len(rows.at),
-        )  # fmt: skip
-        launch = column_mass_kernel[grid]
+        tiles = table.per_segment // TILE_ROWS
+        launch = column_mass_kernel[(triton.cdiv(pitch, COLUMN_LAUNCH["BLOCK_N"]), heads * count, n)]
         launch(
-            rows.q, keys.k, rows.at, edges, lse, rows.share(), *shared, **constants, TILES=tiles,
-            BLOCK_TILES=triton.next_power_of_2(tiles), **COLUMN_LAUNCH,
+            rows.q, keys.k, table.at, table.edges, rows.lse, table.share, *shared, **constants,
+            TILES=tiles, BLOCK_TILES=triton.next_power_of_2(tiles), **COLUMN_LAUNCH,
         )  # fmt: skip
 
 

@@ -44,11 +44,11 @@ def mean_query_kernel(
 
 @triton.jit
 def finite_kernel(
-    X, Table, PageTable, Flags, strides, page_table_stride,
+    X, Table, PageTable, Dense, strides, page_table_stride, num_segments,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, FIRST: tl.constexpr, TOKENS: tl.constexpr,
-    PAGE_SIZE: tl.constexpr, WIDE: tl.constexpr,
+    GROUP: tl.constexpr, PAGE_SIZE: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Whether TOKENS rows of one head and sequence hold finite numbers only.
+    """Make a head dense, or all GROUP that share it, if a token holds a NaN or an infinity.
 
     FIRST: the column of the table that says where the sequence's rows start; the next has how many.
     """
@@ -58,11 +58,14 @@ def finite_kernel(
     rows = i * TOKENS + tl.arange(0, TOKENS)
     base = X + b * strides[0] + h * strides[1] + start * strides[2]
     pages = pages_of(PageTable, n, page_table_stride, PAGE_SIZE)
-    x = load_keys(base, rows, rows < length, pages, strides, HEAD_DIM, BLOCK_D, PAGE_SIZE, WIDE, True)
+    x = load_keys(
+        base, rows, rows < length, pages, strides, HEAD_DIM, BLOCK_D, PAGE_SIZE, WIDE, True
+    )
     wrong = tl.where(tl.abs(x.to(tl.float32)) < float("inf"), 0, 1)
-    flag = tl.where(tl.max(tl.max(wrong, 1), 0) > 0, 0, 1)
-    at = (n * tl.num_programs(1) + h).to(tl.int64) * tl.num_programs(0) + i
-    tl.store(Flags + at, flag.to(tl.int8))
+    if tl.max(tl.max(wrong, 1), 0) > 0:
+        first = (n * tl.num_programs(1) + h).to(tl.int64) * GROUP * num_segments
+        for g in range(0, GROUP * num_segments):
+            tl.store(Dense + first + g, 1)
 
 
 @triton.jit
@@ -116,13 +119,16 @@ def load_rows(Q, at, stride, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
 
 @triton.jit
 def row_lse_kernel(
-    Q, K, At, Position, Table, PageTable, Lse, q_strides, k_strides, page_table_stride,
+    Q, K, At, Position, Table, PageTable, Lse, Dense, q_strides, k_strides, page_table_stride,
     num_rows, scale,
     NUM_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PAGE_SIZE: tl.constexpr, WIDE: tl.constexpr,
-    BY_SEQUENCE: tl.constexpr,
+    BY_SEQUENCE: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
-    """Log2-sum-exp2 of a tile of scored rows: NaN if it is not finite, infinity for no row."""
+    """Log2-sum-exp2 of a tile of scored rows; infinity for no row.
+
+    Where it is not finite the row's segment, of ROWS rows, becomes dense (ROWS 0: nothing does).
+    """
     n, h = tl.program_id(2), tl.program_id(1)
     tile = tl.num_programs(0) - 1 - tl.program_id(0)  # late rows see more keys: they go first
     flat = tile * BLOCK_M + tl.arange(0, BLOCK_M)
@@ -157,39 +163,41 @@ def row_lse_kernel(
         total = total * tl.exp2(m - m_new) + tl.sum(tl.exp2(s * scale - m_new[:, None]), 1)
         m = m_new
     lse = m + tl.log2(total)
-    lse = tl.where(tl.abs(lse) < float("inf"), lse, float("nan"))
+    head = (n * NUM_HEADS + h).to(tl.int64)
+    if ROWS > 0:
+        wrong = there & (tl.where(tl.abs(lse) < float("inf"), 0, 1) != 0)
+        segment = head * (num_rows // ROWS) + flat // ROWS
+        tl.store(Dense + segment, tl.full([BLOCK_M], 1, tl.int8), mask=wrong)
     lse = tl.where(there, lse, float("inf"))
-    tl.store(Lse + (n * NUM_HEADS + h) * num_rows + flat, lse, mask=flat < num_rows)
+    tl.store(Lse + head * num_rows + flat, lse, mask=flat < num_rows)
 
 
 @triton.jit
 def store_mass(
-    out, mass, write,
-    LOWEST_BITS: tl.constexpr, HIGHEST_CLASS: tl.constexpr, CLASSES: tl.constexpr,
+    Mass, Class, at, mass, write, LOWEST_BITS: tl.constexpr, HIGHEST_CLASS: tl.constexpr
 ):  # fmt: skip
-    """Write means, or their classes."""
-    if CLASSES:
+    """Write means, their rank classes (exponent and 3 mantissa bits), or both: None is left out."""
+    if Mass is not None:
+        tl.store(Mass + at, mass.to(Mass.dtype.element_ty), mask=write)
+    if Class is not None:
         steps = (mass.to(tl.int32, bitcast=True) >> 20) - LOWEST_BITS
         rank_class = tl.minimum(tl.maximum(steps, 0), HIGHEST_CLASS)
-        tl.store(out, rank_class.to(tl.uint8), mask=write)
-    else:
-        tl.store(out, mass.to(out.dtype.element_ty), mask=write)
+        tl.store(Class + at, rank_class.to(tl.uint8), mask=write)
 
 
 @triton.jit
 def segment_mass_kernel(
-    Q, K, At, Edge, Lse, Limits, Share, Dense, Table, PageTable, Out, q_strides, k_strides,
+    Q, K, At, Edge, Lse, Limits, Share, Dense, Table, PageTable, Mass, Class, q_strides, k_strides,
     page_table_stride, first_segment, last_segment, num_segments, pitch, scale,
     NUM_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, ROWS: tl.constexpr, CHUNK: tl.constexpr,
-    LOWEST_BITS: tl.constexpr, HIGHEST_CLASS: tl.constexpr, CLASSES: tl.constexpr,
+    LOWEST_BITS: tl.constexpr, HIGHEST_CLASS: tl.constexpr,
     PAGE_SIZE: tl.constexpr, WIDE: tl.constexpr, BY_SEQUENCE: tl.constexpr,
 ):  # fmt: skip
     """Mean probability of CHUNK keys under the rows of the segments that share a tile of rows.
 
     Row c of the tile belongs to segment `c % SEGMENTS`, so that a thread holds whole sums. Written
-    is the mean, or with CLASSES its rank class (exponent and 3 mantissa bits), up to the largest
-    limit of the segments that are not dense already.
+    is up to the largest limit of the segments that are not dense already.
     """
     SEGMENTS: tl.constexpr = BLOCK_M // ROWS
     n, h = tl.program_id(2), tl.program_id(1)
@@ -217,8 +225,8 @@ def segment_mass_kernel(
     K = keys_of(K, Table, n, h, k_strides, GROUP)
     pages = pages_of(PageTable, n, page_table_stride, PAGE_SIZE)
     kv_len = tl.load(Table + n * 5 + 4)
-    Out += head * (last_segment - first_segment) * pitch
-    Out += (segment - first_segment).to(tl.int64)[None, :] * pitch
+    out = head * (last_segment - first_segment) * pitch
+    out += (segment - first_segment).to(tl.int64)[None, :] * pitch
     step = tl.arange(0, BLOCK_N)
     # keys left of every row's edge need no mask
     open_to = start + tl.maximum(tl.minimum(tl.min(edge), stop) - start, 0) // BLOCK_N * BLOCK_N
@@ -227,7 +235,7 @@ def segment_mass_kernel(
         p = tl.exp2(tl.dot(k, tl.trans(q)) * scale - lse[None, :])
         mass = tl.sum(tl.reshape(p, [BLOCK_N, ROWS, SEGMENTS]), 1) * share[None, :]
         write = inside[None, :] & (step >= 0)[:, None]
-        store_mass(Out + (j + step)[:, None], mass, write, LOWEST_BITS, HIGHEST_CLASS, CLASSES)
+        store_mass(Mass, Class, out + (j + step)[:, None], mass, write, LOWEST_BITS, HIGHEST_CLASS)
     for j in range(open_to, stop, BLOCK_N):
         keys = j + step
         k = load_keys(K, keys, keys < kv_len, pages, k_strides, HEAD_DIM, BLOCK_D, PAGE_SIZE, WIDE, True)
@@ -235,16 +243,16 @@ def segment_mass_kernel(
         p = tl.where(keys[:, None] < edge[None, :], p, 0.0)
         mass = tl.sum(tl.reshape(p, [BLOCK_N, ROWS, SEGMENTS]), 1) * share[None, :]
         write = inside[None, :] & (keys < pitch)[:, None]
-        store_mass(Out + keys[:, None], mass, write, LOWEST_BITS, HIGHEST_CLASS, CLASSES)
+        store_mass(Mass, Class, out + keys[:, None], mass, write, LOWEST_BITS, HIGHEST_CLASS)
 
 
 @triton.jit
 def column_mass_kernel(
-    Q, K, At, Edge, Lse, Share, Table, PageTable, Out, q_strides, k_strides,
+    Q, K, At, Edge, Lse, Share, Table, PageTable, Mass, Class, q_strides, k_strides,
     page_table_stride, first_segment, last_segment, num_segments, pitch, scale,
     NUM_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TILES: tl.constexpr, BLOCK_TILES: tl.constexpr,
-    LOWEST_BITS: tl.constexpr, HIGHEST_CLASS: tl.constexpr, CLASSES: tl.constexpr,
+    LOWEST_BITS: tl.constexpr, HIGHEST_CLASS: tl.constexpr,
     PAGE_SIZE: tl.constexpr, WIDE: tl.constexpr, BY_SEQUENCE: tl.constexpr,
 ):  # fmt: skip
     """`segment_mass_kernel` for segments of TILES tiles of rows: keys stay and rows stream by.
@@ -286,5 +294,5 @@ def column_mass_kernel(
         p = tl.exp2(tl.dot(k, tl.trans(q)) * scale - tl.load(Lse + row)[None, :])
         mass += tl.sum(p, 1)
     mass *= tl.load(Share + n * num_segments + segment)
-    Out += (head * (last_segment - first_segment) + segment - first_segment) * pitch
-    store_mass(Out + keys, mass, keys < pitch, LOWEST_BITS, HIGHEST_CLASS, CLASSES)
+    out = (head * (last_segment - first_segment) + segment - first_segment) * pitch
+    store_mass(Mass, Class, out + keys, mass, keys < pitch, LOWEST_BITS, HIGHEST_CLASS)

@@ -21,19 +21,21 @@ TILE_ROWS = 128
 
 
 @dataclass(frozen=True)
-class ScoredRows:
-    """Rows of q, or mean queries, by segment.
+class RowTable:
+    """Scored rows by segment.
 
     Attributes:
-        q: `[B, H, S, D]`, what `at` points into; mean queries: `[N, H, G * R, D]`.
-        at: int32 `[N, G, R]`, the row of `q`; -1: none.
+        at: int32 `[N, G, R]`, where the row lies in its tensor; -1: no row.
         position: int32 `[N, G, R]`, last key that the row sees; does not fall along G, R.
-        by_sequence: the first dimension of `q` counts sequences, not batch rows.
+        edges: int32 `[N, G, R]`, keys from here on are not counted: the row's window, or none.
+        share: fp32 `[N, G]`, one over the rows of each segment; infinity where there is none.
+        by_sequence: rows lie in a tensor of mean queries `[N, H, G * R, D]`, not in q.
     """
 
-    q: Tensor
     at: Tensor
     position: Tensor
+    edges: Tensor
+    share: Tensor
     by_sequence: bool = False
 
     @property
@@ -41,12 +43,23 @@ class ScoredRows:
         """R: rows of a segment, padding included."""
         return self.at.shape[2]
 
-    def share(self) -> Tensor:
-        """One over the rows of each segment, infinity where there is none: fp32 `[N, G]`."""
-        return (self.at >= 0).sum(-1).float().reciprocal()
+
+@dataclass(frozen=True)
+class Pools:
+    """Runs of rows that have one mean query each.
+
+    Attributes:
+        low: int32 `[N, G, R]`, position of the first row.
+        high: int32 `[N, G, R]`, position after the last row; 0 where there is no run.
+        rows: the mean queries, each seeing the keys up to the first row of its run.
+    """
+
+    low: Tensor
+    high: Tensor
+    rows: RowTable
 
 
-def strided(q: Tensor, problem: Problem, config: SampleAttentionConfig, segments: int) -> ScoredRows:
+def strided(problem: Problem, config: SampleAttentionConfig, segments: int) -> RowTable:
     """The positions p with `p % row_stride == row_stride // 2`."""
     stride = config.row_stride
     offset, kv_len = _extent(problem)
@@ -56,67 +69,92 @@ def strided(q: Tensor, problem: Problem, config: SampleAttentionConfig, segments
     else:
         start, size = _starts(offset, config.segment, segments), config.segment
         count = size // stride
-    r = _steps(_padded(count), q.device)
+    r = _steps(_padded(count), offset.device)
     p = start + r * stride + stride // 2
     stop = torch.minimum(start + size, kv_len)
     there = (p >= offset) & (p < stop) & (r < count)
-    q_start = problem.sequences.table[:, 1, None, None]
-    at = torch.where(there, q_start + p - offset, -1)
-    return ScoredRows(q, at, torch.minimum(torch.maximum(p, offset), stop - 1))
+    position = torch.minimum(torch.maximum(p, offset), stop - 1)
+    return _table(_in_q(p, problem), there, position, problem, config)
 
 
-def pools(problem: Problem, config: SampleAttentionConfig, segments: int) -> tuple[Tensor, Tensor]:
-    """First row of each pool, and the row past its last, as positions: int32 `[N, G, R]` each.
-
-    The first do not fall along G, R. The second is 0 where a segment has fewer pools.
-    """
+def pools(problem: Problem, config: SampleAttentionConfig, segments: int) -> Pools:
+    """The aligned runs of `pool` rows of every segment."""
     size, pool = config.segment or WHOLE, config.pool or WHOLE
     offset, kv_len = _extent(problem)
     start = _starts(offset, size, segments)
     stop = torch.minimum(start + size, kv_len)
-    r = _steps(_padded(size // pool), kv_len.device)
+    r = _steps(_padded(size // pool), offset.device)
     low = torch.maximum(start + r * pool, offset)
     high = torch.minimum(start + r * pool + pool, stop)
-    high = torch.where((low < high) & (r < size // pool), high, 0)
-    return torch.minimum(low, stop - 1), high
+    there = (low < high) & (r < size // pool)
+    index = _steps(segments * len(r), offset.device).view(1, segments, len(r))
+    low = torch.minimum(low, stop - 1)
+    rows = _table(index.expand(there.shape), there, low, problem, config, by_sequence=True)
+    return Pools(low, torch.where(there, high, 0), rows)
 
 
-def mean_queries(means: Tensor, low: Tensor, high: Tensor) -> ScoredRows:
-    """The means of `pools`, each seeing the keys up to the first row of its pool."""
-    index = torch.arange(low[0].numel(), dtype=torch.int32, device=low.device).view(low.shape[1:])
-    return ScoredRows(means, torch.where(high > 0, index, -1), low, by_sequence=True)
-
-
-def tails(q: Tensor, problem: Problem, num_chunks: int) -> ScoredRows:
-    """The last rows of each of `num_chunks` equal chunks of the call; G counts chunks."""
+def tails(problem: Problem, config: SampleAttentionConfig) -> RowTable:
+    """The last rows of each of `chunk_tails` equal chunks of the call; G counts chunks."""
     offset, kv_len = _extent(problem)
-    q_len = kv_len - offset
-    c = _steps(num_chunks, q.device)[:, None]
-    chunks = q_len.clamp(max=num_chunks)  # more chunks than rows: every row is one
+    q_len, most = kv_len - offset, config.chunk_tails or 1
+    c = _steps(most, offset.device)[:, None]
+    chunks = q_len.clamp(max=most)  # more chunks than rows: every row is one
     start, stop = (((c + i).long() * q_len // chunks).int() + offset for i in (0, 1))
-    p = stop - TAIL_ROWS + _steps(TAIL_ROWS, q.device)
-    q_start = problem.sequences.table[:, 1, None, None]
-    at = torch.where((p >= start) & (c < chunks), q_start + p - offset, -1)
-    return ScoredRows(q, at, torch.minimum(p.clamp(min=0), kv_len - 1))
+    p = stop - TAIL_ROWS + _steps(TAIL_ROWS, offset.device)
+    position = torch.minimum(p.clamp(min=0), kv_len - 1)
+    return _table(_in_q(p, problem), (p >= start) & (c < chunks), position, problem, config)
 
 
-def listed(q: Tensor, problem: Problem, rows: Tensor) -> ScoredRows:
+def listed(problem: Problem, config: SampleAttentionConfig, rows: Tensor) -> RowTable:
     """Rows given by their number within the call: int32 `[N, G, R]`, -1 for none."""
     offset, _ = _extent(problem)
-    q_start = problem.sequences.table[:, 1, None, None]
-    return ScoredRows(q, torch.where(rows >= 0, q_start + rows, -1), rows.clamp(min=0) + offset)
+    p = rows.clamp(min=0) + offset
+    return _table(_in_q(p, problem), rows >= 0, p, problem, config)
 
 
-def window_edges(position: Tensor, window: Tensor, config: SampleAttentionConfig) -> Tensor:
+def windows(problem: Problem, config: SampleAttentionConfig) -> Tensor:
+    """The window of each sequence, in keys: int32 `[N]`."""
+    kv_len = problem.sequences.table[:, 4]
+    if config.window_ratio is None:
+        return torch.full_like(kv_len, config.window)
+    return (kv_len.double() * config.window_ratio).ceil().int()
+
+
+def ends(problem: Problem, size: int, segments: int) -> Tensor:
+    """Position after each segment's last row, whether or not the call gets there: `[N, G]`."""
+    offset, _ = _extent(problem)
+    return (_starts(offset, size, segments) + size)[..., 0]
+
+
+def limits(problem: Problem, config: SampleAttentionConfig, stops: Tensor) -> Tensor:
+    """Columns that each segment can list, given its `ends`: int32 `[N, G]`, blocks of columns."""
+    last = torch.minimum(stops, problem.sequences.table[:, 4, None])
+    if config.segment is None:
+        return -(-last // config.key_block)
+    return _window_edges(last - 1, windows(problem, config), config)
+
+
+def _table(
+    at: Tensor, there: Tensor, position: Tensor, problem: Problem, config: SampleAttentionConfig,
+    *, by_sequence: bool = False,
+) -> RowTable:  # fmt: skip
+    edges = position + 1
+    if config.segment is not None or config.residual:
+        edges = _window_edges(position, windows(problem, config), config)
+    share = there.sum(-1).float().reciprocal()
+    at = torch.where(there, at, -1).contiguous()
+    return RowTable(at, position.contiguous(), edges.contiguous(), share, by_sequence)
+
+
+def _window_edges(position: Tensor, window: Tensor, config: SampleAttentionConfig) -> Tensor:
     """First key of the window of the rows at `position` `[N, ...]`, or 0: columns lie left of it."""
     aligned = position // config.window_alignment * config.window_alignment
     return (aligned - window.view(-1, *[1] * (position.dim() - 1)) + 1).clamp_(min=0)
 
 
-def segment_ends(problem: Problem, size: int, segments: int) -> Tensor:
-    """Position after each segment's last row, whether or not the call gets there: `[N, G]`."""
+def _in_q(p: Tensor, problem: Problem) -> Tensor:
     offset, _ = _extent(problem)
-    return (_starts(offset, size, segments) + size)[..., 0]
+    return problem.sequences.table[:, 1, None, None] + p - offset
 
 
 def _extent(problem: Problem) -> tuple[Tensor, Tensor]:
