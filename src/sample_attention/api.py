@@ -9,10 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from .backends.dense import dense, dense_with_lse, provider
+from .backends.dense import (
+    dense,
+    dense_with_lse,
+    needs_gradient,
+    provider,
+    provider_verdicts,
+)
 from .config import SampleAttentionConfig, as_config
 from .dispatch import choose, verdicts
 from .errors import InvalidInput
@@ -68,6 +73,7 @@ class Explanation:
         backend: who would run the sparse path; two names where one selects and one attends.
         dense_provider: who would run the dense path.
         verdicts: every backend's answer.
+        dense_verdicts: every dense provider's answer.
     """
 
     problem: str
@@ -75,14 +81,17 @@ class Explanation:
     backend: str
     dense_provider: str
     verdicts: dict[str, str]
+    dense_verdicts: dict[str, str]
 
     def __str__(self) -> str:
         """A few lines for people."""
         runs = (
             f"sparse by {self.backend}" if self.decision.sparse else f"dense {self.dense_provider}"
         )
-        answers = "\n".join(f"  {name}: {answer}" for name, answer in self.verdicts.items())
-        return f"{self.problem}\n-> {runs} ({self.decision.reason})\nbackends:\n{answers}"
+        lines = [self.problem, f"-> {runs} ({self.decision.reason})"]
+        for title, answers in (("backends", self.verdicts), ("dense", self.dense_verdicts)):
+            lines += [f"{title}:", *(f"  {name}: {answer}" for name, answer in answers.items())]
+        return "\n".join(lines)
 
 
 def select(
@@ -229,13 +238,14 @@ def explain(
     Raises:
         InvalidInput, InvalidConfig, UnsupportedProblem: as `sample_attention` would.
     """
-    problem = Problem.of(q, k, v, sequences)
+    problem, gradient = Problem.of(q, k, v, sequences), needs_gradient(q, k, v)
     return Explanation(
         problem=str(problem),
         decision=decide(problem, as_config(config)),
         backend=" then ".join(_names(backend, problem)),
-        dense_provider=provider(problem),
+        dense_provider=provider(problem, gradient=gradient),
         verdicts=verdicts(problem),
+        dense_verdicts=provider_verdicts(problem, gradient=gradient),
     )
 
 
@@ -265,7 +275,7 @@ def _names(backend: str, problem: Problem) -> list[str]:
 
 def _refuse_gradient(*tensors: Tensor) -> None:
     """Sparse attention has no backward: a wrong gradient must not pass in silence."""
-    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+    if needs_gradient(*tensors):
         raise InvalidInput(
             "q, k or v requires a gradient, and sparse attention has no backward; "
             "call it under torch.no_grad() or torch.inference_mode()"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -31,6 +31,8 @@ class Sequences:
         max_kv_len: bound of kv_len, known on the host.
         packed: tensors are `[T, H, D]` rather than `[B, H, S, D]`.
         uniform: every batch row is one sequence that fills the tensors.
+        total_q_len: queries of a packed batch where q and k each hold one sequence after another,
+            without gaps; None: they lie in another way.
     """
 
     table: Tensor
@@ -38,6 +40,7 @@ class Sequences:
     max_kv_len: int
     packed: bool = False
     uniform: bool = False
+    total_q_len: int | None = None
 
     @classmethod
     def packed_from(cls, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor | None = None) -> Sequences:
@@ -63,7 +66,8 @@ class Sequences:
             )
         spans = list(zip(q_ends, q_ends[1:], kv_ends, kv_ends[1:], strict=False))
         rows = [(0, q0, q1 - q0, k0, k1 - k0) for q0, q1, k0, k1 in spans]
-        return cls._from_rows(rows, cu_seqlens_q.device, packed=True)
+        sequences = cls._from_rows(rows, cu_seqlens_q.device, packed=True)
+        return replace(sequences, total_q_len=q_ends[-1])
 
     @classmethod
     def left_padded(cls, kv_lens: Tensor, q_len: int, kv_len: int) -> Sequences:
