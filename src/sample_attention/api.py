@@ -21,6 +21,7 @@ from .backends.dense import (
 from .config import SampleAttentionConfig, as_config
 from .dispatch import choose, verdicts
 from .errors import InvalidInput
+from .ops import operator, untraced
 from .plan import StripePlan
 from .policy import Decision, decide
 from .problem import Problem, Sequences, as_batched
@@ -94,6 +95,7 @@ class Explanation:
         return "\n".join(lines)
 
 
+@untraced
 def select(
     q: Tensor, k: Tensor, config: SampleAttentionConfig | str = "default", *,
     scale: float | None = None, sequences: Sequences | None = None, backend: str = "auto",
@@ -135,6 +137,7 @@ def select(
     return chosen.select(q, k, problem, settings, problem.scale(scale))
 
 
+@untraced
 def attend(
     q: Tensor, k: Tensor, v: Tensor, plan: StripePlan, *,
     scale: float | None = None, backend: str = "auto",
@@ -170,6 +173,7 @@ def attend(
     return AttentionOutput(out, lse)
 
 
+@operator
 def sample_attention(
     q: Tensor, k: Tensor, v: Tensor, config: SampleAttentionConfig | str = "default", *,
     scale: float | None = None, sequences: Sequences | None = None, backend: str = "auto",
@@ -195,6 +199,7 @@ def sample_attention(
     ).out
 
 
+@untraced
 def measured_attention(
     q: Tensor, k: Tensor, v: Tensor, config: SampleAttentionConfig | str = "default", *,
     scale: float | None = None, sequences: Sequences | None = None, backend: str = "auto",
