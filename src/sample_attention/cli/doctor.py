@@ -73,7 +73,8 @@ def _examine_device(device: torch.device) -> dict[str, Any]:
     except UnsupportedProblem as refusal:
         return {
             **known, "problem": str(Problem.of(q, k, k)), "backends": refusal.verdicts,
-            "backend": None, "dense_provider": None, "dense_providers": {}, "sparse": False, "reason": "none accepts",
+            "backend": None, "dense_provider": None, "dense_providers": {}, "sparse": False,
+            "reason": "none accepts",
         }  # fmt: skip
     return {
         **known,
