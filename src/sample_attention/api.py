@@ -9,13 +9,19 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from .backends.dense import dense, dense_with_lse, provider
+from .backends.dense import (
+    dense,
+    dense_with_lse,
+    needs_gradient,
+    provider,
+    provider_verdicts,
+)
 from .config import SampleAttentionConfig, as_config
 from .dispatch import choose, verdicts
 from .errors import InvalidInput
+from .ops import operator, untraced
 from .plan import StripePlan
 from .policy import Decision, decide
 from .problem import Problem, Sequences, as_batched, keys_of
@@ -68,6 +74,7 @@ class Explanation:
         backend: who would run the sparse path; two names where one selects and one attends.
         dense_provider: who would run the dense path.
         verdicts: every backend's answer.
+        dense_verdicts: every dense provider's answer.
     """
 
     problem: str
@@ -75,16 +82,20 @@ class Explanation:
     backend: str
     dense_provider: str
     verdicts: dict[str, str]
+    dense_verdicts: dict[str, str]
 
     def __str__(self) -> str:
         """A few lines for people."""
         runs = (
             f"sparse by {self.backend}" if self.decision.sparse else f"dense {self.dense_provider}"
         )
-        answers = "\n".join(f"  {name}: {answer}" for name, answer in self.verdicts.items())
-        return f"{self.problem}\n-> {runs} ({self.decision.reason})\nbackends:\n{answers}"
+        lines = [self.problem, f"-> {runs} ({self.decision.reason})"]
+        for title, answers in (("backends", self.verdicts), ("dense", self.dense_verdicts)):
+            lines += [f"{title}:", *(f"  {name}: {answer}" for name, answer in answers.items())]
+        return "\n".join(lines)
 
 
+@untraced
 def select(
     q: Tensor, k: Tensor, config: SampleAttentionConfig | str = "default", *,
     scale: float | None = None, sequences: Sequences | None = None, backend: str = "auto",
@@ -127,6 +138,7 @@ def select(
     return chosen.select(q, k, problem, settings, problem.scale(scale))
 
 
+@untraced
 def attend(
     q: Tensor, k: Tensor, v: Tensor, plan: StripePlan, *,
     scale: float | None = None, backend: str = "auto",
@@ -162,6 +174,7 @@ def attend(
     return AttentionOutput(out, lse)
 
 
+@operator
 def sample_attention(
     q: Tensor, k: Tensor, v: Tensor, config: SampleAttentionConfig | str = "default", *,
     scale: float | None = None, sequences: Sequences | None = None, backend: str = "auto",
@@ -187,6 +200,7 @@ def sample_attention(
     ).out
 
 
+@untraced
 def measured_attention(
     q: Tensor, k: Tensor, v: Tensor, config: SampleAttentionConfig | str = "default", *,
     scale: float | None = None, sequences: Sequences | None = None, backend: str = "auto",
@@ -230,13 +244,14 @@ def explain(
     Raises:
         InvalidInput, InvalidConfig, UnsupportedProblem: as `sample_attention` would.
     """
-    problem = Problem.of(q, k, v, sequences)
+    problem, gradient = Problem.of(q, k, v, sequences), needs_gradient(q, k, v)
     return Explanation(
         problem=str(problem),
         decision=decide(problem, as_config(config)),
         backend=" then ".join(_names(backend, problem, as_config(config))),
-        dense_provider=provider(problem),
+        dense_provider=provider(problem, gradient=gradient),
         verdicts=verdicts(problem),
+        dense_verdicts=provider_verdicts(problem, gradient=gradient),
     )
 
 
@@ -268,7 +283,7 @@ def _names(backend: str, problem: Problem, config: SampleAttentionConfig) -> lis
 
 def _refuse_gradient(*tensors: Tensor) -> None:
     """Sparse attention has no backward: a wrong gradient must not pass in silence."""
-    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+    if needs_gradient(*tensors):
         raise InvalidInput(
             "q, k or v requires a gradient, and sparse attention has no backward; "
             "call it under torch.no_grad() or torch.inference_mode()"

@@ -16,8 +16,9 @@
 
 from __future__ import annotations
 
+import json
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 from .errors import InvalidConfig
 
@@ -88,7 +89,12 @@ class SampleAttentionConfig:
             _check_share(name, getattr(self, name))
         for name, lowest in _LOWEST.items():
             _check_count(name, getattr(self, name), lowest)
+        if not isinstance(self.residual, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidConfig(f"residual must be True or False, got {self.residual!r}")
         self._check_combinations()
+        # Kept from the start: torch.compile reads one text where it would trace every number.
+        pairs = [f'"{name}": {_literal(getattr(self, name))}' for name in _FIELDS]
+        self.__dict__["_json"] = "{" + ", ".join(pairs) + "}"
 
     def _check_combinations(self) -> None:
         if self.segment is not None:
@@ -154,6 +160,30 @@ class SampleAttentionConfig:
         except TypeError as error:
             raise InvalidConfig(f"{error}; see SampleAttentionConfig for the fields") from error
 
+    def to_json(self) -> str:
+        """All fields as one JSON object; `from_json` gives an equal configuration."""
+        return self.__dict__["_json"]
+
+    @classmethod
+    def from_json(cls, text: str) -> SampleAttentionConfig:
+        """The configuration that `to_json` wrote; fields that are left out have their defaults.
+
+        Raises:
+            InvalidConfig: not a JSON object, unknown fields, or a value out of range.
+        """
+        try:
+            given = json.loads(text)
+        except (TypeError, ValueError) as error:
+            raise InvalidConfig(f"not JSON: {error}") from error
+        if not isinstance(given, dict):
+            raise InvalidConfig(f"accepted: a JSON object with fields as names, got {text!r}")
+        unknown = sorted(set(given) - set(_FIELDS))
+        if unknown:
+            raise InvalidConfig(
+                f"unknown fields {', '.join(unknown)}; accepted: {', '.join(_FIELDS)}"
+            )
+        return cls(**given)
+
 
 def as_config(config: SampleAttentionConfig | str) -> SampleAttentionConfig:
     """The configuration itself, or the preset of that name.
@@ -170,10 +200,20 @@ def as_config(config: SampleAttentionConfig | str) -> SampleAttentionConfig:
     return SampleAttentionConfig.preset(config)
 
 
+_FIELDS = tuple(field.name for field in fields(SampleAttentionConfig))
 _LOWEST = {
     "segment": 1, "row_stride": 1, "chunk_tails": 1, "pool": 1, "key_block": 1,
     "window": 0, "dense_tail": 0, "dense_prefix": 0, "held_out": 0,
 }  # fmt: skip
+
+
+def _literal(value: float | bool | None) -> str:
+    """A value in JSON. The json module would do, but torch.compile cannot trace it."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return str(int(value)) if isinstance(value, int) else repr(float(value))
 
 
 def _check_share(name: str, value: object) -> None:

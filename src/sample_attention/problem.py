@@ -41,6 +41,8 @@ class Sequences:
             holds each `page_size` keys of a sequence; None: keys lie one after another.
         page_size: keys per page; 0 without pages.
         host_rows: the table on the host; None: `rows` waits for the device.
+        total_q_len: queries of a packed batch where q and k each hold one sequence after another,
+            without gaps; None: they lie in another way.
     """
 
     table: Tensor
@@ -51,6 +53,7 @@ class Sequences:
     page_table: Tensor | None = None
     page_size: int = 0
     host_rows: tuple[Row, ...] | None = field(default=None, compare=False, repr=False)
+    total_q_len: int | None = None
 
     @classmethod
     def packed_from(cls, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor | None = None) -> Sequences:
@@ -76,7 +79,8 @@ class Sequences:
             )
         spans = list(zip(q_ends, q_ends[1:], kv_ends, kv_ends[1:], strict=False))
         rows = [(0, q0, q1 - q0, k0, k1 - k0) for q0, q1, k0, k1 in spans]
-        return cls._from_rows(rows, cu_seqlens_q.device, packed=True)
+        sequences = cls._from_rows(rows, cu_seqlens_q.device, packed=True)
+        return replace(sequences, total_q_len=q_ends[-1])
 
     @classmethod
     def left_padded(cls, kv_lens: Tensor, q_len: int, kv_len: int) -> Sequences:

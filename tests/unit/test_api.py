@@ -1,5 +1,7 @@
 """`measured_attention`, `sample_attention`, `explain`, the policy and the choice of a backend."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -85,7 +87,7 @@ def test_guard_sends_heads_that_miss_it_to_dense(always_sparse, layout):
     without = sa.measured_attention(q, k, v, SMALL, sequences=sequences)
     means = without.retained_mass.flatten(2).nanmean(-1)
     guard = float(means.median())
-    config = SampleAttentionConfig.preset("default", **{**vars(SMALL), "guard": guard})
+    config = replace(SMALL, guard=guard)
     result = sa.measured_attention(q, k, v, config, sequences=sequences)
     assert torch.equal(result.guarded, means < guard)
     assert result.guarded.any()
@@ -119,7 +121,7 @@ def bottom_right(q, k, v):
 def test_guard_that_every_head_meets(always_sparse):
     del always_sparse
     q, k, v = make_qkv(200)
-    config = SampleAttentionConfig.preset("default", **{**vars(SMALL), "guard": 0.01})
+    config = replace(SMALL, guard=0.01)
     assert not sa.measured_attention(q, k, v, config).guarded.any()
 
 

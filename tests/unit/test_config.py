@@ -1,12 +1,14 @@
 """The presets are the published points; the table of the module says the same."""
 
 import dataclasses
+import json
 import re
 
 import pytest
 
 from sample_attention import SampleAttentionConfig, config
 from sample_attention.config import PRESETS, as_config
+from sample_attention.errors import InvalidConfig
 
 PUBLISHED = {
     "paper": {
@@ -100,3 +102,48 @@ def test_window_alignment(segment, align):
 )
 def test_dense(preset, fields, dense):
     assert SampleAttentionConfig.preset(preset, **fields).dense is dense
+
+
+class Share(float):
+    """A number whose repr is not that of a float, as those of NumPy are."""
+
+    def __repr__(self):
+        return f"Share({float(self)})"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        *PRESETS.values(),
+        SampleAttentionConfig(coverage=1, held_out=4, guard=0.1 + 0.2),
+        SampleAttentionConfig(coverage=Share(0.7), dense_above=1e-7),
+        dataclasses.replace(PRESETS["mlsys"], window_ratio=1 / 3),
+    ],
+)
+def test_json_keeps_every_field_exactly(settings):
+    text = settings.to_json()
+    assert json.loads(text) == dataclasses.asdict(settings)
+    again = SampleAttentionConfig.from_json(text)
+    assert again == settings
+    assert again.to_json() == text
+
+
+def test_json_with_some_fields_takes_the_defaults_for_others():
+    assert SampleAttentionConfig.from_json('{"window": 128}') == SampleAttentionConfig(window=128)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ('{"windows": 3, "a": 1}', "unknown fields a, windows; accepted: coverage"),
+        ('{"coverage": 2}', "coverage must be"),
+        ('{"segment": 1.5}', "segment must be an integer"),
+        ('{"residual": "yes"}', "residual must be True or False"),
+        ("[]", "accepted: a JSON object"),
+        ("coverage=0.9", "not JSON"),
+        (None, "not JSON"),
+    ],
+)
+def test_json_that_is_no_configuration(text, words):
+    with pytest.raises(InvalidConfig, match=words):
+        SampleAttentionConfig.from_json(text)

@@ -73,7 +73,8 @@ def _examine_device(device: torch.device) -> dict[str, Any]:
     except UnsupportedProblem as refusal:
         return {
             **known, "problem": str(Problem.of(q, k, k)), "backends": refusal.verdicts,
-            "backend": None, "dense_provider": None, "sparse": False, "reason": "none accepts",
+            "backend": None, "dense_provider": None, "dense_providers": {}, "sparse": False,
+            "reason": "none accepts",
         }  # fmt: skip
     return {
         **known,
@@ -81,6 +82,7 @@ def _examine_device(device: torch.device) -> dict[str, Any]:
         "backends": answer.verdicts,
         "backend": answer.backend,
         "dense_provider": answer.dense_provider,
+        "dense_providers": answer.dense_verdicts,
         "sparse": answer.decision.sparse,
         "reason": answer.decision.reason,
     }
@@ -111,6 +113,8 @@ def _print_facts(facts: dict[str, Any]) -> None:
         console.print(f"  it would run {runs} ({device['reason']})")
         if device["dense_provider"]:
             console.print(f"  dense attention is that of {device['dense_provider']}")
+        for name, verdict in device["dense_providers"].items():
+            console.print(f"  dense {name}: {verdict}")
     console.print()
     for kind, row in facts["crossovers"].items():
         console.print(
