@@ -1,4 +1,4 @@
-"""Longer prompts than a model was made for: rotary positions rescaled by YaRN (arXiv 2309.00071)."""
+"""Longer prompts than a model was made for: rotary positions rescaled by YaRN, arXiv 2309.00071."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .load import LoadedModel
 
 
 def extend_context(loaded: LoadedModel, factor: float) -> LoadedModel:
-    """Let a model read `factor` times its context; changes the model in place, for short prompts too.
+    """Let a model read `factor` times its context; changes it in place, for short prompts too.
 
     Args:
         loaded: a model whose only position encoding is plain rotary embedding.
