@@ -237,3 +237,22 @@ def test_random_plans_have_their_density(segment, length):
     with pytest.raises(InvalidInput, match="the window alone"):
         random_plan(inputs, 0.01, config, seed=0)
     api.attend(inputs.q, inputs.k, inputs.v, plan)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
+def test_rows_of_a_gpu(cli, model_folder):
+    command = ("bench", "attention", "--device", "cuda", "--seconds", "0", "--json", "--lengths")
+    (row,) = rows_of(cli(*command, "2048", "--density", "0.4"))
+    assert row["gpu"] == torch.cuda.get_device_name()
+    assert (row["backend"], row["dtype"], row["heads"]) == ("triton", "bfloat16", 32)
+    assert row["extra_bytes"] > 0
+    assert row.keys() >= ROW - {"ms_floor", "matmul_gflops"}
+    chosen = ("--config", "dense_prefix=128", "--config", "window=32", "--layers", "1")
+    (row,) = rows_of(cli(*command, "700", "--input", f"captured:{model_folder}", *chosen))
+    assert row["ms_total"] > 0
+    assert row["density"] < 1
+    rows = rows_of(
+        cli("bench", "ttft", model_folder, "--device", "cuda", "--lengths", "700", "--json")
+    )
+    assert rows[-1]["method"] == "sample_attention"
