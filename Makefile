@@ -61,8 +61,21 @@ layers: setup ## import layers
 demo: setup ## a real model on a real long prompt, dense and sparse: writes demo/report.*
 	@$(VENV)/bin/sample-attention demo
 
+CPU_RECORDS := benchmarks/records/cpu_attention.jsonl
+BENCH_CPU   := $(VENV)/bin/sample-attention bench attention --device cpu --output $(CPU_RECORDS)
+SMALL       := --input captured:smollm2-135m --layers
+LARGER      := --input captured:qwen2.5-coder-0.5b --layers 3,9,15
+
 bench-cpu: setup ## measure this machine: writes benchmarks/records/cpu_attention.jsonl
-	@$(PY) -m sample_attention.bench
+	@rm -f $(CPU_RECORDS)
+	@echo "== short prompts, which the policy may run dense"
+	@$(BENCH_CPU) $(SMALL) 20 --lengths 128,256,512,1024,2048,3072,4096,5120,6144 --routed
+	@echo "== every preset"
+	@$(BENCH_CPU) $(SMALL) 4,12,20,27 --lengths 8192 --preset default --preset paper --preset mlsys
+	@$(BENCH_CPU) $(SMALL) 4,12,20,27 --lengths 8192 --coverage 0.93
+	@echo "== longer prompts"
+	@$(BENCH_CPU) $(LARGER) --lengths 16384
+	@$(BENCH_CPU) $(LARGER) --lengths 16384,32768 --coverage 0.93
 
 docs: setup ## build the documentation into site/
 	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict

@@ -18,14 +18,16 @@ Row = dict[str, Any]
 def read_records(path: Path = RECORDS) -> list[Row]:
     """The latest record of each measurement, in the order of the tables.
 
-    An input is named `captured:model/text/layer`; the parts become fields of their own.
+    An input is named `captured:model/text/layer`; the parts become fields of their own, and
+    `ms_dense` the time of `sdpa`.
     """
     if not path.exists():
         return []
     rows = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
     for row in rows:
-        model, text, layer = row["input"].removeprefix("captured:").split("/")
+        model, text, layer = row["input"].removeprefix("captured:").rsplit("/", 2)
         row |= {"model": model, "text": text, "layer": int(layer)}
+        row["ms_dense"] = row["ms_dense"]["sdpa"]
     identity = ("preset", "model", "text", "dtype", "threads", "coverage", "seq_len", "layer")
     latest = {tuple(row[name] for name in identity): row for row in rows}
     presets = ["default", "paper", "mlsys"]
@@ -46,9 +48,9 @@ def by_length(rows: list[Row]) -> list[Row]:
     for group in groups.values():
         mean = {
             name: sum(r[name] for r in group) / len(group)
-            for name in ("density", "retained_mass_mean", "s_dense", "s_total")
+            for name in ("density", "retained_mass_mean", "ms_dense", "ms_total")
         }
-        speedup = mean["s_dense"] / mean["s_total"]
+        speedup = mean["ms_dense"] / mean["ms_total"]
         means.append(group[0] | mean | {"layers": len(group), "speedup": speedup, "group": group})
     return means
 
@@ -75,7 +77,7 @@ Columns = dict[str, Callable[[Row], str]]
 def _milliseconds(name: str) -> Callable[[Row], str]:
     def cell(row: Row) -> str:
         value = row[name]
-        return "–" if value is None else f"{1000 * value:,.{0 if value >= 0.1 else 2}f}"
+        return "–" if value is None else f"{value:,.{0 if value >= 100 else 2}f}"
 
     return cell
 
@@ -87,8 +89,8 @@ SHORT: Columns = {
     "coverage": lambda r: f"{r['coverage']:.2f}",
     "density": lambda r: f"{r['density']:.3f}",
     "retained mass": lambda r: f"{r['retained_mass_mean']:.3f}",
-    "dense (ms)": _milliseconds("s_dense"),
-    "sparse (ms)": _milliseconds("s_total"),
+    "dense (ms)": _milliseconds("ms_dense"),
+    "sparse (ms)": _milliseconds("ms_total"),
     "speed-up": lambda r: f"{r['speedup']:.2f}×",
 }
 FULL: Columns = {
@@ -96,11 +98,11 @@ FULL: Columns = {
     "model": SHORT["model"],
     "layer": lambda r: str(r["layer"]),
     **{name: SHORT[name] for name in ("tokens", "coverage", "density", "retained mass")},
-    "select (ms)": _milliseconds("s_select"),
-    "attend (ms)": _milliseconds("s_attend"),
-    "total (ms)": _milliseconds("s_total"),
-    "dense (ms)": _milliseconds("s_dense"),
-    "floor (ms)": _milliseconds("s_floor"),
+    "select (ms)": _milliseconds("ms_select"),
+    "attend (ms)": _milliseconds("ms_attend"),
+    "total (ms)": _milliseconds("ms_total"),
+    "dense (ms)": _milliseconds("ms_dense"),
+    "floor (ms)": _milliseconds("ms_floor"),
     "speed-up": SHORT["speed-up"],
 }
 

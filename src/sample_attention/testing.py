@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Generator
+from dataclasses import dataclass
 from unittest import mock
 
 import torch
@@ -24,6 +25,19 @@ REGION = 256
 
 FACTOR = 2.0
 """How many times the error of plain PyTorch a result may have, unless a test says otherwise."""
+
+
+@dataclass(frozen=True)
+class OracleError:
+    """How far a result is from the fp64 reference.
+
+    Attributes:
+        error: largest error of `out`.
+        budget: what was accepted.
+    """
+
+    error: float
+    budget: float
 
 
 def make_qkv(
@@ -238,16 +252,35 @@ def assert_matches_oracle(
     outs = split_sequences(out, s)
     lses = [None] * len(outs) if lse is None else split_sequences(lse, s)
     for n, (qn, kn, vn) in enumerate(zip(*parts, strict=True)):
-        _check_sequence(
-            f"sequence {n}", outs[n], lses[n], (qn, kn, vn), plan_masks(plan, n), scale, factor
-        )
+        assert_matches_mask(
+            outs[n], lses[n], (qn, kn, vn), plan_masks(plan, n),
+            scale=scale, factor=factor, name=f"sequence {n}",
+        )  # fmt: skip
     _check_padding(out, lse, Problem.of(q, k, v, s))
 
 
-def _check_sequence(
-    name: str, out: Tensor, lse: Tensor | None, qkv: tuple[Tensor, Tensor, Tensor], mask: Tensor,
-    scale: float | None, factor: float,
-) -> None:  # fmt: skip
+def assert_matches_mask(
+    out: Tensor, lse: Tensor | None, qkv: tuple[Tensor, Tensor, Tensor], mask: Tensor, *,
+    scale: float | None = None, factor: float = FACTOR, name: str = "attention",
+) -> OracleError:  # fmt: skip
+    """`assert_matches_oracle` for some or all rows and heads of one sequence, and a mask.
+
+    Args:
+        out: `[H, R, D]`.
+        lse: `[H, R]`; None: is not checked.
+        qkv: q `[H, R, D]`, k and v `[Hkv, Skv, D]`.
+        mask: bool `[H, R, Skv]`, the pairs that were computed.
+        scale: multiplies q.k; None: `D ** -0.5`.
+        factor: how many times worse than plain PyTorch is accepted.
+        name: what the message calls the result.
+
+    Returns:
+        The largest error of `out` and its budget.
+
+    Raises:
+        AssertionError: an error beyond the budget, or a row without keys that is not zeros with an
+            lse of -inf.
+    """
     q, k, v = (x.detach().cpu() for x in qkv)
     mask = mask.cpu()
     exact, exact_lse = reference.attend(q.double(), k.double(), v.double(), mask, scale)
@@ -260,7 +293,7 @@ def _check_sequence(
     if q.dtype == torch.float64:  # the oracle itself rounds: D products, then one term per key
         step *= math.sqrt(q.shape[-1] + k.shape[-2])
     rounding = torch.finfo(q.dtype).eps * float(exact.abs().max())
-    _check(
+    found = _check(
         f"{name}: out", out, exact, plain, factor, rounding + step * float(v.double().abs().max())
     )
     if lse is not None:
@@ -272,6 +305,7 @@ def _check_sequence(
         # A fused kernel may round each exponential to q's dtype.
         step += torch.finfo(q.dtype).eps / 2
         _check(f"{name}: lse", lse.cpu()[kept], exact_lse[kept], plain_lse[kept], factor, step)
+    return found
 
 
 def _largest_score(q: Tensor, k: Tensor, scale: float | None) -> float:
@@ -282,11 +316,12 @@ def _largest_score(q: Tensor, k: Tensor, scale: float | None) -> float:
 
 def _check(
     name: str, given: Tensor, exact: Tensor, plain: Tensor, factor: float, rounding: float
-) -> None:
+) -> OracleError:
+    """The largest error and its budget, after checking it and the root mean square error."""
     error = (given.detach().cpu().double() - exact).abs()
     peer = (plain.double() - exact).abs()
     if not error.numel():
-        return
+        return OracleError(0.0, rounding)
     rms, peer_rms = error.square().mean().sqrt(), peer.square().mean().sqrt()
     for kind, mine, theirs in (("largest", error.max(), peer.max()), ("rms", rms, peer_rms)):
         budget = factor * float(theirs) + rounding
@@ -299,6 +334,7 @@ def _check(
                 f"worst at {at}: got {float(given[at]):.6g}, exact {float(exact[at]):.6g}; "
                 f"{int((~(error <= budget)).sum())} of {error.numel()} values are beyond it"
             )
+    return OracleError(float(error.max()), factor * float(peer.max()) + rounding)
 
 
 def _check_padding(out: Tensor, lse: Tensor | None, problem: Problem) -> None:

@@ -9,7 +9,10 @@ import pytest
 from sample_attention.cli import main
 
 
-@pytest.mark.parametrize("command", [(), ("run",), ("inspect",), ("doctor",), ("demo",)])
+@pytest.mark.parametrize("command", [
+    (), ("run",), ("inspect",), ("doctor",), ("demo",),
+    ("bench",), ("bench", "attention"), ("bench", "ttft"), ("bench", "report"),
+])  # fmt: skip
 def test_help(cli, command):
     done = cli(*command, "--help")
     assert done.code == 0

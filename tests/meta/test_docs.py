@@ -83,9 +83,10 @@ def complain(words):
         unknown = set(plain) - make_targets()
         return f"make has no target {unknown}" if unknown else None
     if Path(program).name == "sample-attention":
-        text = help_text(*plain[:1])
+        command = plain[: 2 if plain[:1] == ["bench"] else 1]
+        text = help_text(*command)
         unknown = {o for o in options if not re.search(rf"(?<![\w-]){o}(?![\w-])", text)}
-        return f"sample-attention {plain[:1]} has no option {unknown}" if unknown else None
+        return f"sample-attention {command} has no option {unknown}" if unknown else None
     if "install" in rest:
         named = re.findall(r"(?:sample-attention|\.)\[([\w,-]+)\]", " ".join(rest))
         unknown = {e for names in named for e in names.split(",")} - extras()
@@ -139,6 +140,7 @@ def test_commands_exist(page):
     [
         "make no-such-target",
         "sample-attention doctor --no-such",
+        "sample-attention bench ttft --density 0.1",
         "pip install 'sample-attention[no]'",
     ],
 )

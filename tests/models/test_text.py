@@ -20,6 +20,14 @@ def test_the_reference_is_long_plain_prose():
     assert "\n\n\n" not in text
 
 
+def test_the_code_is_the_standard_library_and_longer():
+    text = reference_text("code")
+    assert len(text) > 2_000_000
+    assert text.index("class ArgumentParser") < text.index("def warn(")
+    with pytest.raises(InvalidInput, match="'poems'; accepted: prose, code"):
+        reference_text("poems")
+
+
 @pytest.mark.parametrize("num_tokens", [400, 1000, 5000])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_length_is_reached_and_never_passed(tokenizer, num_tokens, seed):

@@ -75,10 +75,11 @@ def generate_greedily(
 
 
 @torch.inference_mode()
-def prefill(model: PreTrainedModel, token_ids: Tensor) -> None:
-    """One pass over a prompt, for what can be observed of it: int64 `[1, S]`."""
+def prefill(model: PreTrainedModel, token_ids: Tensor) -> Tensor:
+    """One pass over a prompt, int64 `[1, S]`, without a cache: the last row's logits `[V]`."""
     forward: Any = model
-    forward(input_ids=token_ids, use_cache=False, **_last_logits_only(model))
+    result = forward(input_ids=token_ids, use_cache=False, **_last_logits_only(model))
+    return result.logits[0, -1]
 
 
 @torch.inference_mode()

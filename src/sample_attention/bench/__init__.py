@@ -1,1 +1,1 @@
-"""Measurements that the documentation rests on; `python -m sample_attention.bench --help`."""
+"""Measurements that the documentation rests on; `sample-attention bench --help`."""

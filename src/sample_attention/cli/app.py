@@ -7,49 +7,23 @@ from typing import Annotated, Optional
 
 import typer
 
-# typer evaluates these annotations at run time, on Python 3.10 too, hence Optional.
-
-Model = Annotated[
-    str, typer.Argument(help="hub id, folder, GGUF file, or a pinned key such as smollm2-135m")
-]
-PromptFile = Annotated[Path, typer.Argument(help="text file (UTF-8) that holds the prompt")]
-Preset = Annotated[str, typer.Option(help="default, paper (v1) or mlsys (v3)")]
-Coverage = Annotated[
-    Optional[float],  # noqa: UP045
-    typer.Option(help="share of the attention to keep, in (0, 1]; overrides the preset"),
-]
-Assignments = Annotated[
-    Optional[list[str]],  # noqa: UP045
-    typer.Option("--config", metavar="KEY=VALUE", help="any other field; may be repeated"),
-]
-Dtype = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option(help="float32, bfloat16 or float16; by default what suits the model"),
-]
-Device = Annotated[
-    Optional[str],  # noqa: UP045
-    typer.Option(help="cpu or cuda; by default cuda where there is one"),
-]
-Threads = Annotated[
-    Optional[int],  # noqa: UP045
-    typer.Option(min=1, help="CPU threads; by default as torch chooses"),
-]
-Chat = Annotated[
-    Optional[bool],  # noqa: UP045
-    typer.Option(
-        "--chat/--no-chat", help="wrap the prompt in the model's chat template, if it has one"
-    ),
-]
-Output = Annotated[
-    Optional[Path],  # noqa: UP045
-    typer.Option(help="folder for report.json and pictures; none are written without it"),
-]
-Json = Annotated[bool, typer.Option("--json", help="print JSON on stdout and nothing else")]
-NewTokens = Annotated[int, typer.Option(min=1, help="longest answer, in tokens")]
-HeldOut = Annotated[
-    int, typer.Option(min=0, help="rows per segment on which the kept attention is measured")
-]
-Repeats = Annotated[int, typer.Option(min=1, help="timed runs of each kind; the median counts")]
+from .bench_app import bench
+from .options import (
+    Assignments,
+    Chat,
+    Coverage,
+    Device,
+    Dtype,
+    HeldOut,
+    Json,
+    Model,
+    NewTokens,
+    Output,
+    Preset,
+    PromptFile,
+    Repeats,
+    Threads,
+)
 
 app = typer.Typer(
     add_completion=False,
@@ -57,6 +31,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Sparse attention for long prompts, chosen per head at run time.",
 )
+app.add_typer(bench, name="bench")
 
 
 @app.command("run")

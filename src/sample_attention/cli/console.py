@@ -19,12 +19,30 @@ def messages() -> Console:
 
 
 @contextmanager
-def step(description: str) -> Generator[None]:
-    """Show that something of unknown length goes on."""
-    with _progress() as progress:
+def step(description: str, *, quiet: bool = False) -> Generator[None]:
+    """Show that something of unknown length goes on, unless `quiet`."""
+    with _progress(quiet=quiet) as progress:
         task = progress.add_task(description, total=None)
         yield
         progress.update(task, total=1, completed=1)
+
+
+@contextmanager
+def counted(
+    description: str, total: int | None, *, quiet: bool = False
+) -> Generator[Callable[[str], None]]:
+    """A bar for `total` pieces of work (None: unknown), not shown when `quiet`.
+
+    Yields:
+        What to call after every piece, with a word on it.
+    """
+    with _progress(quiet=quiet) as progress:
+        task = progress.add_task(description, total=total)
+
+        def advance(done: str) -> None:
+            progress.update(task, description=f"{description}: {done}", advance=1)
+
+        yield advance
 
 
 @contextmanager
@@ -61,10 +79,12 @@ def layer_bar(
                 progress.update(writing, total=progress.tasks[-1].completed)
 
 
-def _progress() -> Progress:
+def _progress(*, quiet: bool = False) -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
                TimeElapsedColumn())  # fmt: skip
-    return Progress(*columns, console=messages(), refresh_per_second=REFRESHES_PER_SECOND)
+    return Progress(
+        *columns, console=messages(), disable=quiet, refresh_per_second=REFRESHES_PER_SECOND
+    )
 
 
 def _layers(model: nn.Module) -> Iterator[nn.Module]:

@@ -98,11 +98,18 @@ def load(options: ModelOptions) -> LoadedModel:
     logging.disable_progress_bar()  # ours is shown
     with step(f"loading {options.name}"):
         return load_model(
-            options.name, dtype=DTYPES.get(options.dtype or ""), device=_device(options.device)
+            options.name,
+            dtype=DTYPES.get(options.dtype or ""),
+            device=choose_device(options.device),
         )
 
 
-def _device(name: str | None) -> str:
+def choose_device(name: str | None) -> str:
+    """The device of that name; None: a GPU where there is one.
+
+    Raises:
+        InvalidInput: there is no such device.
+    """
     present = torch.cuda.is_available()
     if name is None:
         return "cuda" if present else "cpu"

@@ -1,6 +1,7 @@
-"""Real English text that every Python has, and retrieval prompts made of it.
+"""Real text that every Python has, and retrieval prompts made of it.
 
-The text is the Python language reference as `pydoc_data.topics` holds it. A needle prompt hides
+The prose is the Python language reference as `pydoc_data.topics` holds it; the code is the standard
+library, for prompts longer than the prose. A needle prompt hides
 one fact (a five-digit number) in it and asks for the number at the end. The wording was chosen so
 that a model of 135M parameters answers at 7,000 tokens: the fact is said twice in a row, since said
 once it is at times lost among real text.
@@ -10,15 +11,22 @@ from __future__ import annotations
 
 import random
 import re
+import sys
+import sysconfig
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
+from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from ..errors import InvalidInput
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+TEXTS: Final = MappingProxyType({"prose": "python-reference", "code": "python-stdlib"})
+"""The kinds of text, each with its name in records."""
 
 _WORDS_OF_A_PARAGRAPH: Final = 10
 _LETTER_SHARE: Final = 0.85
@@ -48,16 +56,34 @@ class NeedlePrompt:
 
 
 @cache
-def reference_text() -> str:
-    """Return the prose of the Python language reference, topics in order of name.
+def reference_text(kind: str = "prose") -> str:
+    """Return real text that every Python has; the same on every machine with the same Python.
 
-    Paragraphs are separated by blank lines and unwrapped; code, grammar, tables and headings are
-    left out, as is what several topics repeat.
+    Args:
+        kind: `prose`, some 200,000 characters of the language reference, topics in order of name,
+            paragraphs unwrapped and separated by blank lines, without code, grammar, tables,
+            headings and what several topics repeat; or `code`, some 4,000,000 characters of the
+            modules of the standard library that are single files, in order of name.
+
+    Raises:
+        InvalidInput: another kind.
     """
+    if kind not in TEXTS:
+        raise InvalidInput(f"there is no text '{kind}'; accepted: {', '.join(TEXTS)}")
+    return _prose() if kind == "prose" else _code()
+
+
+def _prose() -> str:
     topics: dict[str, str] = import_module("pydoc_data.topics").topics
     blocks = (block for name in sorted(topics) for block in topics[name].split("\n\n"))
     paragraphs = (_unwrap(block) for block in blocks if not _is_code(block))
     return "\n\n".join(dict.fromkeys(filter(_is_prose, paragraphs))) + "\n"
+
+
+def _code() -> str:
+    library = Path(sysconfig.get_path("stdlib"))
+    files = (library / f"{name}.py" for name in sorted(sys.stdlib_module_names))
+    return "\n".join(path.read_text("utf-8") for path in files if path.is_file())
 
 
 def _unwrap(block: str) -> str:

@@ -111,36 +111,36 @@ class StripePlan:
         )
 
     def density(self) -> Tensor:
-        """Computed pairs over causal pairs, fp64 `[N, H]`, counted exactly from the lists."""
+        """Computed pairs over causal pairs, fp64 `[N, H]`, counted exactly from the lists.
+
+        Runs on the plan's device with a few int64 values per head and row, and waits for it.
+        """
         return torch.stack([self._density(n) for n in range(len(self.counts))])
 
     def _density(self, n: int) -> Tensor:
         _, _, q_len, _, kv_len = self.sequences.rows()[n]
-        offset = kv_len - q_len
-        device = self.indices.device
-        p = torch.arange(offset, kv_len, device=device)
+        p = torch.arange(kv_len - q_len, kv_len, device=self.indices.device)
         align = self.window_alignment
         edge = (p // align * align - self.window[n] + 1).clamp(min=0)
-        band = p + 1 - torch.minimum(edge, p + 1)
-        pairs: list[Tensor] = []
-        for h in range(self.num_heads):
-            kept = band.clone()
-            for g, (lo, hi) in enumerate(segment_starts(offset, kv_len, self.segment)):
-                rows = slice(lo - offset, hi - offset)
-                if bool(self.dense[n, h, g]):
-                    kept[rows] = p[rows] + 1
-                else:
-                    kept[rows] += self._listed_left_of(n, h, g, edge[rows].clamp(max=hi))
-            tail = p >= kv_len - self.dense_tail
-            pairs.append(torch.where(tail, p + 1, kept).sum())
-        return torch.stack(pairs).double() / (p + 1).sum()
+        g = p // self.segment - (kv_len - q_len) // self.segment
+        every = self.dense[n][:, g] | (p >= kv_len - self.dense_tail)
+        kept = p + 1 - edge + self._listed_left_of(n, g, edge)
+        return torch.where(every, p + 1, kept).sum(1).double() / (p + 1).sum()
 
-    def _listed_left_of(self, n: int, h: int, g: int, limit: Tensor) -> Tensor:
-        """Listed keys j < limit, for each limit."""
-        columns = self.columns(n, h, g).long()
-        full = torch.searchsorted(columns, limit // self.key_block)
-        partial = torch.isin(limit // self.key_block, columns) * (limit % self.key_block)
-        return full * self.key_block + partial
+    def _listed_left_of(self, n: int, g: Tensor, limit: Tensor) -> Tensor:
+        """Listed keys j < limit `[Sq]` of the segments g `[Sq]`: int64 `[H, Sq]`, by bisection."""
+        first = self.offsets[n][:, g]
+        end = first + self.counts[n][:, g]
+        if not len(self.indices):
+            return torch.zeros_like(first)
+        block, last = limit // self.key_block, len(self.indices) - 1
+        lo, hi = first, end
+        for _ in range(int(self.counts[n].max()).bit_length()):
+            middle = (lo + hi) // 2
+            below = (lo < hi) & (self.indices[middle.clamp(max=last)] < block)
+            lo, hi = torch.where(below, middle + 1, lo), torch.where(below, hi, middle)
+        cut = (lo < end) & (self.indices[lo.clamp(max=last)] == block)
+        return (lo - first) * self.key_block + cut * (limit % self.key_block)
 
     def retained_mass(self, lse: Tensor) -> Tensor:
         """Dense probability on the kept keys, measured on the probe's held-out rows.

@@ -1,0 +1,263 @@
+"""`sample-attention bench`: measure, gate, record, and show what records say."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from ..bench.attention import (
+    Settings,
+    machine_gflops,
+    measure_random,
+    measure_selected,
+    with_floor,
+)
+from ..bench.capture import (
+    Prompt,
+    captured_inputs,
+    load_prompted,
+    middle_layers,
+    text_tokens,
+)
+from ..bench.inputs import Shape, random_inputs
+from ..bench.origin import Row, origin
+from ..bench.plot import plot_records
+from ..bench.tables import Record, read_records, source_of, tables_of
+from ..bench.ttft import OURS, measure_ttft, prompt_facts
+from ..config import SampleAttentionConfig
+from ..errors import InvalidInput
+from ..records import append_record
+from .console import counted, messages, step
+from .setup import DTYPES, choose_device
+
+CAPTURED = "captured:"
+WIDEST = 1000
+"""Columns of a table that is not cut off, whatever the terminal: more than any takes."""
+
+MANY_LAYERS = 12
+"""Layers that every model has at least: as many are measured by default as of a larger one."""
+
+
+@dataclass(frozen=True)
+class Destination:
+    """Where measured rows go.
+
+    Attributes:
+        output: JSON lines that they are appended to; None: no file.
+        as_json: print them as JSON lines on stdout, and nothing else there.
+    """
+
+    output: Path | None = None
+    as_json: bool = False
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a measurement runs.
+
+    Attributes:
+        device: `auto`, `cpu` or `cuda`.
+        dtype: a key of `DTYPES`; None: float32 on a CPU, bfloat16 on a GPU.
+        threads: of torch on a CPU; None: as torch chooses.
+    """
+
+    device: str = "auto"
+    dtype: str | None = None
+    threads: int | None = None
+
+    def prepare(self) -> tuple[torch.device, torch.dtype]:
+        """Set the threads; the device and dtype to measure with.
+
+        Raises:
+            InvalidInput: unknown dtype, or a device that this machine does not have.
+        """
+        device = torch.device(choose_device(None if self.device == "auto" else self.device))
+        name = self.dtype or ("float32" if device.type == "cpu" else "bfloat16")
+        if name not in DTYPES:
+            raise InvalidInput(f"--dtype {name}: accepted are {', '.join(DTYPES)}")
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        return device, DTYPES[name]
+
+
+@dataclass(frozen=True)
+class AttentionOptions:
+    """What is measured of attention alone.
+
+    Attributes:
+        source: `random` or `captured:MODEL`.
+        lengths: tokens.
+        configs: by preset; with random inputs the first gives segment and window.
+        settings: how rows are measured.
+        machine: where.
+        shape: of random inputs; captured ones take its batch.
+        density: of random lists.
+        layers: of a captured model; None: a quarter, half and three quarters of it.
+        text: kind of text that a captured model reads.
+        yarn: factor that stretches its context.
+    """
+
+    source: str
+    lengths: tuple[int, ...]
+    configs: dict[str, SampleAttentionConfig]
+    settings: Settings = field(default_factory=Settings)
+    machine: Machine = field(default_factory=Machine)
+    shape: Shape = field(default_factory=Shape)
+    density: float = 0.1
+    layers: tuple[int, ...] | None = None
+    text: str = "prose"
+    yarn: float | None = None
+
+
+@dataclass(frozen=True)
+class TtftOptions:
+    """What is measured of a whole model.
+
+    Attributes:
+        prompt: model and text.
+        lengths: tokens.
+        preset: of our runs.
+        config: of our runs.
+        machine: where.
+        dense: names of dense providers; empty: all that accept.
+        repeats: timed runs of each method.
+    """
+
+    prompt: Prompt
+    lengths: tuple[int, ...]
+    preset: str
+    config: SampleAttentionConfig
+    machine: Machine = field(default_factory=Machine)
+    dense: tuple[str, ...] = ()
+    repeats: int = 5
+
+
+def bench_attention(options: AttentionOptions, destination: Destination) -> None:
+    """Measure attention alone, row by row.
+
+    Raises:
+        RedGate: a result is wrong on the inputs; nothing is recorded of it.
+        SampleAttentionError: bad input, as each step states it.
+    """
+    _check_lengths(options.lengths)
+    device, dtype = options.machine.prepare()
+    facts = origin(device, options.settings.seed)
+    gflops = machine_gflops() if device.type == "cpu" else None
+    count = len(options.lengths)
+    if options.source != "random":
+        count *= len(options.configs) * len(options.layers or middle_layers(MANY_LAYERS))
+    rows: list[Row] = []
+    with counted("measuring", count, quiet=destination.as_json) as advance:
+        for row in _attention_rows(options, device, dtype):
+            full = row if gflops is None else with_floor(row, gflops)
+            rows.append({**full, **facts})
+            _keep(rows[-1], destination)
+            advance(f"{source_of(row)}, {row['seq_len']} tokens")
+    _show(rows, destination)
+
+
+def bench_ttft(options: TtftOptions, destination: Destination) -> None:
+    """Measure the time to first token of every method, length by length.
+
+    Raises:
+        SampleAttentionError: bad input, as each step states it.
+    """
+    _check_lengths(options.lengths)
+    device, dtype = options.machine.prepare()
+    facts, quiet = origin(device, seed=0), destination.as_json
+    with step(f"loading {options.prompt.model}", quiet=quiet):
+        loaded = load_prompted(options.prompt, dtype, device)
+    ours = {"preset": options.preset, "coverage": options.config.coverage,
+            "config": asdict(options.config)}  # fmt: skip
+    rows: list[Row] = []
+    for length in options.lengths:
+        token_ids = text_tokens(loaded, options.prompt.text, 1, length)
+        with counted(f"measuring {length} tokens", None, quiet=quiet) as advance:
+            measured = measure_ttft(
+                loaded, token_ids, options.config, dense=options.dense, repeats=options.repeats,
+                on_run=advance,
+            )  # fmt: skip
+        for row in measured:
+            chosen = ours if row["method"] == OURS else dict.fromkeys(ours)
+            shared = prompt_facts(options.prompt, loaded, token_ids)
+            rows.append({**shared, **row, **chosen, **facts})
+            _keep(rows[-1], destination)
+    _show(rows, destination)
+
+
+def bench_report(paths: Sequence[Path], *, markdown: bool, plot: Path | None) -> None:
+    """Print tables of records, and draw them.
+
+    Raises:
+        InvalidInput: a file does not hold records.
+        MissingExtra: a picture is asked for without matplotlib.
+        OSError: a file cannot be read or written.
+    """
+    records = read_records(paths)
+    if markdown:
+        print("\n\n".join(table.markdown() for table in tables_of(records)))
+    else:
+        _print(records)
+    if plot is not None:
+        plot_records(records, plot)
+        messages().print(f"wrote {plot}")
+
+
+def _attention_rows(
+    options: AttentionOptions, device: torch.device, dtype: torch.dtype
+) -> Iterator[Row]:
+    settings = options.settings
+    if options.source == "random":
+        config = next(iter(options.configs.values()))
+        for length in options.lengths:
+            inputs = random_inputs(options.shape, length, dtype, device, settings.seed)
+            yield measure_random(inputs, options.density, config, settings)
+        return
+    model = options.source.removeprefix(CAPTURED)
+    if model == options.source or not model:
+        raise InvalidInput(f"--input {options.source}: accepted are random and captured:MODEL")
+    prompt = Prompt(model, options.text, options.yarn)
+    for inputs in captured_inputs(
+        prompt, options.layers, options.shape.batch, options.lengths, dtype, device
+    ):
+        for preset, config in options.configs.items():
+            yield {
+                "yarn": options.yarn, **measure_selected(inputs, preset, config, settings)
+            }  # fmt: skip
+
+
+def _check_lengths(lengths: Sequence[int]) -> None:
+    if min(lengths) < 1:
+        raise InvalidInput(f"--lengths {min(lengths)}: a prompt has at least one token")
+
+
+def _keep(row: Row, destination: Destination) -> None:
+    if destination.output is not None:
+        append_record(destination.output, row)
+    if destination.as_json:
+        print(json.dumps(row), flush=True)
+
+
+def _show(rows: list[Row], destination: Destination) -> None:
+    if destination.as_json:
+        return
+    _print(rows)
+    if destination.output is not None:
+        messages().print(f"appended {len(rows)} records to {destination.output}")
+
+
+def _print(records: Sequence[Record]) -> None:
+    for table in tables_of(records):
+        shown = Table(title=table.title, title_justify="left", title_style="bold")
+        for i, header in enumerate(table.headers):
+            shown.add_column(header, justify="right" if i else "left", no_wrap=True)
+        for line in table.lines:
+            shown.add_row(*line)
+        width = Console(width=WIDEST).measure(shown).maximum
+        Console(highlight=False, markup=False, width=width).print(shown)

@@ -1,0 +1,258 @@
+"""`bench`: rows, their gate, records and what is made of them."""
+
+import json
+from importlib.metadata import version
+
+import pytest
+import torch
+
+from sample_attention import api
+from sample_attention.backends.eager import backend as eager
+from sample_attention.bench import dense
+from sample_attention.bench.inputs import Shape, random_inputs, random_plan
+from sample_attention.config import SampleAttentionConfig
+from sample_attention.errors import InvalidInput
+
+QUICK = ("--device", "cpu", "--threads", "1", "--seconds", "0")
+RANDOM = ("bench", "attention", *QUICK, "--heads", "4", "--kv-heads", "2", "--head-dim", "32",
+          "--config", "window=32")  # fmt: skip
+ROW = {
+    "input", "seq_len", "heads", "kv_heads", "head_dim", "batch", "dtype", "backend", "preset",
+    "coverage", "segment", "row_stride", "density", "retained_mass_mean", "retained_mass_p5",
+    "ms_select", "ms_select_p20", "ms_select_p80", "ms_attend", "ms_attend_p20", "ms_attend_p80",
+    "ms_total", "ms_total_p20", "ms_total_p80", "ms_dense", "speedup_vs_fa3", "attend_tflops",
+    "ppl_ratio", "extra_bytes", "error", "error_budget", "gpu", "versions", "commit", "route",
+    "date", "device", "threads", "torch", "ms_floor", "matmul_gflops",
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def short_text(monkeypatch):
+    """Words of the tiny model's tokenizer, and a machine whose speed is known."""
+    words = " ".join(f"w{i * i % 60}" for i in range(1200))
+    monkeypatch.setattr("sample_attention.bench.capture.reference_text", lambda _: words)
+    monkeypatch.setattr("sample_attention.cli.bench.machine_gflops", lambda: 100.0)
+
+
+@pytest.fixture
+def captured(model_folder):
+    return ("bench", "attention", *QUICK, "--input", f"captured:{model_folder}", "--lengths", "700",
+            "--config", "dense_prefix=128", "--config", "window=32", "--layers", "1")  # fmt: skip
+
+
+def rows_of(done):
+    assert done.code == 0, done.err
+    return [json.loads(line) for line in done.out.splitlines()]
+
+
+def test_rows_of_random_lists(cli, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    done = cli(*RANDOM, "--lengths", "300,600", "--density", "0.7", "--output", path, "--json")
+    rows = rows_of(done)
+    assert [r["seq_len"] for r in rows] == [300, 600]
+    assert [json.loads(line) for line in path.read_text("utf-8").splitlines()] == rows
+    for row in rows:
+        assert row.keys() >= ROW
+        assert abs(row["density"] - 0.7) < 0.05
+        assert row["input"] == "random"
+        assert row["ms_select"] is row["ms_total"] is row["preset"] is None
+        assert 0 < row["ms_attend_p20"] <= row["ms_attend"] <= row["ms_attend_p80"]
+        assert row["ms_dense"].keys() == {"sdpa"}
+        assert row["error"] <= row["error_budget"]
+        assert row["versions"]["torch"] == version("torch")
+    assert "measuring" not in done.err
+
+
+def test_rows_of_captured_inputs(cli, captured, model_folder):
+    rows = rows_of(
+        cli(*captured, "--preset", "default", "--preset", "paper", "--coverage", 0.9, "--json")
+    )
+    assert [(r["preset"], r["coverage"]) for r in rows] == [("default", 0.9), ("paper", 0.9)]
+    for row in rows:
+        assert row.keys() >= ROW
+        assert row["input"] == f"captured:{model_folder.name}/python-reference/1"
+        assert (row["heads"], row["kv_heads"], row["head_dim"], row["batch"]) == (4, 2, 16, 1)
+        assert min(row["ms_total"], row["ms_select"], row["ms_attend"]) > 0
+        assert 0 < row["density"] < 1
+        assert 0 < row["retained_mass_p5"] <= row["retained_mass_mean"] <= 1
+        assert row["route"] == "dense"
+        assert "sparse pays from" in row["route_reason"]
+        assert row["extra_bytes"] is row["gpu"] is None
+    assert rows[0]["config"]["window"] == 32
+    assert rows[1]["segment"] is None
+
+
+def test_routed_rows_are_those_of_the_public_call(cli, captured):
+    (row,) = rows_of(cli(*captured, "--routed", "--json"))
+    assert row["density"] == row["retained_mass_mean"] == 1
+    assert row["ms_select"] is row["ms_attend"] is row["attend_tflops"] is None
+    assert row["ms_total"]
+
+
+@pytest.mark.usefixtures("sparse_early")
+def test_routed_rows_run_sparse_where_that_pays(cli, captured):
+    (row,) = rows_of(cli(*captured, "--routed", "--json"))
+    assert row["route"] == "sparse"
+    assert row["density"] < 1
+    assert row["ms_select"]
+
+
+def test_passages_of_a_batch_are_consecutive(cli, captured):
+    (row,) = rows_of(cli(*captured, "--batch", 3, "--lengths", 400, "--json"))
+    assert (row["batch"], row["seq_len"]) == (3, 400)
+    done = cli(*captured, "--batch", 4, "--lengths", 400)
+    assert done.code == 2
+    assert "1200 tokens and 1600 are needed" in done.err
+
+
+def test_a_wrong_backend_is_not_recorded(cli, captured, monkeypatch, tmp_path):
+    def wrong(q, k, v, problem, plan, scale):
+        out, lse = right(q, k, v, problem, plan, scale)
+        out[:, -1, -1] += 0.1
+        return out, lse
+
+    right = eager.attend
+    monkeypatch.setattr(eager, "attend", wrong)
+    for command in (captured, (*RANDOM, "--lengths", "300", "--density", "0.7")):
+        path = tmp_path / "rows.jsonl"
+        done = cli(*command, "--output", path, "--json")
+        assert done.code == 2
+        assert "wrong on the inputs to be measured: attend: out" in done.err
+        assert done.out == ""
+        assert not path.exists()
+
+
+def test_a_wrong_dense_provider_is_not_recorded(cli, monkeypatch):
+    class Wrong(dense.Sdpa):
+        def __call__(self, *arguments):
+            return super().__call__(*arguments) * 1.01
+
+    monkeypatch.setattr(dense, "PROVIDERS", (Wrong(),))
+    done = cli(*RANDOM, "--lengths", "300", "--density", "0.7")
+    assert done.code == 2
+    assert "wrong on the inputs to be measured: sdpa: out" in done.err
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--input", "captured:"], "random and captured:MODEL"),
+        (["--lengths", "0"], "at least one token"),
+        (["--lengths", "300", "--density", "0.01"], "the window alone is"),
+        (["--lengths", "300", "--density", "0.7", "--preset", "paper"], "need segments"),
+        (["--lengths", "300", "--density", "0.7", "--dense", "fast"], "no dense provider 'fast'"),
+        (["--lengths", "300", "--density", "0.7", "--dense", "fa3"], "accepted: an NVIDIA GPU"),
+        (["--lengths", "300", "--density", "0.7", "--backend", "gpu"], "unknown backend 'gpu'"),
+        (["--dtype", "int8"], "accepted are float32"),
+    ],
+)
+def test_bad_options(cli, options, words):
+    done = cli(*RANDOM, *options)
+    assert done.code == 2
+    assert words in done.err.splitlines()[-1]
+
+
+def test_unknown_text_is_found_before_the_model_is_loaded(cli):
+    for command in (("attention", "--input", "captured:no-such.gguf"), ("ttft", "no-such.gguf")):
+        done = cli("bench", *command, "--device", "cpu", "--text", "poems")
+        assert done.code == 2
+        assert "no text 'poems'; accepted: prose, code" in done.err.splitlines()[-1]
+
+
+def test_prompts_beyond_the_context_name_the_remedy(cli, captured):
+    done = cli(*captured, "--lengths", "1100")
+    assert done.code == 2
+    assert "accepts 1024" in done.err
+    assert "--yarn" in done.err
+    (row,) = rows_of(cli(*captured, "--lengths", "1100", "--yarn", 2, "--json"))
+    assert (row["yarn"], row["seq_len"]) == (2, 1100)
+
+
+@pytest.mark.usefixtures("sparse_early")
+def test_ttft_compares_the_same_model(cli, model_folder, small):
+    command = ("bench", "ttft", model_folder, "--lengths", "700", "--device", "cpu", *small)
+    sdpa, ours = rows_of(cli(*command, "--repeats", 2, "--json"))
+    assert (sdpa["method"], ours["method"]) == ("sdpa", "sample_attention")
+    assert (sdpa["density"], sdpa["sparse_layers"], sdpa["next_token_kl"]) == (1, 0, 0)
+    assert ours["density"] < 1
+    assert ours["sparse_layers"] == 3
+    assert ours["next_token_kl"] > 0
+    assert (sdpa["preset"], ours["preset"]) == (None, "default")
+    for row in (sdpa, ours):
+        assert row["model"] == model_folder.name
+        assert (row["text"], row["seq_len"], row["repeats"]) == ("python-reference", 700, 2)
+        assert 0 < row["ttft_ms_p20"] <= row["ttft_ms"] <= row["ttft_ms_p80"]
+        assert {"gpu", "versions", "commit", "first_token", "same_first_token"} <= row.keys()
+
+
+def test_ttft_of_dense_is_that_of_the_model(loaded_tiny):
+    from sample_attention.analysis.generation import prefill
+    from sample_attention.bench.ttft import dense_attention
+
+    ids = torch.arange(2, 50)[None]
+    expected = prefill(loaded_tiny.model, ids)
+    before = loaded_tiny.model.config._attn_implementation
+    with dense_attention(loaded_tiny.model, dense.Sdpa()):
+        assert loaded_tiny.model.config._attn_implementation == "dense_sdpa"
+        torch.testing.assert_close(prefill(loaded_tiny.model, ids), expected)
+    assert loaded_tiny.model.config._attn_implementation == before
+
+
+def test_report_of_records(cli, captured, model_folder, small, tmp_path):
+    pytest.importorskip("matplotlib")
+    path = tmp_path / "rows.jsonl"
+    for _ in range(2):  # of the same measurement the last one counts
+        done = cli(*captured, "--output", path)
+        assert done.code == 0, done.err
+    assert f"appended 1 records to {path}" in done.err
+    assert "Attention alone" in done.out
+    cli(*RANDOM, "--lengths", "300", "--density", "0.7", "--output", path)
+    cli("bench", "ttft", model_folder, "--lengths", "300", *small, "--repeats", 1, "--output", path)
+    done = cli("bench", "report", path, "--markdown", "--plot", tmp_path / "speed.svg")
+    assert done.code == 0, done.err
+    lines = done.out.splitlines()
+    assert sum(f"{model_folder.name}, python-reference, layer 1" in x for x in lines) == 1
+    assert sum(x.startswith("| random |") for x in lines) == 1
+    assert sum(f"| {model_folder.name} |" in x for x in lines) == 2
+    assert (tmp_path / "speed.svg").read_text("utf-8").lstrip().startswith("<?xml")
+
+
+@pytest.mark.parametrize("text", ["", "no json", '{"a": 1}', "[1]"])
+def test_report_of_other_files(cli, tmp_path, text):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(text, "utf-8")
+    done = cli("bench", "report", path)
+    assert done.code == 2
+    assert "record" in done.err or "JSON" in done.err
+
+
+@pytest.mark.parametrize(("segment", "length"), [(64, 1000), (128, 513), (256, 1024)])
+def test_random_plans_have_their_density(segment, length):
+    inputs = random_inputs(Shape(2, 4, 2, 16), length, torch.float32, torch.device("cpu"), seed=0)
+    config = SampleAttentionConfig(segment=segment, window=16)
+    plan = random_plan(inputs, 0.6, config, seed=0)
+    assert abs(plan.density().mean() - 0.6) < 0.02
+    masks = plan.to_dense(1, 3)
+    assert plan.density()[1, 3] == masks.sum().double() / (length * (length + 1) // 2)
+    with pytest.raises(InvalidInput, match="the window alone"):
+        random_plan(inputs, 0.01, config, seed=0)
+    api.attend(inputs.q, inputs.k, inputs.v, plan)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
+def test_rows_of_a_gpu(cli, model_folder):
+    command = ("bench", "attention", "--device", "cuda", "--seconds", "0", "--json", "--lengths")
+    (row,) = rows_of(cli(*command, "2048", "--density", "0.4"))
+    assert row["gpu"] == torch.cuda.get_device_name()
+    assert (row["backend"], row["dtype"], row["heads"]) == ("triton", "bfloat16", 32)
+    assert row["extra_bytes"] > 0
+    assert row.keys() >= ROW - {"ms_floor", "matmul_gflops"}
+    chosen = ("--config", "dense_prefix=128", "--config", "window=32", "--layers", "1")
+    (row,) = rows_of(cli(*command, "700", "--input", f"captured:{model_folder}", *chosen))
+    assert row["ms_total"] > 0
+    assert row["density"] < 1
+    rows = rows_of(
+        cli("bench", "ttft", model_folder, "--device", "cuda", "--lengths", "700", "--json")
+    )
+    assert rows[-1]["method"] == "sample_attention"
