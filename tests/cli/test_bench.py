@@ -123,11 +123,12 @@ def test_a_wrong_backend_is_not_recorded(cli, captured, monkeypatch, tmp_path):
 
 
 def test_a_wrong_dense_provider_is_not_recorded(cli, monkeypatch):
-    class Wrong(dense.Sdpa):
+    class Wrong(dense.Dense):
         def __call__(self, *arguments):
             return super().__call__(*arguments) * 1.01
 
-    monkeypatch.setattr(dense, "PROVIDERS", (Wrong(),))
+    right = dense.PROVIDERS_MEASURED[-1].provider
+    monkeypatch.setattr(dense, "PROVIDERS_MEASURED", (Wrong(right),))
     done = cli(*RANDOM, "--lengths", "300", "--density", "0.7")
     assert done.code == 2
     assert "wrong on the inputs to be measured: sdpa: out" in done.err
@@ -192,7 +193,7 @@ def test_ttft_of_dense_is_that_of_the_model(loaded_tiny):
     ids = torch.arange(2, 50)[None]
     expected = prefill(loaded_tiny.model, ids)
     before = loaded_tiny.model.config._attn_implementation
-    with dense_attention(loaded_tiny.model, dense.Sdpa()):
+    with dense_attention(loaded_tiny.model, dense.PROVIDERS_MEASURED[-1]):
         assert loaded_tiny.model.config._attn_implementation == "dense_sdpa"
         torch.testing.assert_close(prefill(loaded_tiny.model, ids), expected)
     assert loaded_tiny.model.config._attn_implementation == before

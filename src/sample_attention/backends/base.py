@@ -16,9 +16,7 @@ class Backend(Protocol):
 
     name: str
 
-    def refusal(
-        self, problem: Problem, config: SampleAttentionConfig | None = None
-    ) -> str | None:
+    def refusal(self, problem: Problem, config: SampleAttentionConfig | None = None) -> str | None:
         """Why the backend cannot select by `config`, or attend without one; None when it can."""
         ...
 

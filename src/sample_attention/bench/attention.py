@@ -15,7 +15,7 @@ from ..dispatch import choose
 from ..plan import StripePlan
 from ..policy import decide
 from ..problem import Problem
-from .dense import DenseProvider, dense_providers
+from .dense import Dense, dense_providers
 from .gate import check_attend, check_dense
 from .inputs import Inputs, random_plan
 from .origin import Row
@@ -140,7 +140,7 @@ def _dense_runs(inputs: Inputs, settings: Settings) -> dict[str, Callable[[], Te
     q, k, v = inputs.q, inputs.k, inputs.v
     problem = Problem.of(q, k, v)
 
-    def run_of(provider: DenseProvider) -> Callable[[], Tensor]:
+    def run_of(provider: Dense) -> Callable[[], Tensor]:
         return lambda: provider(q, k, v, problem, problem.scale(None))
 
     return {p.name: run_of(p) for p in dense_providers(settings.dense, problem)}

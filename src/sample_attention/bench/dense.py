@@ -3,80 +3,55 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import import_module
-from importlib.util import find_spec
-from typing import Protocol
+from dataclasses import dataclass
 
 from torch import Tensor
-from torch.nn.functional import scaled_dot_product_attention
 
+from ..backends.dense.base import DenseProvider, Facts
+from ..backends.dense.registry import PROVIDERS
 from ..errors import InvalidInput, UnsupportedProblem
 from ..problem import Problem
 
 
-class DenseProvider(Protocol):
-    """One implementation of dense causal attention."""
+@dataclass(frozen=True)
+class Dense:
+    """One provider, on whole prompts of one length.
 
-    name: str
+    Attributes:
+        provider: what computes.
+    """
+
+    provider: DenseProvider
+
+    @property
+    def name(self) -> str:
+        """What records call it."""
+        return self.provider.name
 
     def refusal(self, problem: Problem) -> str | None:
         """Why it cannot compute the problem; None when it can."""
-        ...
+        facts = Facts.of(problem)
+        if facts.layout != "square":
+            return "measured on whole prompts of one length only"
+        return self.provider.refusal(facts)
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, problem: Problem, scale: float) -> Tensor:
         """Out `[B, H, S, D]` like q; k and v `[B, Hkv, S, D]`."""
-        ...
-
-
-class Sdpa:
-    """What PyTorch brings."""
-
-    name = "sdpa"
-
-    def refusal(self, problem: Problem) -> str | None:
-        """See `DenseProvider.refusal`."""
-        return _not_square(problem)
-
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, problem: Problem, scale: float) -> Tensor:
-        """See `DenseProvider`."""
-        grouped = problem.group_size > 1
-        return scaled_dot_product_attention(
-            q, k, v, is_causal=True, scale=scale, enable_gqa=grouped
-        )
-
-
-class FlashAttention3:
-    """The wheel `fa3-fwd`; it wants `[B, S, H, D]`."""
-
-    name = "fa3"
-
-    def refusal(self, problem: Problem) -> str | None:
-        """See `DenseProvider.refusal`."""
-        if problem.device.type != "cuda":
-            return f"device {problem.device}; accepted: an NVIDIA GPU"
-        if find_spec("fa3_fwd_interface") is None:
-            return "fa3-fwd is not installed"
-        return _not_square(problem)
-
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, problem: Problem, scale: float) -> Tensor:
-        """See `DenseProvider`."""
         del problem
-        run = import_module("fa3_fwd_interface").flash_attn_func
-        out = run(*(x.transpose(1, 2) for x in (q, k, v)), softmax_scale=scale, causal=True)
-        return (out[0] if isinstance(out, tuple) else out).transpose(1, 2)
+        return self.provider(q, k, v, scale)[0]
 
 
-PROVIDERS: tuple[DenseProvider, ...] = (Sdpa(), FlashAttention3())
+PROVIDERS_MEASURED = tuple(Dense(p) for p in PROVIDERS if "merged" not in p.name)
 
 
-def dense_providers(names: Sequence[str], problem: Problem) -> list[DenseProvider]:
+def dense_providers(names: Sequence[str], problem: Problem) -> list[Dense]:
     """The providers of these names, or without names all that accept the problem.
 
     Raises:
         InvalidInput: there is no provider of a name.
         UnsupportedProblem: one that was named refuses, or all do.
     """
-    known = {provider.name: provider for provider in PROVIDERS}
+    known = {provider.name: provider for provider in PROVIDERS_MEASURED}
     unknown = [name for name in names if name not in known]
     if unknown:
         raise InvalidInput(
@@ -87,10 +62,3 @@ def dense_providers(names: Sequence[str], problem: Problem) -> list[DenseProvide
     if reasons and (names or len(reasons) == len(known)):
         raise UnsupportedProblem(str(problem), reasons)
     return [known[name] for name in verdicts if name not in reasons]
-
-
-def _not_square(problem: Problem) -> str | None:
-    s = problem.sequences
-    if s.uniform and s.max_q_len == s.max_kv_len:
-        return None
-    return "measured on whole prompts of one length only"

@@ -19,7 +19,7 @@ from ..integrations.transformers import sample_attention_prefill
 from ..models import LoadedModel
 from ..problem import Problem
 from .capture import Prompt
-from .dense import DenseProvider, dense_providers
+from .dense import Dense, dense_providers
 from .origin import Row
 from .timing import summary
 
@@ -134,7 +134,7 @@ def _problem_of(model: PreTrainedModel, token_ids: Tensor) -> Problem:
 
 
 @contextmanager
-def dense_attention(model: PreTrainedModel, provider: DenseProvider) -> Generator[None]:
+def dense_attention(model: PreTrainedModel, provider: Dense) -> Generator[None]:
     """Let a model attend by a dense provider inside a `with` block: whole prompts only.
 
     Raises:
@@ -154,7 +154,7 @@ def dense_attention(model: PreTrainedModel, provider: DenseProvider) -> Generato
 
 
 def _attend(
-    provider: DenseProvider, module: nn.Module, q: Tensor, k: Tensor, v: Tensor,
+    provider: Dense, module: nn.Module, q: Tensor, k: Tensor, v: Tensor,
     mask: Tensor | None, dropout: float = 0.0, scaling: float | None = None,
     **others: object,
 ) -> tuple[Tensor, None]:  # fmt: skip

@@ -37,9 +37,7 @@ def limited(
     """
     out, lse = blank(q)
     for n, (b, q0, q_len, _, kv_len) in enumerate(problem.sequences.rows()):
-        keys, values = (
-            repeat_heads(keys_of(x, problem.sequences, n)[None], problem.num_heads) for x in (k, v)
-        )
+        keys, values = (keys_of(x, problem.sequences, n)[None] for x in (k, v))
         offset = kv_len - q_len
         height = TILE_ROWS
         if softcap is not None:
@@ -52,11 +50,13 @@ def limited(
             mask = j <= p if window is None else (j <= p) & (j > p - window)
             at = slice(q0 + lo, q0 + hi)
             rows = q[b : b + 1, :, at]
-            seen = keys[:, :, first : offset + hi], values[:, :, first : offset + hi]
+            visible = slice(first, offset + hi)
+            k_seen = repeat_heads(keys[:, :, visible], problem.num_heads)
+            v_seen = repeat_heads(values[:, :, visible], problem.num_heads)
             if softcap is None:
-                part, part_lse = attention_with_lse(rows, *seen, scale, mask=mask)
+                part, part_lse = attention_with_lse(rows, k_seen, v_seen, scale, mask=mask)
             else:
-                part, part_lse = _capped(rows, *seen, scale, mask, softcap)
+                part, part_lse = _capped(rows, k_seen, v_seen, scale, mask, softcap)
             out[b, :, at], lse[b, :, at] = part[0], part_lse[0]
     return out, lse
 

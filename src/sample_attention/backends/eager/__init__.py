@@ -16,9 +16,7 @@ class EagerBackend:
 
     name = "eager"
 
-    def refusal(
-        self, problem: Problem, config: SampleAttentionConfig | None = None
-    ) -> str | None:
+    def refusal(self, problem: Problem, config: SampleAttentionConfig | None = None) -> str | None:
         """Any device, head dim and dtype that torch multiplies, if there is data."""
         del config
         return "tensors on the meta device hold no data" if problem.device.type == "meta" else None

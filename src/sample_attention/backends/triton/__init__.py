@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+
 import torch
 from torch import Tensor
 
@@ -24,9 +25,7 @@ class TritonBackend:
 
     name = "triton"
 
-    def refusal(
-        self, problem: Problem, config: SampleAttentionConfig | None = None
-    ) -> str | None:
+    def refusal(self, problem: Problem, config: SampleAttentionConfig | None = None) -> str | None:
         """Why the backend cannot select by `config`, or attend without one; None when it can."""
         if importlib.util.find_spec("triton") is None:
             return "triton is not installed"

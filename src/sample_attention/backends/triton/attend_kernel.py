@@ -151,7 +151,9 @@ def attend_kernel(
 
     for i in range(0, masked_band + masked_list):
         in_list = i >= masked_band
-        j = tl.where(i < edge_tiles, edge_min + i * BLOCK_N, diagonal_from + (i - edge_tiles) * BLOCK_N)
+        j = tl.where(
+            i < edge_tiles, edge_min + i * BLOCK_N, diagonal_from + (i - edge_tiles) * BLOCK_N
+        )
         slot = (list_tiles + i - masked_band) * BLOCK_N + step
         keys = list_keys(list_ptr, slot, in_list & (slot < listed * KEY_BLOCK), kv_len, KEY_BLOCK)
         keys = tl.where(in_list, keys, j + step)

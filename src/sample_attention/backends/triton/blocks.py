@@ -54,17 +54,18 @@ def _block_mass(
     pages = problem.sequences.page_table
     launch: Any = block_mass_kernel[(blocks, chunks * heads, n)]
     launch(
-        q, keys.k, rows.at, rows.position, score(q, rows, keys).lse, nearest, problem.sequences.table,
-        pages, columns, slashes, q.stride()[:3], keys.k.stride()[:3], page_table_stride(pages),
-        keys.scale * LOG2E,
-        **keys.constants(), BLOCK_N=block, SLOTS=slots, num_warps=4,
+        q, keys.k, rows.at, rows.position, score(q, rows, keys).lse, nearest,
+        problem.sequences.table, pages, columns, slashes, q.stride()[:3], keys.k.stride()[:3],
+        page_table_stride(pages), keys.scale * LOG2E, **keys.constants(), BLOCK_N=block, SLOTS=slots, num_warps=4,
     )  # fmt: skip
     return columns, _by_distance(slashes, nearest)
 
 
 def _by_distance(slashes: Tensor, nearest: Tensor) -> Tensor:
-    """Sum what blocks of keys found at each distance: block b of them is slot i of key block j for
-    `b = nearest - j + i`."""
+    """Sum what blocks of keys found at each distance, per block of distances.
+
+    Slot i of key block j is block `nearest - j + i` of distances.
+    """
     blocks, slots = slashes.shape[3:]
     b = torch.arange(blocks, device=slashes.device)[:, None]
     j = nearest[..., None, None] - b + torch.arange(slots, device=slashes.device)  # [N, C, b, i]

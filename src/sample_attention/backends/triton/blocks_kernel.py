@@ -1,4 +1,4 @@
-"""v3 on the device: probability per block of keys and per block of distances, for tails of chunks."""
+"""v3 on the device: probability per block of keys and of distances, for the tails of chunks."""
 
 from __future__ import annotations
 
@@ -34,7 +34,9 @@ def block_mass_kernel(
     pages = pages_of(PageTable, n, page_table_stride, PAGE_SIZE)
     kv_len = tl.load(Table + n * 5 + 4)
     keys = j * BLOCK_N + tl.arange(0, BLOCK_N)
-    k = load_keys(K, keys, keys < kv_len, pages, k_strides, HEAD_DIM, BLOCK_D, PAGE_SIZE, WIDE, True)
+    k = load_keys(
+        K, keys, keys < kv_len, pages, k_strides, HEAD_DIM, BLOCK_D, PAGE_SIZE, WIDE, True
+    )
     p = tl.exp2(tl.dot(q, tl.trans(k)) * scale - lse[:, None])
     distance = position[:, None] - keys[None, :]
     p = tl.where(distance >= 0, p, 0.0)

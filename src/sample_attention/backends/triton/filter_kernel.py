@@ -20,10 +20,7 @@ def class_sums(
         keys = j + tl.arange(0, BLOCK)
         rank_class = tl.load(Class + keys, mask=keys < limit, other=0).to(tl.int32)
         mass = tl.load(Mass + keys, mask=keys < limit, other=0.0).to(tl.float32)
-        if FINE:
-            of = rank_class - chosen * BINS
-        else:
-            of = rank_class // BINS
+        of = rank_class - chosen * BINS if FINE else rank_class // BINS
         sums += tl.where(of[None, :] == bins[:, None], mass[None, :], 0.0)
     return tl.sum(sums, 1)
 
@@ -58,10 +55,7 @@ def threshold_kernel(
     sums = class_sums(Class, Mass, limit, 0, BLOCK, False)
     outside = tl.sum(sums)
     coarse = from_the_top(sums)
-    if RESIDUAL:
-        need = coverage - (1.0 - outside)
-    else:
-        need = coverage * outside
+    need = coverage - (1.0 - outside) if RESIDUAL else coverage * outside
     chosen = BINS - 1 - tl.sum((coarse < need).to(tl.int32))
     above = tl.sum(tl.where(tl.arange(0, BINS) == chosen + 1, coarse, 0.0))
     fine = above + from_the_top(class_sums(Class, Mass, limit, chosen, BLOCK, True))

@@ -153,7 +153,9 @@ def column_mass(
         )  # fmt: skip
     else:
         tiles = table.per_segment // TILE_ROWS
-        launch = column_mass_kernel[(triton.cdiv(pitch, COLUMN_LAUNCH["BLOCK_N"]), heads * count, n)]
+        launch = column_mass_kernel[
+            (triton.cdiv(pitch, COLUMN_LAUNCH["BLOCK_N"]), heads * count, n)
+        ]
         launch(
             rows.q, keys.k, table.at, table.edges, rows.lse, table.share, *shared, **constants,
             TILES=tiles, BLOCK_TILES=triton.next_power_of_2(tiles), **COLUMN_LAUNCH,
@@ -164,6 +166,6 @@ def _layout(x: Tensor, problem: Problem) -> dict[str, int]:
     """Compile-time facts of how a tensor of keys lies in memory."""
     dim = problem.head_dim
     return {
-        "HEAD_DIM": dim, "BLOCK_D": triton.next_power_of_2(dim),
+        "HEAD_DIM": dim, "BLOCK_D": 1 << (dim - 1).bit_length(),
         "PAGE_SIZE": problem.sequences.page_size, "WIDE": needs_int64(problem, x),
     }  # fmt: skip

@@ -149,14 +149,18 @@ def row_lse_kernel(
     open_to = tl.minimum(tl.min(position), last) + 1
     open_to = tl.maximum(open_to, 0) // BLOCK_N * BLOCK_N
     for j in range(0, open_to, BLOCK_N):
-        k = load_keys(K, j + step, step >= 0, pages, k_strides, HEAD_DIM, BLOCK_D, PAGE_SIZE, WIDE, False)
+        k = load_keys(
+            K, j + step, step >= 0, pages, k_strides, HEAD_DIM, BLOCK_D, PAGE_SIZE, WIDE, False
+        )
         s = tl.dot(q, tl.trans(k))
         m_new = tl.maximum(m, tl.max(s, 1) * scale)
         total = total * tl.exp2(m - m_new) + tl.sum(tl.exp2(s * scale - m_new[:, None]), 1)
         m = m_new
     for j in range(open_to, last + 1, BLOCK_N):
         keys = j + step
-        k = load_keys(K, keys, keys < kv_len, pages, k_strides, HEAD_DIM, BLOCK_D, PAGE_SIZE, WIDE, True)
+        k = load_keys(
+            K, keys, keys < kv_len, pages, k_strides, HEAD_DIM, BLOCK_D, PAGE_SIZE, WIDE, True
+        )
         s = tl.dot(q, tl.trans(k))
         s = tl.where(keys[None, :] <= position[:, None], s, float("-inf"))
         m_new = tl.maximum(m, tl.max(s, 1) * scale)
@@ -231,14 +235,18 @@ def segment_mass_kernel(
     # keys left of every row's edge need no mask
     open_to = start + tl.maximum(tl.minimum(tl.min(edge), stop) - start, 0) // BLOCK_N * BLOCK_N
     for j in range(start, open_to, BLOCK_N):
-        k = load_keys(K, j + step, step >= 0, pages, k_strides, HEAD_DIM, BLOCK_D, PAGE_SIZE, WIDE, False)
+        k = load_keys(
+            K, j + step, step >= 0, pages, k_strides, HEAD_DIM, BLOCK_D, PAGE_SIZE, WIDE, False
+        )
         p = tl.exp2(tl.dot(k, tl.trans(q)) * scale - lse[None, :])
         mass = tl.sum(tl.reshape(p, [BLOCK_N, ROWS, SEGMENTS]), 1) * share[None, :]
         write = inside[None, :] & (step >= 0)[:, None]
         store_mass(Mass, Class, out + (j + step)[:, None], mass, write, LOWEST_BITS, HIGHEST_CLASS)
     for j in range(open_to, stop, BLOCK_N):
         keys = j + step
-        k = load_keys(K, keys, keys < kv_len, pages, k_strides, HEAD_DIM, BLOCK_D, PAGE_SIZE, WIDE, True)
+        k = load_keys(
+            K, keys, keys < kv_len, pages, k_strides, HEAD_DIM, BLOCK_D, PAGE_SIZE, WIDE, True
+        )
         p = tl.exp2(tl.dot(k, tl.trans(q)) * scale - lse[None, :])
         p = tl.where(keys[:, None] < edge[None, :], p, 0.0)
         mass = tl.sum(tl.reshape(p, [BLOCK_N, ROWS, SEGMENTS]), 1) * share[None, :]
@@ -280,7 +288,9 @@ def column_mass_kernel(
     K = keys_of(K, Table, n, h, k_strides, GROUP)
     pages = pages_of(PageTable, n, page_table_stride, PAGE_SIZE)
     kv_len = tl.load(Table + n * 5 + 4)
-    k = load_keys(K, keys, keys < kv_len, pages, k_strides, HEAD_DIM, BLOCK_D, PAGE_SIZE, WIDE, True)
+    k = load_keys(
+        K, keys, keys < kv_len, pages, k_strides, HEAD_DIM, BLOCK_D, PAGE_SIZE, WIDE, True
+    )
     c = tl.arange(0, BLOCK_M)
     mass = tl.zeros([BLOCK_N], tl.float32)
     for i in range(some_from, all_from):

@@ -147,7 +147,7 @@ def _table(
 
 
 def _window_edges(position: Tensor, window: Tensor, config: SampleAttentionConfig) -> Tensor:
-    """First key of the window of the rows at `position` `[N, ...]`, or 0: columns lie left of it."""
+    """First key of the window of the rows at `position` `[N, ...]`; columns lie left of it."""
     aligned = position // config.window_alignment * config.window_alignment
     return (aligned - window.view(-1, *[1] * (position.dim() - 1)) + 1).clamp_(min=0)
 
