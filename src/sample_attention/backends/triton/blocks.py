@@ -56,7 +56,8 @@ def _block_mass(
     launch(
         q, keys.k, rows.at, rows.position, score(q, rows, keys).lse, nearest,
         problem.sequences.table, pages, columns, slashes, q.stride()[:3], keys.k.stride()[:3],
-        page_table_stride(pages), keys.scale * LOG2E, **keys.constants(), BLOCK_N=block, SLOTS=slots, num_warps=4,
+        page_table_stride(pages), keys.scale * LOG2E, **keys.constants(), BLOCK_N=block,
+        SLOTS=slots, num_warps=4,
     )  # fmt: skip
     return columns, _by_distance(slashes, nearest)
 
