@@ -18,7 +18,7 @@ ROWS_AT_ONCE = 2**25
 """Flags of kept blocks that are held at once, about."""
 
 
-def select_blocks(q: Tensor, keys: Keys, config: SampleAttentionConfig, lists: Lists) -> None:
+def fill_blocks(q: Tensor, keys: Keys, config: SampleAttentionConfig, lists: Lists) -> None:
     """Fill the lists of every row of blocks."""
     by_column, by_slash = _block_mass(q, keys, config, lists.geometry.exact)
     lists.dense.logical_or_(~by_column.sum((2, 3)).isfinite()[..., None])
