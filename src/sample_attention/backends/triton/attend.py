@@ -24,9 +24,7 @@ def attend(
     out = (torch.empty if filled else torch.zeros)(q.shape, dtype=q.dtype, device=q.device)
     lse = torch.full(q.shape[:3], -math.inf, dtype=torch.float32, device=q.device)
     block_m = min(128, plan.segment)
-    block_n, warps, stages = tile_shape(
-        problem.head_dim, block_m, _capability(q), paged=pages is not None
-    )
+    tile = tile_shape(problem.head_dim, block_m, _capability(q), paged=pages is not None)
     tail_tiles = triton.cdiv(plan.dense_tail, block_m) + 1 if plan.dense_tail else 0
     tiles = triton.cdiv(sequences.max_q_len, block_m) + 1 + tail_tiles
     launch: Any = attend_kernel[(tiles, problem.num_heads, len(sequences.table))]
@@ -37,29 +35,31 @@ def attend(
         page_table_stride(pages),
         plan.counts.shape[2], plan.segment, plan.dense_tail, tail_tiles, scale * LOG2E,
         NUM_HEADS=problem.num_heads, GROUP=problem.group_size, HEAD_DIM=problem.head_dim,
-        BLOCK_D=triton.next_power_of_2(problem.head_dim), BLOCK_M=block_m, BLOCK_N=block_n,
+        BLOCK_D=triton.next_power_of_2(problem.head_dim), BLOCK_M=block_m,
         ALIGN=plan.window_alignment, KEY_BLOCK=plan.key_block,
         LISTS_LEFT=plan.segment == block_m == plan.window_alignment, PAGE_SIZE=sequences.page_size,
-        WIDE=needs_int64(problem, k, v), num_warps=warps, num_stages=stages,
+        WIDE=needs_int64(problem, k, v), ALIKE=k.stride() == v.stride(), **tile,
     )  # fmt: skip
     return out, lse
 
 
 def tile_shape(
     head_dim: int, block_m: int, capability: tuple[int, int], *, paged: bool = False
-) -> tuple[int, int, int]:
-    """BLOCK_N, warps and pipeline stages.
+) -> dict[str, int]:
+    """Keys in a tile, warps, pipeline stages, and the most registers of a thread.
 
-    Head dim 128 on an H100, 32/8 heads, lists of 9 % of the keys, TFLOP/s on computed pairs at 32K
-    and 128K: 128 x 8 x 3 303 and 375, 128 x 8 x 2 268 and 358, 64 x 4 x 3 163 and 209 (spills).
+    On an H100 half of the registers for each of two blocks beats all of them for one: while a block
+    starts or ends, the other computes. TFLOP/s on computed pairs at 32K and 128K (head dim 128,
+    32/8 heads, lists of 12 and 6 % of the keys), keys x warps x stages: 64 x 8 x 3 375 and 455;
+    with all registers 64 x 8 x 6 337 and 402, 128 x 8 x 4 325 and 383, 64 x 4 x 5 202 and 249.
     Below sm90 a block has less shared memory, and nothing was measured. A paged cache takes one
     stage more, in which the page is looked up; with fewer, the loads of keys wait for the lookup.
     """
     if block_m < 64:
-        return 64, 4, 2 + paged
+        return {"BLOCK_N": 64, "num_warps": 4, "num_stages": 2 + paged}
     if head_dim <= 128 and capability >= (9, 0):
-        return 128, 8, 3 + paged
-    return 64, 8, 2 + paged
+        return {"BLOCK_N": 64, "num_warps": 8, "num_stages": 3 + paged, "maxnreg": 128}
+    return {"BLOCK_N": 64, "num_warps": 8, "num_stages": 2 + paged}
 
 
 def _capability(x: Tensor) -> tuple[int, int]:

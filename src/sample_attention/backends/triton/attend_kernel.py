@@ -21,7 +21,7 @@ FLOOR = tl.constexpr(-1.0e30)
 def fold_tile(
     acc, total, m, q, k_base, v_base, k_strides, v_strides, pages, keys, load, keep, scale,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, PAGE_SIZE: tl.constexpr, WIDE: tl.constexpr,
-    MASKED: tl.constexpr,
+    ALIKE: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """Fold keys `[BLOCK_N]` into (acc `[BLOCK_M, BLOCK_D]`, total, m `[BLOCK_M]`); m is in log2."""
     d = tl.arange(0, BLOCK_D)
@@ -40,7 +40,8 @@ def fold_tile(
     shrink = tl.exp2(m - m_new)
     total = total * shrink + tl.sum(p, 1)
     acc = acc * shrink[:, None]
-    at = key_offsets(keys, there, pages, v_strides[0], v_strides[2], PAGE_SIZE, WIDE)[:, None]
+    if not ALIKE:
+        at = key_offsets(keys, there, pages, v_strides[0], v_strides[2], PAGE_SIZE, WIDE)[:, None]
     if MASKED or HEAD_DIM != BLOCK_D:
         read = load[:, None] & (d < HEAD_DIM)[None, :]
         v = tl.load(v_base + at + d[None, :], mask=read, other=0.0)
@@ -81,11 +82,12 @@ def attend_kernel(
     page_table_stride, num_segments, segment, dense_tail, tail_tiles, scale,
     NUM_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, ALIGN: tl.constexpr, KEY_BLOCK: tl.constexpr,
-    LISTS_LEFT: tl.constexpr, PAGE_SIZE: tl.constexpr, WIDE: tl.constexpr,
+    LISTS_LEFT: tl.constexpr, PAGE_SIZE: tl.constexpr, WIDE: tl.constexpr, ALIKE: tl.constexpr,
 ):  # fmt: skip
     """One tile of rows; LISTS_LEFT: every list ends left of its rows' windows.
 
     PAGE_SIZE 0: PageTable is None and keys lie one after another. WIDE: offsets need 64 bits.
+    ALIKE: k and v have the same strides.
     """
     n, h = tl.program_id(2), tl.program_id(1)
     b = tl.load(Table + n * 5).to(tl.int64)
@@ -161,7 +163,7 @@ def attend_kernel(
         keep = (right != in_list) & (keys[None, :] <= rows[:, None])
         acc, total, m = fold_tile(
             acc, total, m, q, k_base, v_base, k_strides, v_strides, pages, keys, keys < kv_len,
-            keep, scale, HEAD_DIM, BLOCK_D, PAGE_SIZE, WIDE, True,
+            keep, scale, HEAD_DIM, BLOCK_D, PAGE_SIZE, WIDE, ALIKE, True,
         )  # fmt: skip
     for i in range(0, band_tiles + list_tiles):
         in_list = i >= band_tiles
@@ -170,7 +172,7 @@ def attend_kernel(
         keys = tl.where(in_list, keys, open_from + i * BLOCK_N + step)
         acc, total, m = fold_tile(
             acc, total, m, q, k_base, v_base, k_strides, v_strides, pages, keys, open_tile,
-            open_tile, scale, HEAD_DIM, BLOCK_D, PAGE_SIZE, WIDE, False,
+            open_tile, scale, HEAD_DIM, BLOCK_D, PAGE_SIZE, WIDE, ALIKE, False,
         )  # fmt: skip
 
     out = acc / tl.where(total > 0, total, 1.0)[:, None]

@@ -5,31 +5,21 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-BINS = tl.constexpr(16)
-"""Classes are found in two steps of 16: 256 in all."""
-
 
 @triton.jit
-def class_sums(
-    Class, Mass, limit, chosen, BLOCK: tl.constexpr, FINE: tl.constexpr
-):  # fmt: skip
-    """Mass per bin `[BINS]`: of 16 classes each, or of the 16 classes of bin `chosen`."""
-    bins = tl.arange(0, BINS)
-    sums = tl.zeros([BINS, BLOCK], tl.float32)
+def sums_from(Class, Mass, limit, low, step, BLOCK: tl.constexpr):
+    """Mass of all columns, and of those of classes >= low + step, low + 2 step, low + 3 step."""
+    every = tl.zeros([BLOCK], tl.float32)
+    one, two, three = every, every, every
     for j in range(0, limit, BLOCK):
         keys = j + tl.arange(0, BLOCK)
-        rank_class = tl.load(Class + keys, mask=keys < limit, other=0).to(tl.int32)
+        above = tl.load(Class + keys, mask=keys < limit, other=0).to(tl.int32) - low
         mass = tl.load(Mass + keys, mask=keys < limit, other=0.0).to(tl.float32)
-        of = rank_class - chosen * BINS if FINE else rank_class // BINS
-        sums += tl.where(of[None, :] == bins[:, None], mass[None, :], 0.0)
-    return tl.sum(sums, 1)
-
-
-@triton.jit
-def from_the_top(sums):
-    """Entry b: the sum of the bins b, b + 1, ... `[BINS]`."""
-    bins = tl.arange(0, BINS)
-    return tl.sum(tl.where(bins[None, :] >= bins[:, None], sums[None, :], 0.0), 1)
+        every += mass
+        one += tl.where(above >= step, mass, 0.0)
+        two += tl.where(above >= 2 * step, mass, 0.0)
+        three += tl.where(above >= 3 * step, mass, 0.0)
+    return tl.sum(every), tl.sum(one), tl.sum(two), tl.sum(three)
 
 
 @triton.jit
@@ -52,17 +42,16 @@ def threshold_kernel(
     Class += scratch
     Mass += scratch
     limit = tl.load(Limits + n * num_segments + first_segment + g)
-    sums = class_sums(Class, Mass, limit, 0, BLOCK, False)
-    outside = tl.sum(sums)
-    coarse = from_the_top(sums)
+    # four quarters of the 256 classes, four quarters of the chosen one, and so on
+    outside, one, two, three = sums_from(Class, Mass, limit, 0, 64, BLOCK)
     need = coverage - (1.0 - outside) if RESIDUAL else coverage * outside
-    chosen = BINS - 1 - tl.sum((coarse < need).to(tl.int32))
-    above = tl.sum(tl.where(tl.arange(0, BINS) == chosen + 1, coarse, 0.0))
-    fine = above + from_the_top(class_sums(Class, Mass, limit, chosen, BLOCK, True))
-    # the last bin holds what is missing, whatever the sums round to
-    short = tl.minimum(tl.sum((fine < need).to(tl.int32)), BINS - 1)
-    threshold = tl.where(chosen < 0, 0, chosen * BINS + BINS - 1 - short)
-    threshold = tl.where(need > 0, threshold, NUM_CLASSES)
+    low = 64 * ((one >= need).to(tl.int32) + (two >= need) + (three >= need))
+    step = 16
+    while step > 0:
+        _, one, two, three = sums_from(Class, Mass, limit, low, step, BLOCK)
+        low += step * ((one >= need).to(tl.int32) + (two >= need) + (three >= need))
+        step = step // 4
+    threshold = tl.where(need > 0, low, NUM_CLASSES)
     count = tl.zeros([BLOCK], tl.int32)
     for j in range(0, limit, BLOCK):
         keys = j + tl.arange(0, BLOCK)

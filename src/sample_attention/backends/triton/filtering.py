@@ -13,7 +13,7 @@ from ...selection.classes import NUM_CLASSES
 from .filter_kernel import compact_kernel, place_kernel, threshold_kernel
 from .geometry import Geometry
 
-BLOCK_CLASSES = 512
+BLOCK_CLASSES = 1024
 """Columns that a program of stage 2 looks at at once."""
 
 TICKS = 2**40
