@@ -38,6 +38,11 @@ Output = Annotated[
     typer.Option(help="file of JSON lines that records are appended to"),
 ]
 
+Batch = Annotated[int, typer.Option(min=1, help="sequences side by side")]
+Heads = Annotated[int, typer.Option(min=1, help="query heads of made-up inputs")]
+KvHeads = Annotated[int, typer.Option(min=1, help="their key/value heads")]
+HeadDim = Annotated[int, typer.Option(min=1, help="their head dim")]
+
 bench = typer.Typer(no_args_is_help=True, help="Measure, and show what was measured.")
 
 
@@ -47,10 +52,7 @@ def _attention(  # noqa: PLR0913, PLR0917 - the options of a command
         str, typer.Option("--input", help="random, or captured:MODEL for what its layers are given")
     ] = "random",
     lengths: Lengths = "8192,32768,131072",
-    batch: Annotated[int, typer.Option(min=1, help="sequences side by side")] = 1,
-    heads: Annotated[int, typer.Option(min=1, help="query heads of random inputs")] = 32,
-    kv_heads: Annotated[int, typer.Option(min=1, help="their key/value heads")] = 8,
-    head_dim: Annotated[int, typer.Option(min=1, help="their head dim")] = 128,
+    batch: Batch = 1, heads: Heads = 32, kv_heads: KvHeads = 8, head_dim: HeadDim = 128,
     density: Annotated[float, typer.Option(help="of random lists, the window included")] = 0.1,
     layers: Annotated[
         Optional[str],  # noqa: UP045
@@ -83,6 +85,29 @@ def _attention(  # noqa: PLR0913, PLR0917 - the options of a command
         density, parse_indices("layers", layers), text, yarn,
     )  # fmt: skip
     bench_attention(options, Destination(output, as_json))
+
+
+@bench.command("kernels")
+def _kernels(  # noqa: PLR0913, PLR0917 - the options of a command
+    lengths: Lengths = "32768,131072",
+    batch: Batch = 1, heads: Heads = 32, kv_heads: KvHeads = 8, head_dim: HeadDim = 128,
+    density: Annotated[float, typer.Option(help="share of the keys that stand out")] = 0.1,
+    preset: Presets = None, coverage: Coverage = None, config: Assignments = None,
+    dense: Dense = None,
+    repeats: Annotated[int, typer.Option(min=1, help="runs of each call")] = 10,
+    device: Device = "auto", dtype: Dtype = None, output: Output = None, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Each kernel on an NVIDIA GPU: device time beside the least that its work can take."""
+    from ..bench.inputs import Shape
+    from .bench import Destination, KernelOptions, Machine, bench_kernels
+    from .setup import parse_indices
+
+    options = KernelOptions(
+        parse_indices("lengths", lengths) or (), _configs(preset, coverage, config),
+        Machine(device, dtype), Shape(batch, heads, kv_heads, head_dim), density,
+        tuple(dense or ()), repeats,
+    )  # fmt: skip
+    bench_kernels(options, Destination(output, as_json))
 
 
 @bench.command("ttft")
