@@ -190,7 +190,7 @@ def test_rows_of_kernels(monkeypatch):
     monkeypatch.setattr(kernels, "_host_clock", wall_clock)
     monkeypatch.setattr(bench, "measure_rates", lambda *_: RATES)
     options = bench.KernelOptions(
-        (700,), {"default": CONFIGS["default"]}, shape=SHAPE, repeats=2, dense=("sdpa",)
+        (700,), (("default", CONFIGS["default"]),), shape=SHAPE, repeats=2, dense=("sdpa",)
     )
     rows = list(bench._kernel_rows(options, CPU, torch.float32))
     assert [r["kernel"] for r in rows if "whole" in r["kernel"]] == ["whole select", "whole attend"]

@@ -91,6 +91,14 @@ def test_rows_of_captured_inputs(cli, captured, model_folder):
     assert rows[1]["segment"] is None
 
 
+def test_every_preset_is_measured_at_every_coverage(cli, captured):
+    several = ("--preset", "paper", "--preset", "default", "--coverage", 0.9, "--coverage", 0.8)
+    rows = rows_of(cli(*captured, *several, "--json"))
+    assert [(r["preset"], r["coverage"]) for r in rows] == [
+        ("paper", 0.9), ("paper", 0.8), ("default", 0.9), ("default", 0.8)
+    ]  # fmt: skip
+
+
 def test_routed_rows_are_those_of_the_public_call(cli, captured):
     (row,) = rows_of(cli(*captured, "--routed", "--json"))
     assert row["density"] == row["retained_mass_mean"] == 1

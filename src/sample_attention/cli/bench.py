@@ -39,6 +39,9 @@ from .console import counted, messages, step
 from .setup import DTYPES, choose_device
 
 CAPTURED = "captured:"
+Rule = tuple[str, SampleAttentionConfig]
+"""A preset's name, and the preset with what was chosen beside it."""
+
 WIDEST = 1000
 """Columns of a table that is not cut off, whatever the terminal: more than any takes."""
 
@@ -98,7 +101,7 @@ class AttentionOptions:
     Attributes:
         source: `random` or `captured:MODEL`.
         lengths: tokens.
-        configs: by preset; with random inputs the first gives segment and window.
+        rules: how keys are selected; with random inputs the first gives segment and window.
         settings: how rows are measured.
         machine: where.
         shape: of random inputs; captured ones take its batch.
@@ -110,7 +113,7 @@ class AttentionOptions:
 
     source: str
     lengths: tuple[int, ...]
-    configs: dict[str, SampleAttentionConfig]
+    rules: tuple[Rule, ...]
     settings: Settings = field(default_factory=Settings)
     machine: Machine = field(default_factory=Machine)
     shape: Shape = field(default_factory=Shape)
@@ -126,7 +129,7 @@ class KernelOptions:
 
     Attributes:
         lengths: tokens.
-        configs: by preset.
+        rules: how keys are selected.
         machine: where.
         shape: of the tensors.
         density: share of the keys that are planted, and so selected.
@@ -136,7 +139,7 @@ class KernelOptions:
     """
 
     lengths: tuple[int, ...]
-    configs: dict[str, SampleAttentionConfig]
+    rules: tuple[Rule, ...]
     machine: Machine = field(default_factory=Machine)
     shape: Shape = field(default_factory=Shape)
     density: float = 0.1
@@ -181,7 +184,7 @@ def bench_attention(options: AttentionOptions, destination: Destination) -> None
     gflops = machine_gflops() if device.type == "cpu" else None
     count = len(options.lengths)
     if options.source != "random":
-        count *= len(options.configs) * len(options.layers or middle_layers(MANY_LAYERS))
+        count *= len(options.rules) * len(options.layers or middle_layers(MANY_LAYERS))
     rows: list[Row] = []
     with counted("measuring", count, quiet=destination.as_json) as advance:
         for row in _attention_rows(options, device, dtype):
@@ -206,17 +209,17 @@ def bench_kernels(options: KernelOptions, destination: Destination) -> None:
             f"bench kernels on {device}: the kernels run on an NVIDIA GPU; `bench attention` "
             "measures any device"
         )
-    if any(config.dense for config in options.configs.values()):
+    if any(config.dense for _, config in options.rules):
         raise InvalidInput("bench kernels: coverage 1 selects nothing; choose a lower --coverage")
     facts = origin(device, options.seed)
     rows: list[Row] = []
-    count = len(options.lengths) * len(options.configs)
+    count = len(options.lengths) * len(options.rules)
     with counted("measuring", count, quiet=destination.as_json) as advance:
         for row in _kernel_rows(options, device, dtype):
             rows.append({**row, **facts})
             _keep(rows[-1], destination)
             if row["kernel"] == LAST_KERNEL:
-                advance(f"{row['preset']}, {row['seq_len']} tokens")
+                advance(f"{row['preset']} at {row['coverage']}, {row['seq_len']} tokens")
     _show(rows, destination)
 
 
@@ -272,7 +275,7 @@ def _attention_rows(
 ) -> Iterator[Row]:
     settings = options.settings
     if options.source == "random":
-        config = next(iter(options.configs.values()))
+        config = options.rules[0][1]
         for length in options.lengths:
             inputs = random_inputs(options.shape, length, dtype, device, settings.seed)
             yield measure_random(inputs, options.density, config, settings)
@@ -284,7 +287,7 @@ def _attention_rows(
     for inputs in captured_inputs(
         prompt, options.layers, options.shape.batch, options.lengths, dtype, device
     ):
-        for preset, config in options.configs.items():
+        for preset, config in options.rules:
             yield {
                 "yarn": options.yarn, **measure_selected(inputs, preset, config, settings)
             }  # fmt: skip
@@ -303,7 +306,7 @@ def _kernel_rows(options: KernelOptions, device: torch.device, dtype: torch.dtyp
         fa3 = dense["fa3"].times if "fa3" in dense else None
         for measured in dense.values():
             yield {**sizes, **measured.row(rates, fa3)}
-        for preset, config in options.configs.items():
+        for preset, config in options.rules:
             plan, found = measure_kernels(inputs, config, options.repeats, seed)
             rule = {"preset": preset, "coverage": config.coverage, "config": asdict(config),
                     "density": float(plan.density().mean())}  # fmt: skip
