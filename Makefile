@@ -16,7 +16,7 @@ KEY   := $(shell { pwd; cat pyproject.toml constraints.txt; \
 READY := $(VENV)/.ready-$(KEY)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-gpu lint types layers demo bench-cpu docs clean
+.PHONY: help setup test test-gpu lint types layers demo bench-cpu bench-gpu docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -76,6 +76,34 @@ bench-cpu: setup ## measure this machine: writes benchmarks/records/cpu_attentio
 	@echo "== longer prompts"
 	@$(BENCH_CPU) $(LARGER) --lengths 16384
 	@$(BENCH_CPU) $(LARGER) --lengths 16384,32768 --coverage 0.93
+
+GPU_RECORDS := benchmarks/records/h100
+GPU_BENCH   := $(VENV)/bin/sample-attention bench
+GPU_OUTPUT  := --device cuda --output $(GPU_RECORDS)
+GPU_MODEL   := qwen2.5-coder-1.5b
+CAPTURED    := $(GPU_BENCH) attention $(GPU_OUTPUT)_attention.jsonl --input captured:$(GPU_MODEL)
+COVERAGES   := --coverage 0.95 --coverage 0.9
+ONE_IN_32   := --config segment=4096 --config row_stride=32 --config pool=none
+PROMPTS     := "--text prose --lengths 32768" "--text code --lengths 32768" \
+               "--text code --lengths 131072 --yarn 4"
+
+bench-gpu: setup ## measure an NVIDIA GPU: writes benchmarks/records/h100_*.jsonl
+	@rm -f $(GPU_RECORDS)_*.jsonl
+	@echo "== random lists at a density of 0.1"
+	@$(GPU_BENCH) attention $(GPU_OUTPUT)_attention.jsonl --lengths 8192,32768,131072
+	@echo "== short prompts, which the policy may run dense"
+	@$(CAPTURED) --layers 17 --lengths 1024,2048,4096,8192 --routed
+	@echo "== real prompts"
+	@for prompt in $(PROMPTS); do \
+	  $(CAPTURED) --layers 3,10,17,24 $$prompt --preset default --preset paper $(COVERAGES) && \
+	  $(CAPTURED) --layers 3,10,17,24 $$prompt $(ONE_IN_32) $(COVERAGES) --coverage 0.8 \
+	    || exit 1; \
+	done
+	@echo "== kernels"
+	@$(GPU_BENCH) kernels $(GPU_OUTPUT)_kernels.jsonl --preset default --preset paper
+	@$(GPU_BENCH) kernels $(GPU_OUTPUT)_kernels.jsonl $(ONE_IN_32)
+	@echo "== time to first token"
+	@$(GPU_BENCH) ttft $(GPU_MODEL) $(GPU_OUTPUT)_ttft.jsonl --lengths 8192,16384,32768
 
 docs: setup ## build the documentation into site/
 	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict

@@ -20,6 +20,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from cpu_records import NO_RECORDS, Row, by_length, provenance, read_records, tables
+from gpu_records import NOTHING, by_case, gpu_pages, records, rule_of
+from gpu_records import provenance as gpu_provenance
 from PIL import Image
 from torch import Tensor
 
@@ -311,12 +313,49 @@ def _draw_lines(axis: plt.Axes, rows: list[Row]) -> None:
     axis.legend(loc="upper left", title="lines: mean of layers; dots: one layer")
 
 
+def draw_gpu_speedup() -> None:
+    """Speed-up on an NVIDIA GPU over its fastest dense attention, selection included."""
+    figure, axis = plt.subplots(figsize=(8, 4.6), layout="constrained")
+    rows = by_case(records("attention"))
+    if rows:
+        _draw_rules(axis, rows)
+    else:
+        axis.text(0.5, 0.5, NOTHING.replace("`", ""), ha="center", transform=axis.transAxes)
+        axis.set_axis_off()
+    save(figure, "gpu_speedup.svg")
+
+
+def _draw_rules(axis: plt.Axes, rows: list[Row]) -> None:
+    axis.axhline(1, color=INK, lw=1)
+    axis.text(0.005, 0.98, " dense attention", va="top", transform=axis.get_yaxis_transform())
+    lines: dict[str, list[Row]] = {}
+    for row in rows:
+        chosen = "the policy's choice" if row.get("routed") else rule_of(row)
+        lines.setdefault(f"{row['text']}, {chosen}, coverage {row['coverage']:g}", []).append(row)
+    colours = (BLUE, RED, GREEN, PURPLE, ORANGE, SKY)
+    for i, (name, line) in enumerate(lines.items()):
+        lengths, speedups = [r["seq_len"] for r in line], [r["speedup"] for r in line]
+        look = {"color": colours[i % len(colours)], "marker": "os^Dv"[i % 5]}
+        axis.plot(lengths, speedups, lw=2, ms=6, label=name, **look)
+    ticks = sorted({r["seq_len"] for r in rows})
+    axis.set_xscale("log", base=2)
+    axis.set_xticks(ticks, [f"{n / 1024:g}K" for n in ticks])
+    axis.minorticks_off()
+    axis.set_ylim(0, 1.12 * max(r["speedup"] for r in rows))
+    axis.set(xlabel="prompt length (tokens)", ylabel="speed-up, selection included")
+    facts = gpu_provenance([x for row in rows for x in row["group"]])
+    axis.set_title(f"Attention against the fastest dense provider\n{facts}", fontsize=9)
+    axis.grid(axis="y")
+    axis.legend(fontsize=8, title="means of layers")
+
+
 def main() -> int:
     """Draw and write, or check."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="only compare the tables")
     check = parser.parse_args().check
-    stale = [page for page, text in tables().items() if page.read_text("utf-8") != text]
+    pages = tables() | gpu_pages()
+    stale = [page for page, text in pages.items() if page.read_text("utf-8") != text]
     if check:
         sys.stderr.writelines(
             f"{page.name}: the table is not that of the records\n" for page in stale
@@ -324,9 +363,9 @@ def main() -> int:
         return int(bool(stale))
     style()
     FIGURES.mkdir(exist_ok=True)
-    for draw in (draw_masks, draw_segment, draw_alignment, draw_speedup):
+    for draw in (draw_masks, draw_segment, draw_alignment, draw_speedup, draw_gpu_speedup):
         draw()
-    for page, text in tables().items():
+    for page, text in pages.items():
         page.write_text(text, "utf-8")
     return 0
 

@@ -63,6 +63,15 @@ def test_rows_of_random_lists(cli, tmp_path):
     assert "measuring" not in done.err
 
 
+def test_rules_name_what_they_override(cli, captured, tmp_path):
+    path = tmp_path / "rows.jsonl"
+    rule = ("--config", "segment=256", "--config", "row_stride=32", "--config", "pool=none")
+    (row,) = rows_of(cli(*captured, *rule, "--json", "--output", path))
+    assert (row["config"]["segment"], row["config"]["pool"]) == (256, None)
+    done = cli("bench", "report", path)
+    assert "default, segment=256, row_stride=32, pool=none" in done.out
+
+
 def test_rows_of_captured_inputs(cli, captured, model_folder):
     rows = rows_of(
         cli(*captured, "--preset", "default", "--preset", "paper", "--coverage", 0.9, "--json")
@@ -80,6 +89,14 @@ def test_rows_of_captured_inputs(cli, captured, model_folder):
         assert row["extra_bytes"] is row["gpu"] is None
     assert rows[0]["config"]["window"] == 32
     assert rows[1]["segment"] is None
+
+
+def test_every_preset_is_measured_at_every_coverage(cli, captured):
+    several = ("--preset", "paper", "--preset", "default", "--coverage", 0.9, "--coverage", 0.8)
+    rows = rows_of(cli(*captured, *several, "--json"))
+    assert [(r["preset"], r["coverage"]) for r in rows] == [
+        ("paper", 0.9), ("paper", 0.8), ("default", 0.9), ("default", 0.8)
+    ]  # fmt: skip
 
 
 def test_routed_rows_are_those_of_the_public_call(cli, captured):
@@ -149,6 +166,20 @@ def test_a_wrong_dense_provider_is_not_recorded(cli, monkeypatch):
 )
 def test_bad_options(cli, options, words):
     done = cli(*RANDOM, *options)
+    assert done.code == 2
+    assert words in done.err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--device", "cpu"], "run on an NVIDIA GPU"),
+        (["--device", "cpu", "--lengths", "0"], "at least one token"),
+        (["--device", "cpu", "--config", "pool=some"], "a number, true, false or none"),
+    ],
+)
+def test_bad_options_of_kernels(cli, options, words):
+    done = cli("bench", "kernels", *options)
     assert done.code == 2
     assert words in done.err.splitlines()[-1]
 
@@ -257,3 +288,20 @@ def test_rows_of_a_gpu(cli, model_folder):
         cli("bench", "ttft", model_folder, "--device", "cuda", "--lengths", "700", "--json")
     )
     assert rows[-1]["method"] == "sample_attention"
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
+@pytest.mark.parametrize("preset", ["default", "paper", "mlsys"])
+def test_kernels_of_a_gpu(cli, preset):
+    rows = rows_of(
+        cli("bench", "kernels", "--lengths", "4096", "--repeats", 2, "--preset", preset, "--json")
+    )
+    found = {row["kernel"]: row for row in rows if row["provider"] is None}
+    assert found.keys() >= {"finite_check", "row_lse_rows", "attend", "whole select"}
+    for name, row in found.items():
+        assert 0 < row["ms_p20"] <= row["ms"] <= row["ms_p80"], name
+        assert row["gap"] is None or row["gap"] > 0.5, name  # the cache may hold the data
+    whole = sum(row["launches"] for name, row in found.items() if "whole" not in name)
+    assert found["whole select"]["launches"] + found["whole attend"]["launches"] == whole
+    assert 0 < found["attend"]["density"] <= 1

@@ -1,11 +1,13 @@
-"""Random inputs: tensors of a shape, and a plan whose lists hold keys drawn at random.
+"""Made-up inputs: tensors of a shape, with a plan of random lists or with keys that stand out.
 
 The time of attending depends on how long the lists are and not on what stands in them, so random
-lists measure it at any density. Random tensors have no structure to find: nothing is selected.
+lists measure it at any density. Random tensors have no structure to find: where a selection is
+measured, some keys are made to attract the queries.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -63,6 +65,29 @@ def random_inputs(
 
     kv_heads = shape.num_kv_heads
     return Inputs("random", normal(shape.num_heads), normal(kv_heads), normal(kv_heads))
+
+
+def planted_inputs(
+    shape: Shape, length: int, share: float, dtype: torch.dtype, device: torch.device, seed: int
+) -> Inputs:  # fmt: skip
+    """Normal q, k and v, where a share of the keys, drawn at random, holds 99 % of the attention.
+
+    Raises:
+        InvalidInput: the share is not between 0 and 1.
+    """
+    if not 0 < share < 1:
+        raise InvalidInput(f"density {share}; accepted: above 0 and below 1")
+    random = random_inputs(shape, length, dtype, device, seed)
+    generator = torch.Generator(device).manual_seed(seed + 1)
+    kv_heads, dim = shape.num_kv_heads, shape.head_dim
+    direction = torch.randn(kv_heads, 1, dim, device=device, generator=generator)
+    direction /= direction.norm(dim=-1, keepdim=True)
+    boost = math.log(99 * (1 - share) / share)  # of the scores of planted keys
+    added = (direction * math.sqrt(boost * math.sqrt(dim))).to(dtype)
+    planted = torch.rand(random.k.shape[:3], device=device, generator=generator) < share
+    random.q.add_(added.repeat_interleave(shape.num_heads // kv_heads, 0))
+    random.k.addcmul_(planted[..., None].to(dtype), added)
+    return Inputs("planted", random.q, random.k, random.v)
 
 
 def random_plan(

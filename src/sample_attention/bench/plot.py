@@ -8,7 +8,8 @@ from statistics import mean
 from typing import Any
 
 from .._extras import require
-from .tables import Record, machine_of, speedup_of
+from ..errors import InvalidInput
+from .tables import Record, machine_of, rule_of, speedup_of
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = "os^Dv"
@@ -27,11 +28,14 @@ def plot_records(records: Sequence[Record], path: Path) -> None:
     Lines are means over the layers of a model.
 
     Raises:
+        InvalidInput: there are only records of kernels, which have no picture.
         MissingExtra: matplotlib is not installed.
         OSError: the file cannot be written.
     """
     figures: Any = require("matplotlib.figure", "plot")
     panels = _panels(records)
+    if not panels:
+        raise InvalidInput("records of kernels have no picture; leave out --plot")
     figure = figures.Figure(figsize=(7 * len(panels), 4.6), dpi=150, layout="constrained")
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axis, ((label, machine), points) in zip(axes, panels.items(), strict=True):
@@ -50,6 +54,8 @@ def _panels(records: Sequence[Record]) -> dict[tuple[str, str], list[Point]]:
         if "ttft_ms" in record:
             label, value = TTFT, record["ttft_ms"] / 1000
             name = f"{record['model']}, {record['method']}"
+        elif "kernel" in record:
+            continue  # a table says more of kernels than a line over lengths
         else:
             label, value, name = SPEEDUP, speedup_of(record), _attention_line(record)
         point = name, int(record["seq_len"]), value
@@ -62,7 +68,7 @@ def _attention_line(record: Record) -> str:
     source = str(record["input"]).removeprefix("captured:")
     if record.get("preset") is None:
         return f"{source} lists, attend only"
-    return f"{source.rsplit('/', 1)[0]}, {record['preset']} {record['coverage']:g}"
+    return f"{source.rsplit('/', 1)[0]}, {rule_of(record)} {record['coverage']:g}"
 
 
 def _draw_panel(axis: Any, points: list[Point]) -> None:  # noqa: ANN401

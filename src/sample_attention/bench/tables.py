@@ -1,13 +1,14 @@
-"""Records as tables: one of attention alone, one of the time to first token."""
+"""Records as tables: attention alone, its kernels, and the time to first token."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..config import PRESETS
 from ..errors import InvalidInput
 
 Record = dict[str, Any]
@@ -50,7 +51,7 @@ def read_records(paths: Iterable[Path]) -> list[Record]:
                 latest[json.dumps([record.get(name) for name in IDENTITY])] = record
     if not latest:
         raise InvalidInput(
-            "the files hold no records; `bench attention` and `bench ttft` make them"
+            "the files hold no records; `bench attention`, `kernels` and `ttft` make them"
         )
     return list(latest.values())
 
@@ -60,15 +61,18 @@ def _parse(line: str, where: str) -> Record:
         record = json.loads(line)
     except ValueError as error:
         raise InvalidInput(f"{where} is not JSON: {error}") from error
-    if not isinstance(record, dict) or not {"ms_attend", "ttft_ms"} & record.keys():
-        raise InvalidInput(f"{where} is not a record of `bench attention` or `bench ttft`")
+    if not isinstance(record, dict) or not MARKERS & record.keys():
+        raise InvalidInput(f"{where} is not a record of `bench attention`, `kernels` or `ttft`")
     return record
 
 
+MARKERS = {"ms_attend", "kernel", "ttft_ms"}
+"""A record has the field of its kind of measurement."""
+
 IDENTITY = (
-    "input", "model", "text", "yarn", "method", "seq_len", "batch", "heads", "kv_heads", "head_dim",
-    "dtype", "backend", "preset", "coverage", "config", "segment", "window", "routed",
-    "target_density", "device", "threads",
+    "kernel", "provider", "input", "model", "text", "yarn", "method", "seq_len", "batch", "heads",
+    "kv_heads", "head_dim", "dtype", "backend", "preset", "coverage", "config", "segment", "window",
+    "routed", "target_density", "device", "threads",
 )  # fmt: skip
 """What makes two records the same measurement."""
 
@@ -78,6 +82,7 @@ def tables_of(records: Sequence[Record]) -> list[RecordTable]:
     found: list[RecordTable] = []
     for kind, marker, columns in (
         ("Attention alone", "ms_attend", ATTENTION),
+        ("Kernels", "kernel", KERNELS),
         ("Time to first token", "ttft_ms", TTFT),
     ):
         groups: dict[str, list[Record]] = {}
@@ -102,6 +107,17 @@ def source_of(record: Record) -> str:
         return name
     model, text, layer = name.removeprefix("captured:").rsplit("/", 2)
     return f"{model}, {text}, layer {layer}"
+
+
+def rule_of(record: Record) -> str:
+    """The preset with the fields that differ from it, coverage aside; `–` where nothing selects."""
+    if record.get("preset") is None:
+        return "–"
+    preset = asdict(PRESETS[record["preset"]])
+    changed = {x: value for x, value in record["config"].items() if value != preset.get(x)}
+    changed.pop("coverage", None)
+    words = ", ".join(f"{name}={value}".lower() for name, value in changed.items())
+    return f"{record['preset']}, {words}" if words else record["preset"]
 
 
 def best_dense(record: Record) -> tuple[str, float]:
@@ -146,7 +162,7 @@ Columns = dict[str, Callable[[Record], str]]
 ATTENTION: Columns = {
     "input": source_of,
     "tokens": _number("seq_len", 0),
-    "preset": lambda r: r.get("preset") or "–",
+    "preset": rule_of,
     "coverage": _number("coverage", 2),
     "backend": lambda r: r.get("backend") or "–",
     "density": _number("density", 3),
@@ -158,6 +174,21 @@ ATTENTION: Columns = {
     "dense (ms)": _dense,
     "attend TFLOP/s": _number("attend_tflops", 1),
     "speed-up": lambda r: f"{speedup_of(r):.2f}×",
+}
+KERNELS: Columns = {
+    "kernel": lambda r: f"{r['kernel']} {r['provider']}" if r.get("provider") else r["kernel"],
+    "tokens": _number("seq_len", 0),
+    "preset": rule_of,
+    "coverage": _number("coverage", 2),
+    "launches": _number("launches", 0),
+    "device (ms)": _number("ms", 3),
+    "p20": _number("ms_p20", 3),
+    "p80": _number("ms_p80", 3),
+    "floor (ms)": _number("floor_ms", 3),
+    "bound by": lambda r: r.get("floor") or "–",
+    "times the floor": _number("gap", 1),
+    "of FA3": _number("share_of_fa3", 3),
+    "host (ms)": _number("host_ms", 3),
 }
 TTFT: Columns = {
     "model": lambda r: r["model"],

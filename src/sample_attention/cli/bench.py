@@ -25,9 +25,11 @@ from ..bench.capture import (
     middle_layers,
     text_tokens,
 )
-from ..bench.inputs import Shape, random_inputs
+from ..bench.inputs import Shape, planted_inputs, random_inputs
+from ..bench.kernels import measure_dense, measure_kernels
 from ..bench.origin import Row, origin
 from ..bench.plot import plot_records
+from ..bench.rates import measure_rates
 from ..bench.tables import Record, read_records, source_of, tables_of
 from ..bench.ttft import OURS, measure_ttft, prompt_facts
 from ..config import SampleAttentionConfig
@@ -37,8 +39,14 @@ from .console import counted, messages, step
 from .setup import DTYPES, choose_device
 
 CAPTURED = "captured:"
+Rule = tuple[str, SampleAttentionConfig]
+"""A preset's name, and the preset with what was chosen beside it."""
+
 WIDEST = 1000
 """Columns of a table that is not cut off, whatever the terminal: more than any takes."""
+
+LAST_KERNEL = "whole attend"
+"""What is measured last of a preset and length."""
 
 MANY_LAYERS = 12
 """Layers that every model has at least: as many are measured by default as of a larger one."""
@@ -93,7 +101,7 @@ class AttentionOptions:
     Attributes:
         source: `random` or `captured:MODEL`.
         lengths: tokens.
-        configs: by preset; with random inputs the first gives segment and window.
+        rules: how keys are selected; with random inputs the first gives segment and window.
         settings: how rows are measured.
         machine: where.
         shape: of random inputs; captured ones take its batch.
@@ -105,7 +113,7 @@ class AttentionOptions:
 
     source: str
     lengths: tuple[int, ...]
-    configs: dict[str, SampleAttentionConfig]
+    rules: tuple[Rule, ...]
     settings: Settings = field(default_factory=Settings)
     machine: Machine = field(default_factory=Machine)
     shape: Shape = field(default_factory=Shape)
@@ -113,6 +121,31 @@ class AttentionOptions:
     layers: tuple[int, ...] | None = None
     text: str = "prose"
     yarn: float | None = None
+
+
+@dataclass(frozen=True)
+class KernelOptions:
+    """What is measured of each kernel, on an NVIDIA GPU.
+
+    Attributes:
+        lengths: tokens.
+        rules: how keys are selected.
+        machine: where.
+        shape: of the tensors.
+        density: share of the keys that are planted, and so selected.
+        dense: names of dense providers; empty: all that accept.
+        repeats: runs of each call.
+        seed: of the tensors.
+    """
+
+    lengths: tuple[int, ...]
+    rules: tuple[Rule, ...]
+    machine: Machine = field(default_factory=Machine)
+    shape: Shape = field(default_factory=Shape)
+    density: float = 0.1
+    dense: tuple[str, ...] = ()
+    repeats: int = 10
+    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -151,7 +184,7 @@ def bench_attention(options: AttentionOptions, destination: Destination) -> None
     gflops = machine_gflops() if device.type == "cpu" else None
     count = len(options.lengths)
     if options.source != "random":
-        count *= len(options.configs) * len(options.layers or middle_layers(MANY_LAYERS))
+        count *= len(options.rules) * len(options.layers or middle_layers(MANY_LAYERS))
     rows: list[Row] = []
     with counted("measuring", count, quiet=destination.as_json) as advance:
         for row in _attention_rows(options, device, dtype):
@@ -159,6 +192,34 @@ def bench_attention(options: AttentionOptions, destination: Destination) -> None
             rows.append({**full, **facts})
             _keep(rows[-1], destination)
             advance(f"{source_of(row)}, {row['seq_len']} tokens")
+    _show(rows, destination)
+
+
+def bench_kernels(options: KernelOptions, destination: Destination) -> None:
+    """Measure every kernel of the Triton backend beside its floor, length by length.
+
+    Raises:
+        RedGate: a result is wrong on the inputs; nothing is recorded of it.
+        SampleAttentionError: no NVIDIA GPU, or bad input as each step states it.
+    """
+    _check_lengths(options.lengths)
+    device, dtype = options.machine.prepare()
+    if device.type != "cuda":
+        raise InvalidInput(
+            f"bench kernels on {device}: the kernels run on an NVIDIA GPU; `bench attention` "
+            "measures any device"
+        )
+    if any(config.dense for _, config in options.rules):
+        raise InvalidInput("bench kernels: coverage 1 selects nothing; choose a lower --coverage")
+    facts = origin(device, options.seed)
+    rows: list[Row] = []
+    count = len(options.lengths) * len(options.rules)
+    with counted("measuring", count, quiet=destination.as_json) as advance:
+        for row in _kernel_rows(options, device, dtype):
+            rows.append({**row, **facts})
+            _keep(rows[-1], destination)
+            if row["kernel"] == LAST_KERNEL:
+                advance(f"{row['preset']} at {row['coverage']}, {row['seq_len']} tokens")
     _show(rows, destination)
 
 
@@ -214,7 +275,7 @@ def _attention_rows(
 ) -> Iterator[Row]:
     settings = options.settings
     if options.source == "random":
-        config = next(iter(options.configs.values()))
+        config = options.rules[0][1]
         for length in options.lengths:
             inputs = random_inputs(options.shape, length, dtype, device, settings.seed)
             yield measure_random(inputs, options.density, config, settings)
@@ -226,10 +287,31 @@ def _attention_rows(
     for inputs in captured_inputs(
         prompt, options.layers, options.shape.batch, options.lengths, dtype, device
     ):
-        for preset, config in options.configs.items():
+        for preset, config in options.rules:
             yield {
                 "yarn": options.yarn, **measure_selected(inputs, preset, config, settings)
             }  # fmt: skip
+
+
+def _kernel_rows(options: KernelOptions, device: torch.device, dtype: torch.dtype) -> Iterator[Row]:
+    rates, shape, seed = measure_rates(dtype, device), options.shape, options.seed
+    for length in options.lengths:
+        inputs = planted_inputs(shape, length, options.density, dtype, device, seed)
+        sizes: Row = {
+            "input": inputs.name, "seq_len": length, "heads": shape.num_heads,
+            "kv_heads": shape.num_kv_heads, "head_dim": shape.head_dim, "batch": shape.batch,
+            "dtype": str(dtype).removeprefix("torch."), "target_density": options.density,
+        }  # fmt: skip
+        dense = measure_dense(inputs, options.dense, options.repeats, seed)
+        fa3 = dense["fa3"].times if "fa3" in dense else None
+        for measured in dense.values():
+            yield {**sizes, **measured.row(rates, fa3)}
+        for preset, config in options.rules:
+            plan, found = measure_kernels(inputs, config, options.repeats, seed)
+            rule = {"preset": preset, "coverage": config.coverage, "config": asdict(config),
+                    "density": float(plan.density().mean())}  # fmt: skip
+            for measured in found:
+                yield {**sizes, **rule, **measured.row(rates, fa3)}
 
 
 def _check_lengths(lengths: Sequence[int]) -> None:

@@ -10,7 +10,7 @@ import typer
 from .options import Assignments, Coverage, Json, Model, Preset, Threads
 
 if TYPE_CHECKING:
-    from ..config import SampleAttentionConfig
+    from .bench import Rule
 
 # typer evaluates these annotations at run time, on Python 3.10 too, hence Optional.
 
@@ -18,6 +18,10 @@ Lengths = Annotated[str, typer.Option(help="tokens of the prompts, such as 8192,
 Presets = Annotated[
     Optional[list[str]],  # noqa: UP045
     typer.Option("--preset", help="default, paper or mlsys; may be repeated"),
+]
+Coverages = Annotated[
+    Optional[list[float]],  # noqa: UP045
+    typer.Option("--coverage", help="share of the attention to keep, in (0, 1]; may be repeated"),
 ]
 Device = Annotated[str, typer.Option(help="auto, cpu or cuda")]
 Dtype = Annotated[
@@ -38,6 +42,11 @@ Output = Annotated[
     typer.Option(help="file of JSON lines that records are appended to"),
 ]
 
+Batch = Annotated[int, typer.Option(min=1, help="sequences side by side")]
+Heads = Annotated[int, typer.Option(min=1, help="query heads of made-up inputs")]
+KvHeads = Annotated[int, typer.Option(min=1, help="their key/value heads")]
+HeadDim = Annotated[int, typer.Option(min=1, help="their head dim")]
+
 bench = typer.Typer(no_args_is_help=True, help="Measure, and show what was measured.")
 
 
@@ -47,17 +56,14 @@ def _attention(  # noqa: PLR0913, PLR0917 - the options of a command
         str, typer.Option("--input", help="random, or captured:MODEL for what its layers are given")
     ] = "random",
     lengths: Lengths = "8192,32768,131072",
-    batch: Annotated[int, typer.Option(min=1, help="sequences side by side")] = 1,
-    heads: Annotated[int, typer.Option(min=1, help="query heads of random inputs")] = 32,
-    kv_heads: Annotated[int, typer.Option(min=1, help="their key/value heads")] = 8,
-    head_dim: Annotated[int, typer.Option(min=1, help="their head dim")] = 128,
+    batch: Batch = 1, heads: Heads = 32, kv_heads: KvHeads = 8, head_dim: HeadDim = 128,
     density: Annotated[float, typer.Option(help="of random lists, the window included")] = 0.1,
     layers: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(help="of a captured model, such as 4,12; by default three"),
     ] = None,
     text: Text = "prose", yarn: Yarn = None,
-    preset: Presets = None, coverage: Coverage = None, config: Assignments = None,
+    preset: Presets = None, coverage: Coverages = None, config: Assignments = None,
     backend: Annotated[str, typer.Option(help="auto, or a backend's name")] = "auto",
     routed: Annotated[
         bool, typer.Option("--routed", help="dense where the policy says so; else always sparse")
@@ -76,13 +82,36 @@ def _attention(  # noqa: PLR0913, PLR0917 - the options of a command
     options = AttentionOptions(
         source,
         parse_indices("lengths", lengths) or (),
-        _configs(preset, coverage, config),
+        _rules(preset, coverage, config),
         Settings(backend, tuple(dense or ()), seconds, routed),
         Machine(device, dtype, threads),
         Shape(batch, heads, kv_heads, head_dim),
         density, parse_indices("layers", layers), text, yarn,
     )  # fmt: skip
     bench_attention(options, Destination(output, as_json))
+
+
+@bench.command("kernels")
+def _kernels(  # noqa: PLR0913, PLR0917 - the options of a command
+    lengths: Lengths = "32768,131072",
+    batch: Batch = 1, heads: Heads = 32, kv_heads: KvHeads = 8, head_dim: HeadDim = 128,
+    density: Annotated[float, typer.Option(help="share of the keys that stand out")] = 0.1,
+    preset: Presets = None, coverage: Coverages = None, config: Assignments = None,
+    dense: Dense = None,
+    repeats: Annotated[int, typer.Option(min=1, help="runs of each call")] = 10,
+    device: Device = "auto", dtype: Dtype = None, output: Output = None, as_json: Json = False,
+) -> None:  # fmt: skip
+    """Each kernel on an NVIDIA GPU: device time beside the least that its work can take."""
+    from ..bench.inputs import Shape
+    from .bench import Destination, KernelOptions, Machine, bench_kernels
+    from .setup import parse_indices
+
+    options = KernelOptions(
+        parse_indices("lengths", lengths) or (), _rules(preset, coverage, config),
+        Machine(device, dtype), Shape(batch, heads, kv_heads, head_dim), density,
+        tuple(dense or ()), repeats,
+    )  # fmt: skip
+    bench_kernels(options, Destination(output, as_json))
 
 
 @bench.command("ttft")
@@ -122,9 +151,14 @@ def _report(
     bench_report(records, markdown=markdown, plot=plot)
 
 
-def _configs(
-    presets: list[str] | None, coverage: float | None, assignments: list[str] | None
-) -> dict[str, SampleAttentionConfig]:
+def _rules(
+    presets: list[str] | None, coverages: list[float] | None, assignments: list[str] | None
+) -> tuple[Rule, ...]:
+    """Every preset at every coverage; without any of either the default, and the preset's own."""
     from .setup import build_config
 
-    return {name: build_config(name, coverage, assignments) for name in presets or ["default"]}
+    return tuple(
+        (name, build_config(name, coverage, assignments))
+        for name in presets or ["default"]
+        for coverage in coverages or [None]
+    )

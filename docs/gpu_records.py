@@ -1,0 +1,196 @@
+"""Reads the records of an NVIDIA GPU and writes the tables that the documentation shows of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from sample_attention.bench.tables import best_dense, read_records, rule_of
+
+DOCS = Path(__file__).resolve().parent
+ROOT = DOCS.parent
+FOLDER = ROOT / "benchmarks" / "records"
+PAGE = DOCS / "performance.md"
+NOTHING = "Nothing measured yet: `make bench-gpu` makes the records."
+
+Row = dict[str, Any]
+Columns = dict[str, Callable[[Row], str]]
+
+
+def records(kind: str, folder: Path = FOLDER) -> list[Row]:
+    """The latest record of each measurement in `h100_<kind>.jsonl`; none without the file."""
+    path = folder / f"h100_{kind}.jsonl"
+    if not path.exists() or not path.read_text("utf-8").strip():
+        return []
+    return [split_input(row) for row in read_records([path])]
+
+
+def split_input(row: Row) -> Row:
+    """The row with the parts of `captured:model/text/layer` as fields of their own."""
+    name = row.get("input", "")
+    if not name.startswith("captured:"):
+        return row
+    model, text, layer = name.removeprefix("captured:").rsplit("/", 2)
+    return row | {"model": model, "text": text, "layer": int(layer)}
+
+
+def by_case(rows: list[Row]) -> list[Row]:
+    """Means over the layers of a model, for each text, length and rule; the rows are in `group`."""
+    groups: dict[tuple[object, ...], list[Row]] = {}
+    for row in rows:
+        if row.get("ms_total") is not None:
+            case = (
+                row["model"], row["text"], row.get("yarn"), row["seq_len"], row.get("routed"),
+                rule_of(row), row["coverage"],
+            )  # fmt: skip
+            groups.setdefault(case, []).append(row)
+    return sorted((mean_of(x) for x in groups.values()), key=lambda r: (r["seq_len"], r["text"]))
+
+
+def mean_of(group: list[Row]) -> Row:
+    """The first row of a group with the means of its numbers; speed-ups are ratios of means."""
+    means: Row = {}
+    for name in ("density", "retained_mass_mean", "ms_select", "ms_attend", "ms_total"):
+        values = [r.get(name) for r in group]
+        means[name] = None if None in values else sum(values) / len(values)
+    common = set.intersection(*(set(r["ms_dense"]) for r in group))
+    dense = {x: sum(r["ms_dense"][x] for r in group) / len(group) for x in sorted(common)}
+    means |= {"ms_dense": dense, "ms_fa3": dense.get("fa3"), "layers": len(group), "group": group}
+    means["speedup"] = best_dense(means)[1] / means["ms_total"]
+    return group[0] | means
+
+
+def provenance(rows: list[Row]) -> str:
+    """GPU, versions and commits of records, each named once."""
+    versions = [row.get("versions") or {"torch": row["torch"]} for row in rows]
+    shown = {
+        name: distinct(v.get(name) for v in versions)
+        for name in ("torch", "triton", "fa3-fwd", "flash-attn-4", "transformers")
+    }
+    commits = (str(row.get("commit") or "unknown") for row in rows)
+    short = (c[:10] + "-dirty" * c.endswith("-dirty") for c in commits)
+    where = [distinct(row["device"] for row in rows), distinct(row["dtype"] for row in rows)]
+    found = [f"{name} {version}" for name, version in shown.items() if version]
+    return ", ".join([*where, *found, f"commit {distinct(short)}"])
+
+
+def distinct(values: Iterable[str | None]) -> str:
+    """The values that there are, each once, in their order."""
+    return " / ".join(dict.fromkeys(x for x in values if x))
+
+
+def number(name: str, digits: int, unit: str = "") -> Callable[[Row], str]:
+    """A cell with a number; a dash where there is none."""
+    return lambda row: dash(row.get(name), digits, unit)
+
+
+def dash(value: float | None, digits: int, unit: str = "") -> str:
+    """The number, or a dash."""
+    return "–" if value is None else f"{value:,.{digits}f}{unit}"
+
+
+def fastest(row: Row) -> str:
+    """The fastest dense provider and its time."""
+    name, value = best_dense(row)
+    return f"{value:,.2f} ({name})"
+
+
+def input_of(row: Row) -> str:
+    """Model and text, and whether the context was stretched."""
+    yarn = f", YaRN {row['yarn']:g}" if row.get("yarn") else ""
+    return f"{row['model']}, {row['text']}{yarn}"
+
+
+def dense_tflops(row: Row) -> float | None:
+    """What FA3 reaches on all causal pairs."""
+    fa3 = row["ms_dense"].get("fa3")
+    pairs = row["batch"] * row["heads"] * row["seq_len"] * (row["seq_len"] + 1) / 2
+    return fa3 and 4 * row["head_dim"] * pairs / fa3 / 1e9
+
+
+TIMES: Columns = {
+    "density": number("density", 3),
+    "mass": number("retained_mass_mean", 3),
+    "select (ms)": number("ms_select", 2),
+    "attend (ms)": number("ms_attend", 2),
+    "total (ms)": number("ms_total", 2),
+    "FA3 (ms)": number("ms_fa3", 2),
+    "fastest dense (ms)": fastest,
+    "speed-up": number("speedup", 2, "×"),
+}
+WHOLE: Columns = {
+    "input": input_of, "tokens": number("seq_len", 0), "layers": number("layers", 0),
+    "preset": rule_of, "coverage": number("coverage", 2), **TIMES,
+}  # fmt: skip
+ROUTED: Columns = {
+    "input": input_of, "tokens": number("seq_len", 0), "ran": lambda r: r["route"], **TIMES,
+}  # fmt: skip
+ATTEND: Columns = {
+    "tokens": number("seq_len", 0),
+    "heads": lambda r: f"{r['heads']}/{r['kv_heads']}",
+    "density": number("density", 3),
+    "attend (ms)": number("ms_attend", 2),
+    "TFLOP/s": number("attend_tflops", 0),
+    "FA3 (ms)": lambda r: dash(r["ms_dense"].get("fa3"), 2),
+    "FA3 TFLOP/s": lambda r: dash(dense_tflops(r), 0),
+    "speed-up over FA3": number("attend_speedup_vs_fa3", 2, "×"),
+}
+KERNELS: Columns = {
+    "kernel": lambda r: " ".join(filter(None, (r["kernel"], r.get("provider")))).replace("_", " "),
+    "tokens": number("seq_len", 0),
+    "preset": rule_of,
+    "coverage": number("coverage", 2),
+    "launches": number("launches", 0),
+    "time (ms)": number("ms", 3),
+    "floor (ms)": number("floor_ms", 3),
+    "bound by": lambda r: r["floor"] or "–",
+    "times the floor": number("gap", 1),
+    "of FA3": lambda r: dash(r["share_of_fa3"] and 100 * r["share_of_fa3"], 1, " %"),
+    "host (ms)": number("host_ms", 2),
+}
+TTFT: Columns = {
+    "model": input_of,
+    "tokens": number("seq_len", 0),
+    "attention": lambda r: r["method"].replace("_", "-"),
+    "TTFT (ms)": number("ttft_ms", 1),
+    "p20": number("ttft_ms_p20", 1),
+    "p80": number("ttft_ms_p80", 1),
+    "density": number("density", 3),
+    "sparse layers": number("sparse_layers", 0),
+    "same first token": lambda r: "yes" if r["same_first_token"] else "no",
+    "next-token KL": number("next_token_kl", 4),
+}
+
+
+def table(rows: list[Row], columns: Columns) -> str:
+    """Records as a Markdown table, with where they come from."""
+    if not rows:
+        return NOTHING
+    lines = [list(columns), ["---"] + ["--:"] * (len(columns) - 1)]
+    lines += [[cell(row) for cell in columns.values()] for row in rows]
+    body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"{body}\n\n{provenance([x for row in rows for x in row.get('group', [row])])}."
+
+
+def gpu_tables(folder: Path = FOLDER) -> dict[str, str]:
+    """The text between each pair of markers of the page."""
+    attention, cases = records("attention", folder), by_case(records("attention", folder))
+    listed = [r for r in attention if r["input"] == "random"]
+    return {
+        "whole": table([r for r in cases if not r.get("routed")], WHOLE),
+        "routed": table([r for r in cases if r.get("routed")], ROUTED),
+        "attend": table(sorted(listed, key=lambda r: r["seq_len"]), ATTEND),
+        "kernels": table(records("kernels", folder), KERNELS),
+        "ttft": table(records("ttft", folder), TTFT),
+    }
+
+
+def gpu_pages(folder: Path = FOLDER) -> dict[Path, str]:
+    """The page that shows the tables, with its text as it should be."""
+    text = PAGE.read_text("utf-8")
+    for name, body in gpu_tables(folder).items():
+        start, end = f"<!-- gpu-{name}:start -->", f"<!-- gpu-{name}:end -->"
+        head, _, rest = text.partition(start)
+        text = f"{head}{start}\n{body}\n{end}{rest.partition(end)[2]}"
+    return {PAGE: text}

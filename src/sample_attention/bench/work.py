@@ -1,0 +1,190 @@
+"""What each kernel cannot avoid: products, exponentials and bytes, as formulas of the shapes.
+
+Bytes count every tensor once, however often a kernel reads it: a cache may hold the rest.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ..config import SampleAttentionConfig
+from ..plan import StripePlan, segment_starts
+from ..plan.stripe import WHOLE
+from ..selection.rows import chunk_tail_rows, held_out_rows, strided_rows
+from .inputs import Inputs
+from .rates import Rates
+
+FLAG_BYTES, CLASS_BYTES, BF16_BYTES, ENTRY_BYTES, FP32_BYTES = 1, 1, 2, 4, 4
+
+
+@dataclass(frozen=True)
+class Work:
+    """Least work of a kernel.
+
+    Attributes:
+        flops: floating-point operations of matrix products.
+        exps: exponentials.
+        bytes: read and written.
+    """
+
+    flops: float = 0.0
+    exps: float = 0.0
+    bytes: float = 0.0
+
+    def seconds(self, rates: Rates) -> dict[str, float]:
+        """Time of each term alone; the largest is the floor."""
+        return {
+            "tensor": self.flops / rates.flops,
+            "exp": self.exps / rates.exps,
+            "bandwidth": self.bytes / rates.bytes,
+        }
+
+
+@dataclass(frozen=True)
+class Call:
+    """Sizes of a self-attention call that every formula needs.
+
+    Attributes:
+        heads: query heads of all sequences together.
+        kv_heads: key/value heads of all sequences together.
+        length: S.
+        head_dim: D.
+        element: bytes of an element of q.
+        config: the rule of the selection.
+    """
+
+    heads: int
+    kv_heads: int
+    length: int
+    head_dim: int
+    element: int
+    config: SampleAttentionConfig
+
+    @classmethod
+    def of(cls, inputs: Inputs, config: SampleAttentionConfig) -> Call:
+        """The sizes of these inputs."""
+        batch, heads, length, head_dim = inputs.q.shape
+        return cls(
+            batch * heads, batch * inputs.k.shape[1], length, head_dim, inputs.q.element_size(),
+            config,
+        )  # fmt: skip
+
+    @property
+    def q_bytes(self) -> float:
+        """Bytes of q, or of out."""
+        return self.heads * self.row_bytes * self.length
+
+    @property
+    def k_bytes(self) -> float:
+        """Bytes of k, or of v."""
+        return self.kv_heads * self.row_bytes * self.length
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row of q or k."""
+        return self.head_dim * self.element
+
+
+def work_of_selection(call: Call, plan: StripePlan) -> dict[str, Work]:
+    """The work of every kernel of `select`, by the name that records give it.
+
+    Args:
+        call: sizes and rule.
+        plan: what was selected; its lists have to be written.
+    """
+    config, listed = call.config, listed_columns(call)
+    exact, entries = exact_positions(call), int(plan.counts.sum())
+    queries = call.q_bytes if config.pool is None else 0.0
+    found = {
+        "finite_check": Work(bytes=call.k_bytes + queries),
+        "row_lse_rows": row_lse(call, exact),
+        "place_compact": Work(bytes=call.heads * listed * CLASS_BYTES + entries * ENTRY_BYTES),
+    }
+    if config.held_out:
+        found["row_lse_held_out"] = row_lse(call, _held_out_positions(call))
+    if config.chunk_tails is not None:
+        blocks = len(exact) // 128 * -(-call.length // config.key_block)
+        found["block_mass"] = _mass(call, exact, exact + 1, 2 * FP32_BYTES * blocks)
+        return found
+    if config.segment is None:
+        counted = window_edges(call, exact) if config.residual else exact + 1
+        found["column_mass"] = _mass(call, exact, counted, FP32_BYTES * call.length)
+        mass_and_flags = (FP32_BYTES + FLAG_BYTES) * call.heads * call.length
+        found["torch_operators"] = Work(bytes=mass_and_flags)
+        return found
+    found["threshold"] = Work(bytes=call.heads * listed * (CLASS_BYTES + BF16_BYTES))
+    counted = window_edges(call, exact)
+    if config.pool is None:
+        found["mass_and_class_pass"] = _mass(call, exact, counted, 3 * listed)
+        return found
+    means = torch.arange(0, call.length, config.pool)
+    found["mean_queries"] = Work(bytes=call.q_bytes + call.heads * len(means) * call.row_bytes)
+    found["row_lse_means"] = row_lse(call, means)
+    found["class_pass"] = _mass(call, means, window_edges(call, means), CLASS_BYTES * listed)
+    found["mass_pass"] = _mass(call, exact, counted, BF16_BYTES * listed)
+    return found
+
+
+def row_lse(call: Call, positions: Tensor) -> Work:
+    """Normalisers of rows: each scores the keys up to its position; all share one reading of K."""
+    return _mass(call, positions, positions + 1, FP32_BYTES * len(positions))
+
+
+def attention(call: Call, pairs: float, entries: int = 0) -> Work:
+    """Attending to `pairs` of all heads together: two products and one exponential for each.
+
+    Args:
+        call: sizes.
+        pairs: causal pairs that are computed.
+        entries: of lists that say which.
+    """
+    tensors = 2 * (call.q_bytes + call.k_bytes)
+    lse = FP32_BYTES * call.heads * call.length
+    return Work(4 * call.head_dim * pairs, pairs, tensors + lse + ENTRY_BYTES * entries)
+
+
+def causal_pairs(call: Call) -> float:
+    """Pairs of dense causal attention, of all heads together."""
+    return call.heads * call.length * (call.length + 1) / 2
+
+
+def exact_positions(call: Call) -> Tensor:
+    """Positions of the rows that are scored exactly: int64 `[R]`."""
+    if call.config.chunk_tails is not None:
+        return torch.cat(chunk_tail_rows(0, call.length, call.config.chunk_tails))
+    return strided_rows(0, call.length, call.config.row_stride)
+
+
+def window_edges(call: Call, positions: Tensor) -> Tensor:
+    """How many keys lie left of the window of each row."""
+    align, window = call.config.window_alignment, call.config.window_for(call.length)
+    return (positions // align * align - window + 1).clamp(min=0)
+
+
+def listed_columns(call: Call) -> int:
+    """Columns, or blocks of them, that one head's lists can hold, all segments together."""
+    config = call.config
+    last = torch.tensor([hi - 1 for _, hi in _segments(call)])
+    if config.segment is None:
+        return int((last // config.key_block + 1).sum())
+    return int(window_edges(call, last).sum())
+
+
+def _segments(call: Call) -> list[tuple[int, int]]:
+    config = call.config
+    size = config.key_block if config.chunk_tails is not None else config.segment or WHOLE
+    return segment_starts(0, call.length, size)
+
+
+def _held_out_positions(call: Call) -> Tensor:
+    return torch.cat([held_out_rows(lo, hi, call.config) for lo, hi in _segments(call)])
+
+
+def _mass(call: Call, rows: Tensor, keys: Tensor, written: float) -> Work:
+    """Scoring rows `[R]` against the first `keys` `[R]` keys; `written` bytes per head."""
+    pairs = call.heads * float(keys.sum())
+    read = call.k_bytes + call.heads * len(rows) * call.row_bytes
+    return Work(2 * call.head_dim * pairs, pairs, read + call.heads * written)
