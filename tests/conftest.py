@@ -7,6 +7,7 @@ from hypothesis import HealthCheck, settings
 import sample_attention as sa
 from sample_attention import policy
 from sample_attention.backends import NAMES
+from sample_attention.config import as_config
 from sample_attention.dispatch import backend_of
 from sample_attention.problem import Problem
 from sample_attention.testing import nan_poison
@@ -42,7 +43,8 @@ def select(backend):
     """`sample_attention.select` on a backend; skips with the backend's own reason."""
 
     def call(q, k, config="default", **options):
-        _skip_if_refused(backend, Problem.of(q, k, k, options.get("sequences")), "select")
+        problem = Problem.of(q, k, k, options.get("sequences"))
+        _skip_if_refused(backend, problem, as_config(config))
         with nan_poison():
             return sa.select(q, k, config, backend=backend, **options)
 
@@ -54,7 +56,7 @@ def attend(backend):
     """`sample_attention.attend` on a backend, in memory that holds NaN until it is written."""
 
     def call(q, k, v, plan, **options):
-        _skip_if_refused(backend, Problem.of(q, k, v, plan.sequences), "attend")
+        _skip_if_refused(backend, Problem.of(q, k, v, plan.sequences))
         with nan_poison():
             return sa.attend(q, k, v, plan, backend=backend, **options)
 
@@ -68,7 +70,7 @@ def always_sparse(monkeypatch):
     monkeypatch.setattr(policy, "CROSSOVERS", {"cpu": anywhere})
 
 
-def _skip_if_refused(backend, problem, operation):
-    reason = backend_of(backend).refusal(problem, operation)
+def _skip_if_refused(backend, problem, config=None):
+    reason = backend_of(backend).refusal(problem, config)
     if reason is not None:
         pytest.skip(f"{backend}: {reason}")

@@ -12,7 +12,7 @@ from torch import Tensor
 from ...plan import StripePlan
 from ...problem import Problem
 from .attend_kernel import attend_kernel
-from .layout import LOG2E, needs_int64, page_table_stride
+from .layout import LOG2E, needs_int64, padded_dim, page_table_stride
 
 
 def attend(
@@ -37,7 +37,7 @@ def attend(
         page_table_stride(pages),
         plan.counts.shape[2], plan.segment, plan.dense_tail, tail_tiles, scale * LOG2E,
         NUM_HEADS=problem.num_heads, GROUP=problem.group_size, HEAD_DIM=problem.head_dim,
-        BLOCK_D=triton.next_power_of_2(problem.head_dim), BLOCK_M=block_m, BLOCK_N=block_n,
+        BLOCK_D=padded_dim(problem.head_dim), BLOCK_M=block_m, BLOCK_N=block_n,
         ALIGN=plan.window_alignment, KEY_BLOCK=plan.key_block,
         LISTS_LEFT=plan.segment == block_m == plan.window_alignment, PAGE_SIZE=sequences.page_size,
         WIDE=needs_int64(problem, k, v), num_warps=warps, num_stages=stages,
