@@ -6,11 +6,13 @@ config ──► select(q, k, config) ──► plan ──► attend(q, k, v, p
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
+from .backends.base import Backend
 from .backends.dense import (
     dense,
     dense_with_lse,
@@ -25,6 +27,7 @@ from .ops import operator, untraced
 from .plan import StripePlan
 from .policy import Decision, decide
 from .problem import Problem, Sequences, as_batched, keys_of
+from .spans import spans
 
 
 class AttentionOutput(NamedTuple):
@@ -47,7 +50,7 @@ class Measured:
     Attributes:
         out: like q.
         decision: whether the call ran sparse, and why.
-        plan: what was computed; None when the call ran dense.
+        plan: what was computed; None when the call ran dense, or the plan was not kept.
         lse: as `attend` returns it, of all keys for the guarded heads; None when the call ran
             dense.
         retained_mass: `[N, H, G, R]` on the held-out rows, NaN where there is none; None without
@@ -196,7 +199,7 @@ def sample_attention(
             q, k, v = (as_batched(x, problem) for x in (q, k, v))
         return _unbatched(dense(q, k, v, problem, problem.scale(scale)), problem)
     return measured_attention(
-        q, k, v, settings, scale=scale, sequences=sequences, backend=backend
+        q, k, v, settings, scale=scale, sequences=sequences, backend=backend, keep_plan=False
     ).out
 
 
@@ -204,12 +207,25 @@ def sample_attention(
 def measured_attention(
     q: Tensor, k: Tensor, v: Tensor, config: SampleAttentionConfig | str = "default", *,
     scale: float | None = None, sequences: Sequences | None = None, backend: str = "auto",
+    keep_plan: bool = True,
 ) -> Measured:  # fmt: skip
     """`sample_attention` together with what it did.
 
     With `config.held_out` rows per segment the retained mass is measured on rows that took no part
     in selecting: exp(lse of the kept keys - lse of all keys). Arguments and errors are those of
     `sample_attention`.
+
+    Args:
+        q: as for `select`.
+        k: as for `select`.
+        v: like k.
+        config: as for `select`.
+        scale: as for `select`.
+        sequences: as for `select`.
+        backend: as for `select`.
+        keep_plan: return the plan and what is measured with it. Without, and without a guard, a
+            long call is computed in spans of rows, and extra memory does not grow with the square
+            of its length.
 
     Returns:
         out, decision, plan, retained mass and guarded heads.
@@ -224,6 +240,10 @@ def measured_attention(
     if not decision.sparse:
         return Measured(_unbatched(dense(q, k, v, problem, factor), problem), decision)
     _refuse_gradient(q, k, v)
+    if not keep_plan and settings.guard is None:
+        out, lse = _in_spans(q, k, v, problem, settings, factor, (selector, chosen))
+        lse = lse[0] if problem.sequences.packed else lse
+        return Measured(_unbatched(out, problem), decision, lse=lse)
     plan = selector.select(q, k, problem, settings, factor)
     out, lse = chosen.attend(q, k, v, problem, plan, factor)
     mass = plan.retained_mass(lse) if plan.probe is not None else None
@@ -253,6 +273,29 @@ def explain(
         verdicts=verdicts(problem),
         dense_verdicts=provider_verdicts(problem, gradient=gradient),
     )
+
+
+def _in_spans(
+    q: Tensor, k: Tensor, v: Tensor, problem: Problem, config: SampleAttentionConfig, scale: float,
+    backends: tuple[Backend, Backend],
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Select and attend span by span: out like q and lse `[B, H, Sq]`."""
+    selector, attender = backends
+    config = replace(config, held_out=0)
+    parts = spans(problem, config)
+    if len(parts) == 1:
+        plan = selector.select(q, k, problem, config, scale)
+        return attender.attend(q, k, v, problem, plan, scale)
+    offset, outs, lses = k.shape[2] - q.shape[2], list[Tensor](), list[Tensor]()
+    for rows in parts:
+        last = offset + rows.stop
+        some = q[:, :, rows.start : rows.stop], k[:, :, :last], v[:, :, :last]
+        part = Problem.of(*some)
+        plan = selector.select(*some[:2], part, config, scale)
+        out, lse = attender.attend(*some, part, plan, scale)
+        outs.append(out)
+        lses.append(lse)
+    return torch.cat(outs, 2), torch.cat(lses, 2)
 
 
 def _redo_dense(

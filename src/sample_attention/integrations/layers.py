@@ -36,6 +36,7 @@ class LayerCall:
         window: keys that a row sees, itself included; None: all.
         softcap: scores become `softcap * tanh(score / softcap)`; None: as they are.
         sinks: `[H]`, a score per head that takes part in the softmax without a value, or None.
+        keep_plan: return what statistics need.
     """
 
     q: Tensor
@@ -46,6 +47,7 @@ class LayerCall:
     window: int | None = None
     softcap: float | None = None
     sinks: Tensor | None = None
+    keep_plan: bool = False
 
 
 @dataclass(frozen=True)
@@ -126,7 +128,13 @@ def _compute_part(call: LayerCall, sequences: Sequences | None) -> LayerPart:
         measured = Measured(out, decision, lse=lse)
     else:
         measured = measured_attention(
-            call.q, call.k, call.v, call.config, scale=call.scale, sequences=sequences
+            call.q,
+            call.k,
+            call.v,
+            call.config,
+            scale=call.scale,
+            sequences=sequences,
+            keep_plan=call.keep_plan,
         )
     if call.sinks is not None and measured.lse is not None:
         measured = replace(measured, out=_with_sinks(measured.out, measured.lse, call.sinks))

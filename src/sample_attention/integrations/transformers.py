@@ -233,7 +233,8 @@ def _run(module: nn.Module, call: LayerCall, rows: Rows | None) -> Tensor:
     session = _sessions.get(module)
     if session is None:
         return compute(call, rows)[0]
-    out, parts = compute(replace(call, config=session.config), rows)
+    call = replace(call, config=session.config, keep_plan=session.recorder.active)
+    out, parts = compute(call, rows)
     for part in parts:
         session.recorder.add(int(getattr(module, "layer_idx", 0)), part)
     return out

@@ -18,7 +18,7 @@ ROWS_AT_ONCE = 2**25
 """Flags of kept blocks that are held at once, about."""
 
 
-def select_blocks(q: Tensor, keys: Keys, config: SampleAttentionConfig, lists: Lists) -> None:
+def fill_blocks(q: Tensor, keys: Keys, config: SampleAttentionConfig, lists: Lists) -> None:
     """Fill the lists of every row of blocks."""
     by_column, by_slash = _block_mass(q, keys, config, lists.geometry.exact)
     lists.dense.logical_or_(~by_column.sum((2, 3)).isfinite()[..., None])
@@ -59,7 +59,8 @@ def _block_mass(
     launch(
         q, keys.k, rows.at, rows.position, score(q, rows, keys).lse, nearest,
         problem.sequences.table, pages, columns, slashes, q.stride()[:3], keys.k.stride()[:3],
-        page_table_stride(pages), keys.scale * LOG2E, **keys.constants(), BLOCK_N=block, SLOTS=slots, num_warps=4,
+        page_table_stride(pages), keys.scale * LOG2E, **keys.constants(), BLOCK_N=block,
+        SLOTS=slots, num_warps=4,
     )  # fmt: skip
     return columns, _by_distance(slashes, nearest)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .mass_kernel import keys_of, load_keys, load_rows, pages_of, queries_of
+from .mass_kernel import key_pointer, load_keys, load_rows, page_pointer, query_pointer
 
 
 @triton.jit
@@ -28,10 +28,10 @@ def block_mass_kernel(
     at = tl.load(At + n * chunks * BLOCK_M + row)
     position = tl.load(Position + n * chunks * BLOCK_M + row)
     lse = tl.load(Lse + (n * NUM_HEADS + h).to(tl.int64) * chunks * BLOCK_M + row)
-    Q = queries_of(Q, Table, n, h, q_strides, False)
+    Q = query_pointer(Q, Table, n, h, q_strides, False)
     q = load_rows(Q, at, q_strides[2], HEAD_DIM, BLOCK_D)
-    K = keys_of(K, Table, n, h, k_strides, GROUP)
-    pages = pages_of(PageTable, n, page_table_stride, PAGE_SIZE)
+    K = key_pointer(K, Table, n, h, k_strides, GROUP)
+    pages = page_pointer(PageTable, n, page_table_stride, PAGE_SIZE)
     kv_len = tl.load(Table + n * 5 + 4)
     keys = j * BLOCK_N + tl.arange(0, BLOCK_N)
     k = load_keys(

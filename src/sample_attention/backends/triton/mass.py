@@ -114,7 +114,7 @@ def score(q: Tensor, table: RowTable, keys: Keys, dense: Tensor | None = None) -
     return Scored(q, table, lse)
 
 
-def column_mass(
+def write_mass(
     rows: Scored, keys: Keys, limits: Tensor, dense: Tensor, segments: range, *,
     mass: Tensor | None = None, classes: Tensor | None = None,
 ) -> None:  # fmt: skip

@@ -57,7 +57,7 @@ def finite_kernel(
     start, length = tl.load(Table + n * 5 + FIRST).to(tl.int64), tl.load(Table + n * 5 + FIRST + 1)
     rows = i * TOKENS + tl.arange(0, TOKENS)
     base = X + b * strides[0] + h.to(tl.int64) * strides[1] + start * strides[2]
-    pages = pages_of(PageTable, n, page_table_stride, PAGE_SIZE)
+    pages = page_pointer(PageTable, n, page_table_stride, PAGE_SIZE)
     x = load_keys(
         base, rows, rows < length, pages, strides, HEAD_DIM, BLOCK_D, PAGE_SIZE, WIDE, True
     )
@@ -84,7 +84,7 @@ def load_keys(
 
 
 @triton.jit
-def keys_of(K, Table, n, h, k_strides, GROUP: tl.constexpr):
+def key_pointer(K, Table, n, h, k_strides, GROUP: tl.constexpr):
     """Pointer to the first key of sequence n that head h sees."""
     b = tl.load(Table + n * 5).to(tl.int64)
     start = tl.load(Table + n * 5 + 3).to(tl.int64)
@@ -93,7 +93,7 @@ def keys_of(K, Table, n, h, k_strides, GROUP: tl.constexpr):
 
 
 @triton.jit
-def pages_of(PageTable, n, stride, PAGE_SIZE: tl.constexpr):
+def page_pointer(PageTable, n, stride, PAGE_SIZE: tl.constexpr):
     """Pointer to the pages of sequence n; nothing without a page table."""
     pages = PageTable
     if PAGE_SIZE > 0:
@@ -102,7 +102,7 @@ def pages_of(PageTable, n, stride, PAGE_SIZE: tl.constexpr):
 
 
 @triton.jit
-def queries_of(Q, Table, n, h, q_strides, BY_SEQUENCE: tl.constexpr):
+def query_pointer(Q, Table, n, h, q_strides, BY_SEQUENCE: tl.constexpr):
     """Pointer to what the rows of sequence n and head h are counted from."""
     b = n.to(tl.int64)
     if not BY_SEQUENCE:
@@ -137,10 +137,10 @@ def row_lse_kernel(
     at = tl.load(At + listed)
     position = tl.load(Position + listed)
     there = (at >= 0) & (flat < num_rows)
-    Q = queries_of(Q, Table, n, h, q_strides, BY_SEQUENCE)
+    Q = query_pointer(Q, Table, n, h, q_strides, BY_SEQUENCE)
     q = load_rows(Q, tl.where(there, at, -1), q_strides[2], HEAD_DIM, BLOCK_D)
-    K = keys_of(K, Table, n, h, k_strides, GROUP)
-    pages = pages_of(PageTable, n, page_table_stride, PAGE_SIZE)
+    K = key_pointer(K, Table, n, h, k_strides, GROUP)
+    pages = page_pointer(PageTable, n, page_table_stride, PAGE_SIZE)
     kv_len = tl.load(Table + n * 5 + 4)
 
     m = tl.zeros([BLOCK_M], tl.float32) + FLOOR
@@ -225,10 +225,10 @@ def segment_mass_kernel(
     edge = tl.load(Edge + n * num_segments * ROWS + row, mask=there, other=2147483647)
     lse = tl.load(Lse + head * num_segments * ROWS + row, mask=there, other=float("inf"))
     share = tl.load(Share + n * num_segments + segment, mask=inside, other=0.0)
-    Q = queries_of(Q, Table, n, h, q_strides, BY_SEQUENCE)
+    Q = query_pointer(Q, Table, n, h, q_strides, BY_SEQUENCE)
     q = load_rows(Q, at, q_strides[2], HEAD_DIM, BLOCK_D)
-    K = keys_of(K, Table, n, h, k_strides, GROUP)
-    pages = pages_of(PageTable, n, page_table_stride, PAGE_SIZE)
+    K = key_pointer(K, Table, n, h, k_strides, GROUP)
+    pages = page_pointer(PageTable, n, page_table_stride, PAGE_SIZE)
     kv_len = tl.load(Table + n * 5 + 4)
     out = head * (last_segment - first_segment) * pitch
     out += (segment - first_segment).to(tl.int64)[None, :] * pitch
@@ -285,9 +285,9 @@ def column_mass_kernel(
     some_from = tl.sum((high <= start).to(tl.int32))
     all_from = tl.maximum(tl.sum((low < start + BLOCK_N).to(tl.int32)), some_from)
 
-    Q = queries_of(Q, Table, n, h, q_strides, BY_SEQUENCE)
-    K = keys_of(K, Table, n, h, k_strides, GROUP)
-    pages = pages_of(PageTable, n, page_table_stride, PAGE_SIZE)
+    Q = query_pointer(Q, Table, n, h, q_strides, BY_SEQUENCE)
+    K = key_pointer(K, Table, n, h, k_strides, GROUP)
+    pages = page_pointer(PageTable, n, page_table_stride, PAGE_SIZE)
     kv_len = tl.load(Table + n * 5 + 4)
     k = load_keys(
         K, keys, keys < kv_len, pages, k_strides, HEAD_DIM, BLOCK_D, PAGE_SIZE, WIDE, True

@@ -11,11 +11,11 @@ from ...config import SampleAttentionConfig
 from ...plan import Probe, StripePlan
 from ...problem import Problem
 from ...selection.lists import SegmentLists
-from .blocks import select_blocks
+from .blocks import fill_blocks
 from .filtering import Lists, fewest
 from .geometry import Geometry, geometry
 from .layout import LOG2E
-from .mass import Keys, column_mass, mark_not_finite, mean_queries, score
+from .mass import Keys, mark_not_finite, mean_queries, score, write_mass
 from .rows import listed
 
 SCRATCH_BYTES = 2**29
@@ -44,7 +44,7 @@ def select(
         if config.pool is None:  # mean queries see every row of q
             mark_not_finite(q, problem, lists.dense, queries=True)
         if config.chunk_tails is not None:
-            select_blocks(q, keys, config, lists)
+            fill_blocks(q, keys, config, lists)
         elif config.segment is None:
             _select_whole(q, keys, config, lists)
         else:
@@ -70,7 +70,7 @@ def _select_whole(q: Tensor, keys: Keys, config: SampleAttentionConfig, lists: L
     s, facts = keys.problem.sequences, lists.geometry
     mass = torch.empty(*lists.counts.shape, s.max_kv_len, dtype=torch.float32, device=q.device)
     rows = score(q, facts.exact, keys)
-    column_mass(rows, keys, facts.limits, lists.dense, range(1), mass=mass)
+    write_mass(rows, keys, facts.limits, lists.dense, range(1), mass=mass)
     absent = torch.arange(s.max_kv_len, device=q.device) >= s.table[:, 4, None]
     mass.masked_fill_(absent[:, None, None], 0.0)
     outside = mass.sum(-1)
@@ -93,10 +93,10 @@ def _select_segments(q: Tensor, keys: Keys, config: SampleAttentionConfig, lists
         mass = torch.empty(shape, dtype=torch.bfloat16, device=q.device)
         where = keys, facts.limits, lists.dense, segments
         if ranking is None:
-            column_mass(exact, *where, mass=mass, classes=classes)
+            write_mass(exact, *where, mass=mass, classes=classes)
         else:
-            column_mass(ranking, *where, classes=classes)
-            column_mass(exact, *where, mass=mass)
+            write_mass(ranking, *where, classes=classes)
+            write_mass(exact, *where, mass=mass)
         lists.decide(classes, mass, segments, config)
         lists.collect(classes, segments)
 

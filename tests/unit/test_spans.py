@@ -1,0 +1,49 @@
+"""Long calls are computed in spans of rows that change nothing."""
+
+import pytest
+import torch
+
+from sample_attention import SampleAttentionConfig, attend, sample_attention, select, spans
+from sample_attention.problem import Problem
+from sample_attention.testing import assert_matches_oracle, make_qkv
+
+CONFIG = SampleAttentionConfig(
+    dense_prefix=0, window=16, segment=32, pool=8, row_stride=4, coverage=0.8
+)
+
+
+@pytest.mark.parametrize(("q_len", "kv_len"), [(300, 300), (111, 333)], ids=str)
+def test_spans_cover_the_rows_and_end_at_segments(monkeypatch, q_len, kv_len):
+    monkeypatch.setattr(spans, "COLUMNS_AT_ONCE", 1000)
+    q, k, _ = make_qkv(q_len, kv_len)
+    parts = spans.spans(Problem.of(q, k, k), CONFIG)
+    assert len(parts) > 2
+    assert [i for part in parts for i in part] == list(range(q_len))
+    assert all((kv_len - q_len + part.stop) % 32 == 0 for part in parts[:-1])
+
+
+def test_spans_bound_the_columns(monkeypatch):
+    monkeypatch.setattr(spans, "COLUMNS_AT_ONCE", 40_000)
+    q, k, _ = make_qkv(2000)
+    for part in spans.spans(Problem.of(q, k, k), CONFIG):
+        assert -(-len(part) // 32) * part.stop * q.shape[1] <= 40_000
+
+
+@pytest.mark.parametrize("change", [{"dense_tail": 5}, {"window_ratio": 0.1}, {"segment": None}])
+def test_rules_that_know_the_end_are_not_cut(monkeypatch, change):
+    monkeypatch.setattr(spans, "COLUMNS_AT_ONCE", 1000)
+    q, k, _ = make_qkv(300)
+    fields = {"dense_prefix": 0, "pool": None, **change}
+    config = SampleAttentionConfig(**fields)
+    assert spans.spans(Problem.of(q, k, k), config) == [range(300)]
+
+
+@pytest.mark.usefixtures("always_sparse")
+def test_a_call_in_spans_equals_one_in_whole(monkeypatch):
+    q, k, v = make_qkv(111, 333, num_heads=4, num_kv_heads=2)
+    plan = select(q, k, CONFIG)
+    whole = attend(q, k, v, plan).out
+    monkeypatch.setattr(spans, "COLUMNS_AT_ONCE", 3000)
+    out = sample_attention(q, k, v, CONFIG)
+    assert_matches_oracle(out, None, q, k, v, plan)
+    assert torch.equal(out, whole)
