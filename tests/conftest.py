@@ -1,5 +1,9 @@
 """Fixtures of every test: a seed, the backends by name, poisoned memory, repeatable examples."""
 
+import json
+import time
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -10,6 +14,7 @@ from sample_attention.backends import NAMES
 from sample_attention.config import as_config
 from sample_attention.dispatch import backend_of
 from sample_attention.problem import Problem
+from sample_attention.records import Provenance, installed_version
 from sample_attention.testing import nan_poison
 
 settings.register_profile(
@@ -21,6 +26,24 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 settings.load_profile("repeatable")
+
+
+STARTED = time.monotonic()
+
+
+def pytest_addoption(parser):
+    parser.addoption("--record", metavar="PATH", help="write how the tests ended, and on what")
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    path = config.getoption("--record")
+    if path is None:
+        return
+    ends = ("passed", "failed", "error", "skipped")
+    row = {end: len(terminalreporter.stats.get(end, [])) for end in ends}
+    row |= {"seconds": round(time.monotonic() - STARTED), "triton": installed_version("triton")}
+    row |= Provenance.collect("cuda" if torch.cuda.is_available() else "cpu").as_row()
+    Path(path).write_text(json.dumps(row, indent=2) + "\n", "utf-8")
 
 
 def pytest_configure():

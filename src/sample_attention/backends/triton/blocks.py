@@ -18,6 +18,10 @@ ROWS_AT_ONCE = 2**25
 """Flags of kept blocks that are held at once, about."""
 
 
+MASS_LAUNCH = {"num_warps": 8}
+"""With 4 warps the probabilities of a tile do not fit in the registers."""
+
+
 def fill_blocks(q: Tensor, keys: Keys, config: SampleAttentionConfig, lists: Lists) -> None:
     """Fill the lists of every row of blocks."""
     by_column, by_slash = _block_mass(q, keys, config, lists.geometry.exact)
@@ -60,7 +64,7 @@ def _block_mass(
         q, keys.k, rows.at, rows.position, score(q, rows, keys).lse, nearest,
         problem.sequences.table, pages, columns, slashes, q.stride()[:3], keys.k.stride()[:3],
         page_table_stride(pages), keys.scale * LOG2E, **keys.constants(), BLOCK_N=block,
-        SLOTS=slots, num_warps=4,
+        SLOTS=slots, **MASS_LAUNCH,
     )  # fmt: skip
     return columns, _by_distance(slashes, nearest)
 
