@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sample_attention import SampleAttentionConfig, Sequences, attend, reference, select
-from sample_attention.testing import assert_matches_oracle, make_pages, make_qkv, nan_poison
+from sample_attention import SampleAttentionConfig, Sequences, attend, select
+from sample_attention.testing import make_pages, make_qkv, nan_poison
 
 pytestmark = [
     pytest.mark.gpu,
