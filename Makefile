@@ -16,10 +16,10 @@ KEY   := $(shell { pwd; cat pyproject.toml constraints.txt; \
 READY := $(VENV)/.ready-$(KEY)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-gpu lint types layers demo bench-cpu bench-gpu docs clean
+.PHONY: help setup test test-gpu sanitize-gpu lint types layers demo bench-cpu bench-gpu docs clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY) ## create .venv and install the package with all that development needs
 
@@ -38,12 +38,19 @@ $(READY):
 test: setup ## all checks: style, types, layers, then every test and documentation block
 	@$(MAKE) --no-print-directory lint types layers
 	@echo "== kernels in the interpreter"
-	@TRITON_INTERPRET=1 $(PY) -m pytest tests/kernels/test_triton_interpreted.py
+	@TRITON_INTERPRET=1 $(PY) -m pytest -n 2 tests/kernels/test_triton_interpreted.py \
+	  tests/kernels/test_triton_select.py
 	@echo "== tests"
 	@$(PY) -m pytest -m 'not gpu' $(PYTEST)
 
-test-gpu: setup ## the tests that need a GPU
-	@$(PY) -m pytest -m gpu $(PYTEST)
+test-gpu: setup ## the tests that need a GPU: writes benchmarks/records/gpu_tests.json
+	@$(PY) -m pytest -m gpu --record benchmarks/records/gpu_tests.json $(PYTEST)
+
+sanitize-gpu: setup ## selection under compute-sanitizer: reads, writes and races
+	@for tool in memcheck racecheck; do \
+	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 \
+	    $(PY) -m pytest tests/kernels/test_gpu_select.py -k equals_the_reference || exit 1; \
+	done
 
 lint: setup ## style and format
 	@echo "== style"

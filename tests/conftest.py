@@ -1,5 +1,9 @@
 """Fixtures of every test: a seed, the backends by name, poisoned memory, repeatable examples."""
 
+import json
+import time
+from pathlib import Path
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
@@ -7,8 +11,10 @@ from hypothesis import HealthCheck, settings
 import sample_attention as sa
 from sample_attention import policy
 from sample_attention.backends import NAMES
+from sample_attention.config import as_config
 from sample_attention.dispatch import backend_of
 from sample_attention.problem import Problem
+from sample_attention.records import Provenance, installed_version
 from sample_attention.testing import nan_poison
 
 settings.register_profile(
@@ -20,6 +26,24 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 settings.load_profile("repeatable")
+
+
+STARTED = time.monotonic()
+
+
+def pytest_addoption(parser):
+    parser.addoption("--record", metavar="PATH", help="write how the tests ended, and on what")
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    path = config.getoption("--record")
+    if path is None:
+        return
+    ends = ("passed", "failed", "error", "skipped")
+    row = {end: len(terminalreporter.stats.get(end, [])) for end in ends}
+    row |= {"seconds": round(time.monotonic() - STARTED), "triton": installed_version("triton")}
+    row |= Provenance.collect("cuda" if torch.cuda.is_available() else "cpu").as_row()
+    Path(path).write_text(json.dumps(row, indent=2) + "\n", "utf-8")
 
 
 def pytest_configure():
@@ -42,7 +66,8 @@ def select(backend):
     """`sample_attention.select` on a backend; skips with the backend's own reason."""
 
     def call(q, k, config="default", **options):
-        _skip_if_refused(backend, Problem.of(q, k, k, options.get("sequences")), "select")
+        problem = Problem.of(q, k, k, options.get("sequences"))
+        _skip_if_refused(backend, problem, as_config(config))
         with nan_poison():
             return sa.select(q, k, config, backend=backend, **options)
 
@@ -54,7 +79,7 @@ def attend(backend):
     """`sample_attention.attend` on a backend, in memory that holds NaN until it is written."""
 
     def call(q, k, v, plan, **options):
-        _skip_if_refused(backend, Problem.of(q, k, v, plan.sequences), "attend")
+        _skip_if_refused(backend, Problem.of(q, k, v, plan.sequences))
         with nan_poison():
             return sa.attend(q, k, v, plan, backend=backend, **options)
 
@@ -68,7 +93,7 @@ def always_sparse(monkeypatch):
     monkeypatch.setattr(policy, "CROSSOVERS", {"cpu": anywhere})
 
 
-def _skip_if_refused(backend, problem, operation):
-    reason = backend_of(backend).refusal(problem, operation)
+def _skip_if_refused(backend, problem, config=None):
+    reason = backend_of(backend).refusal(problem, config)
     if reason is not None:
         pytest.skip(f"{backend}: {reason}")

@@ -12,7 +12,7 @@ from torch import Tensor
 from ...plan import StripePlan
 from ...problem import Problem
 from .attend_kernel import attend_kernel
-from .layout import LOG2E, needs_int64, page_table_stride
+from .layout import LOG2E, needs_int64, padded_dim, page_table_stride
 
 
 def attend(
@@ -35,7 +35,7 @@ def attend(
         page_table_stride(pages),
         plan.counts.shape[2], plan.segment, plan.dense_tail, tail_tiles, scale * LOG2E,
         NUM_HEADS=problem.num_heads, GROUP=problem.group_size, HEAD_DIM=problem.head_dim,
-        BLOCK_D=triton.next_power_of_2(problem.head_dim), BLOCK_M=block_m,
+        BLOCK_D=padded_dim(problem.head_dim), BLOCK_M=block_m,
         ALIGN=plan.window_alignment, KEY_BLOCK=plan.key_block,
         LISTS_LEFT=plan.segment == block_m == plan.window_alignment, PAGE_SIZE=sequences.page_size,
         WIDE=needs_int64(problem, k, v), ALIKE=k.stride() == v.stride(), **tile,
@@ -52,12 +52,12 @@ def tile_shape(
     starts or ends, the other computes. TFLOP/s on computed pairs at 32K and 128K (head dim 128,
     32/8 heads, lists of 12 and 6 % of the keys), keys x warps x stages: 64 x 8 x 3 375 and 455;
     with all registers 64 x 8 x 6 337 and 402, 128 x 8 x 4 325 and 383, 64 x 4 x 5 202 and 249.
-    Below sm90 a block has less shared memory, and nothing was measured. A paged cache takes one
+    On other GPUs nothing was measured. A paged cache takes one
     stage more, in which the page is looked up; with fewer, the loads of keys wait for the lookup.
     """
     if block_m < 64:
         return {"BLOCK_N": 64, "num_warps": 4, "num_stages": 2 + paged}
-    if head_dim <= 128 and capability >= (9, 0):
+    if head_dim <= 128 and capability[0] == 9:
         return {"BLOCK_N": 64, "num_warps": 8, "num_stages": 3 + paged, "maxnreg": 128}
     return {"BLOCK_N": 64, "num_warps": 8, "num_stages": 2 + paged}
 

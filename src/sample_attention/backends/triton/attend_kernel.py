@@ -119,9 +119,10 @@ def attend_kernel(
 
     d = tl.arange(0, BLOCK_D)
     at = (q_start + rows - offset).to(tl.int64)
-    q_ptr = Q + b * q_strides[0] + h * q_strides[1] + at[:, None] * q_strides[2] + d[None, :]
+    head, kv_head = h.to(tl.int64), (h // GROUP).to(tl.int64)
+    q_ptr = Q + b * q_strides[0] + head * q_strides[1] + at[:, None] * q_strides[2] + d[None, :]
     q = tl.load(q_ptr, mask=valid[:, None] & (d < HEAD_DIM)[None, :], other=0.0)
-    kv_head, from_key = h // GROUP, kv_start.to(tl.int64)
+    from_key = kv_start.to(tl.int64)
     k_base = K + b * k_strides[0] + kv_head * k_strides[1] + from_key * k_strides[2]
     v_base = V + b * v_strides[0] + kv_head * v_strides[1] + from_key * v_strides[2]
     pages = PageTable
@@ -177,8 +178,8 @@ def attend_kernel(
 
     out = acc / tl.where(total > 0, total, 1.0)[:, None]
     out_ptr = (
-        Out + b * out_strides[0] + h * out_strides[1] + at[:, None] * out_strides[2] + d[None, :]
+        Out + b * out_strides[0] + head * out_strides[1] + at[:, None] * out_strides[2] + d[None, :]
     )
     tl.store(out_ptr, out.to(Out.dtype.element_ty), mask=valid[:, None] & (d < HEAD_DIM)[None, :])
     lse = tl.where(total > 0, (m + tl.log2(total)) * 0.6931471805599453, float("-inf"))
-    tl.store(Lse + b * lse_strides[0] + h * lse_strides[1] + at, lse, mask=valid)
+    tl.store(Lse + b * lse_strides[0] + head * lse_strides[1] + at, lse, mask=valid)

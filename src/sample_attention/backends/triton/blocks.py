@@ -18,6 +18,10 @@ ROWS_AT_ONCE = 2**25
 """Flags of kept blocks that are held at once, about."""
 
 
+MASS_LAUNCH = {"num_warps": 8}
+"""With 4 warps the probabilities of a tile do not fit in the registers."""
+
+
 def fill_blocks(q: Tensor, keys: Keys, config: SampleAttentionConfig, lists: Lists) -> None:
     """Fill the lists of every row of blocks."""
     by_column, by_slash = _block_mass(q, keys, config, lists.geometry.exact)
@@ -25,7 +29,8 @@ def fill_blocks(q: Tensor, keys: Keys, config: SampleAttentionConfig, lists: Lis
     columns = _kept(by_column, config.coverage)
     slashes = _kept(by_slash, config.slash_coverage or 1.0)
     slashes[..., 1:] |= slashes[..., :-1].clone()  # a slash crosses two blocks of a row of blocks
-    offset = keys.problem.sequences.table[:, 4] - keys.problem.sequences.table[:, 2]
+    kv_len = keys.problem.sequences.table[:, 4]
+    offset = kv_len - keys.problem.sequences.table[:, 2]
     n, heads, blocks = columns.shape
     step = max(1, ROWS_AT_ONCE // (n * heads * blocks))
     for first in range(0, lists.counts.shape[2], step):
@@ -37,6 +42,8 @@ def fill_blocks(q: Tensor, keys: Keys, config: SampleAttentionConfig, lists: Lis
         on_slash = slashes[:, :, None].expand(index.shape).gather(3, index)
         keep = (columns[:, :, None] | on_slash) & (distance >= 0)[:, None]
         keep |= ~keep.any(-1, keepdim=True) & (distance == 0)[:, None]
+        # a shorter sequence has fewer rows of blocks, and the lists have room for no more
+        keep &= (row * config.key_block < kv_len[:, None])[:, None, :, None]
         lists.keep(keep, segments)
 
 
@@ -45,7 +52,7 @@ def _block_mass(
 ) -> tuple[Tensor, Tensor]:
     """Sampled mass per block of keys and per block of distances: fp32 `[N, H, chunks, blocks]`."""
     problem, block = keys.problem, config.key_block
-    chunks, blocks = config.chunk_tails or 1, -(-problem.sequences.max_kv_len // block)
+    chunks, blocks = rows.at.shape[1], -(-problem.sequences.max_kv_len // block)
     n, heads = len(rows.at), problem.num_heads
     slots = (TILE_ROWS + block - 2) // block + 2
     columns = torch.empty(n, heads, chunks, blocks, dtype=torch.float32, device=q.device)
@@ -57,7 +64,7 @@ def _block_mass(
         q, keys.k, rows.at, rows.position, score(q, rows, keys).lse, nearest,
         problem.sequences.table, pages, columns, slashes, q.stride()[:3], keys.k.stride()[:3],
         page_table_stride(pages), keys.scale * LOG2E, **keys.constants(), BLOCK_N=block,
-        SLOTS=slots, num_warps=4,
+        SLOTS=slots, **MASS_LAUNCH,
     )  # fmt: skip
     return columns, _by_distance(slashes, nearest)
 

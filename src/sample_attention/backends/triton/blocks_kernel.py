@@ -41,8 +41,8 @@ def block_mass_kernel(
     distance = position[:, None] - keys[None, :]
     p = tl.where(distance >= 0, p, 0.0)
     out = ((n * NUM_HEADS + h).to(tl.int64) * chunks + c) * tl.num_programs(0) + j
-    tl.store(Column + out, tl.sum(tl.sum(p, 1), 0))
+    tl.store(Column + out, tl.sum(p))
     slot = distance // BLOCK_N - (tl.load(Nearest + n * chunks + c) - j)
     for i in tl.static_range(SLOTS):
         hit = tl.where((slot == i) & (distance >= 0), p, 0.0)
-        tl.store(Slash + out * SLOTS + i, tl.sum(tl.sum(hit, 1), 0))
+        tl.store(Slash + out * SLOTS + i, tl.sum(hit))

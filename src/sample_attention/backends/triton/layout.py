@@ -20,6 +20,11 @@ def needs_int64(problem: Problem, *tensors: Tensor) -> bool:
     return any(s.max_kv_len * x.stride(2) >= 2**31 for x in tensors)
 
 
+def padded_dim(head_dim: int) -> int:
+    """Head dim of a tile: a power of two, and no less than tensor cores multiply at once."""
+    return max(16, 1 << (head_dim - 1).bit_length())
+
+
 def page_table_stride(page_table: Tensor | None) -> int | None:
     """Elements from one sequence's pages to the next's; None without a page table."""
     return None if page_table is None else page_table.stride(0)

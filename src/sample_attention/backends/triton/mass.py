@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...problem import Problem
 from ...selection.classes import LOWEST_BITS, NUM_CLASSES
-from .layout import LOG2E, needs_int64, page_table_stride
+from .layout import LOG2E, needs_int64, padded_dim, page_table_stride
 from .mass_kernel import (
     column_mass_kernel,
     finite_kernel,
@@ -77,7 +77,7 @@ def mean_queries(q: Tensor, pools: Pools, problem: Problem) -> Tensor:
     launch: Any = mean_query_kernel[(count, problem.num_heads, sequences)]
     launch(
         q, pools.low, pools.high, problem.sequences.table, means, q.stride()[:3], count,
-        HEAD_DIM=dim, BLOCK_D=triton.next_power_of_2(dim), BLOCK_M=32, num_warps=2,
+        HEAD_DIM=dim, BLOCK_D=padded_dim(dim), BLOCK_M=32, num_warps=2,
     )  # fmt: skip
     return means
 
@@ -157,8 +157,8 @@ def write_mass(
             (triton.cdiv(pitch, COLUMN_LAUNCH["BLOCK_N"]), heads * count, n)
         ]
         launch(
-            rows.q, keys.k, table.at, table.edges, rows.lse, table.share, *shared, **constants,
-            TILES=tiles, BLOCK_TILES=triton.next_power_of_2(tiles), **COLUMN_LAUNCH,
+            rows.q, keys.k, table.at, table.edges, rows.lse, table.share, *shared, tiles,
+            **constants, BLOCK_TILES=triton.next_power_of_2(tiles), **COLUMN_LAUNCH,
         )  # fmt: skip
 
 
@@ -166,6 +166,6 @@ def _layout(x: Tensor, problem: Problem) -> dict[str, int]:
     """Compile-time facts of how a tensor of keys lies in memory."""
     dim = problem.head_dim
     return {
-        "HEAD_DIM": dim, "BLOCK_D": 1 << (dim - 1).bit_length(),
+        "HEAD_DIM": dim, "BLOCK_D": padded_dim(dim),
         "PAGE_SIZE": problem.sequences.page_size, "WIDE": needs_int64(problem, x),
     }  # fmt: skip

@@ -30,7 +30,7 @@ def mean_query_kernel(
     offset = tl.load(Table + n * 5 + 4) - tl.load(Table + n * 5 + 2)
     q_start = tl.load(Table + n * 5 + 1) - offset
     d = tl.arange(0, BLOCK_D)
-    base = Q + b * q_strides[0] + h * q_strides[1]
+    base = Q + b * q_strides[0] + h.to(tl.int64) * q_strides[1]
     total = tl.zeros([BLOCK_D], tl.float32)
     for first in range(low, high, BLOCK_M):
         p = first + tl.arange(0, BLOCK_M)
@@ -56,7 +56,7 @@ def finite_kernel(
     b = tl.load(Table + n * 5).to(tl.int64)
     start, length = tl.load(Table + n * 5 + FIRST).to(tl.int64), tl.load(Table + n * 5 + FIRST + 1)
     rows = i * TOKENS + tl.arange(0, TOKENS)
-    base = X + b * strides[0] + h * strides[1] + start * strides[2]
+    base = X + b * strides[0] + h.to(tl.int64) * strides[1] + start * strides[2]
     pages = page_pointer(PageTable, n, page_table_stride, PAGE_SIZE)
     x = load_keys(
         base, rows, rows < length, pages, strides, HEAD_DIM, BLOCK_D, PAGE_SIZE, WIDE, True
@@ -88,7 +88,8 @@ def key_pointer(K, Table, n, h, k_strides, GROUP: tl.constexpr):
     """Pointer to the first key of sequence n that head h sees."""
     b = tl.load(Table + n * 5).to(tl.int64)
     start = tl.load(Table + n * 5 + 3).to(tl.int64)
-    return K + b * k_strides[0] + h // GROUP * k_strides[1] + start * k_strides[2]
+    kv_head = (h // GROUP).to(tl.int64)
+    return K + b * k_strides[0] + kv_head * k_strides[1] + start * k_strides[2]
 
 
 @triton.jit
@@ -106,7 +107,7 @@ def query_pointer(Q, Table, n, h, q_strides, BY_SEQUENCE: tl.constexpr):
     b = n.to(tl.int64)
     if not BY_SEQUENCE:
         b = tl.load(Table + n * 5).to(tl.int64)
-    return Q + b * q_strides[0] + h * q_strides[1]
+    return Q + b * q_strides[0] + h.to(tl.int64) * q_strides[1]
 
 
 @triton.jit
@@ -257,30 +258,30 @@ def segment_mass_kernel(
 @triton.jit
 def column_mass_kernel(
     Q, K, At, Edge, Lse, Share, Table, PageTable, Mass, Class, q_strides, k_strides,
-    page_table_stride, first_segment, last_segment, num_segments, pitch, scale,
+    page_table_stride, first_segment, last_segment, num_segments, pitch, scale, tiles,
     NUM_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
-    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, TILES: tl.constexpr, BLOCK_TILES: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_TILES: tl.constexpr,
     LOWEST_BITS: tl.constexpr, HIGHEST_CLASS: tl.constexpr,
     PAGE_SIZE: tl.constexpr, WIDE: tl.constexpr, BY_SEQUENCE: tl.constexpr,
 ):  # fmt: skip
-    """`segment_mass_kernel` for segments of TILES tiles of rows: keys stay and rows stream by.
+    """`segment_mass_kernel` for segments of several tiles of rows: keys stay and rows stream by.
 
     The second axis of the grid counts heads and segments. Everything up to the pitch is written.
-    BLOCK_TILES: a power of two, at least TILES.
+    BLOCK_TILES: a power of two, at least `tiles`, which grows with the call and compiles nothing.
     """
     n, h = tl.program_id(2), tl.program_id(1) % NUM_HEADS
     segment = first_segment + tl.program_id(1) // NUM_HEADS
     head = (n * NUM_HEADS + h).to(tl.int64)
-    first_row = segment * TILES * BLOCK_M
-    At += n * num_segments * TILES * BLOCK_M + first_row
-    Edge += n * num_segments * TILES * BLOCK_M + first_row
-    Lse += head * num_segments * TILES * BLOCK_M + first_row
+    first_row = segment * tiles * BLOCK_M
+    At += n * num_segments * tiles * BLOCK_M + first_row
+    Edge += n * num_segments * tiles * BLOCK_M + first_row
+    Lse += head * num_segments * tiles * BLOCK_M + first_row
     start = tl.program_id(0) * BLOCK_N
     keys = start + tl.arange(0, BLOCK_N)
     # edges rise with the rows: from which tile on are some of these keys counted, and all of them
     t = tl.arange(0, BLOCK_TILES)
-    low = tl.load(Edge + t * BLOCK_M, mask=t < TILES, other=2147483647)
-    high = tl.load(Edge + t * BLOCK_M + BLOCK_M - 1, mask=t < TILES, other=2147483647)
+    low = tl.load(Edge + t * BLOCK_M, mask=t < tiles, other=2147483647)
+    high = tl.load(Edge + t * BLOCK_M + BLOCK_M - 1, mask=t < tiles, other=2147483647)
     some_from = tl.sum((high <= start).to(tl.int32))
     all_from = tl.maximum(tl.sum((low < start + BLOCK_N).to(tl.int32)), some_from)
 
@@ -298,7 +299,7 @@ def column_mass_kernel(
         q = load_rows(Q, tl.load(At + row), q_strides[2], HEAD_DIM, BLOCK_D)
         p = tl.exp2(tl.dot(k, tl.trans(q)) * scale - tl.load(Lse + row)[None, :])
         mass += tl.sum(tl.where(keys[:, None] < tl.load(Edge + row)[None, :], p, 0.0), 1)
-    for i in range(all_from, TILES):
+    for i in range(all_from, tiles):
         row = i * BLOCK_M + c
         q = load_rows(Q, tl.load(At + row), q_strides[2], HEAD_DIM, BLOCK_D)
         p = tl.exp2(tl.dot(k, tl.trans(q)) * scale - tl.load(Lse + row)[None, :])

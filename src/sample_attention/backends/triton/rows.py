@@ -96,7 +96,7 @@ def pools(problem: Problem, config: SampleAttentionConfig, segments: int) -> Poo
 def tails(problem: Problem, config: SampleAttentionConfig) -> RowTable:
     """The last rows of each of `chunk_tails` equal chunks of the call; G counts chunks."""
     offset, kv_len = _extent(problem)
-    q_len, most = kv_len - offset, config.chunk_tails or 1
+    q_len, most = kv_len - offset, min(config.chunk_tails or 1, problem.sequences.max_q_len)
     c = _steps(most, offset.device)[:, None]
     chunks = q_len.clamp(max=most)  # more chunks than rows: every row is one
     start, stop = (((c + i).long() * q_len // chunks).int() + offset for i in (0, 1))

@@ -1,0 +1,64 @@
+"""When a selection in low precision is the right one."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from sample_attention import reference
+from sample_attention.config import CLASSES_PER_OCTAVE
+from sample_attention.testing import plan_masks
+
+
+@pytest.fixture
+def assert_selected():
+    """Check a plan against `reference.select` in fp64, up to what rounding may turn.
+
+    Kept are no fewer pairs than the reference keeps for a coverage one rounding lower, and no more
+    than for one rounding higher. Beyond that only columns whose ranks lie within one class of each
+    other may differ, which is where a rounded rank falls into the next class.
+    """
+    return _assert_selected
+
+
+def _assert_selected(plan, q, k, config, n=0):
+    """For sequence `n` of the plan: q `[H, Sq, D]` and k `[Hkv, Skv, D]`."""
+    q, k, rounding = q.cpu().double(), k.cpu().double(), torch.finfo(q.dtype).eps / 2
+    given, expected = plan_masks(plan, n).cpu(), reference.select(q, k, config)
+    if torch.equal(given, expected):
+        return
+    sums = k.shape[1] * torch.finfo(torch.float32).eps
+    if config.segment is not None:  # masses are stored in bf16
+        held = 1 - config.coverage if config.residual else config.coverage
+        sums += torch.finfo(torch.bfloat16).eps * held
+    fewest, most = (reference.select(q, k, _covering(config, x)) for x in (1 - sums, 1 + sums))
+    wrong = (given & ~most) | (fewest & ~given)
+    assert config.segment is not None or not wrong.any(), f"{int(wrong.sum())} pairs"
+    largest = q.shape[-1] ** -0.5 * q.norm(dim=-1).max() * k.norm(dim=-1).max()
+    step = (1 + 1 / CLASSES_PER_OCTAVE) * math.exp(2 * rounding * float(largest) + sums)
+    segment = torch.arange(k.shape[1] - q.shape[1], k.shape[1]) // config.segment
+    for h, g in {(h, int(segment[i])) for h, i in wrong.any(-1).nonzero().tolist()}:
+        ranks = _ranks(q[h], k[h * len(k) // len(q)], segment == g, config)
+        ranks = ranks[wrong[h, segment == g].any(0)]
+        assert ranks.max() <= ranks.min() * step, (
+            f"head {h}, segment {g}: {len(ranks)} columns of ranks {ranks.min()} to {ranks.max()}"
+        )
+
+
+def _covering(config, factor):
+    shares = {"coverage": min(1.0, config.coverage * factor)}
+    if config.slash_coverage is not None:
+        shares["slash_coverage"] = min(1.0, config.slash_coverage * factor)
+    return replace(config, **shares)
+
+
+def _ranks(q, k, rows, config):
+    """What the reference ranks columns by, for the rows of one segment."""
+    p = torch.arange(len(k) - len(q), len(k))[:, None]
+    edge = p // config.window_alignment * config.window_alignment - config.window_for(len(k))
+    outside = (torch.arange(len(k)) <= edge)[rows]
+    if config.pool is not None:
+        return reference._pooled_rank(q[rows], k, p[rows], outside, config, None)
+    probability = reference.probabilities(q[None], k[None])[0, rows] * outside
+    return probability[(p[rows, 0] % config.row_stride) == config.row_stride // 2].mean(0)
