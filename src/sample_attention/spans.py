@@ -27,8 +27,11 @@ def spans(problem: Problem, config: SampleAttentionConfig) -> list[range]:
     offset, heads = s.max_kv_len - s.max_q_len, len(s.table) * problem.num_heads
     cuts = [offset]
     while cuts[-1] < s.max_kv_len:
-        segments = 1
-        while heads * (segments + 1) * (cuts[-1] + segments * size) <= COLUMNS_AT_ONCE:
+        segments, left = 1, -(-s.max_kv_len // size) - cuts[-1] // size
+        while (
+            segments < left
+            and heads * (segments + 1) * (cuts[-1] + segments * size) <= COLUMNS_AT_ONCE
+        ):
             segments += 1
         cuts.append(min((cuts[-1] // size + segments) * size, s.max_kv_len))
     return [range(lo - offset, hi - offset) for lo, hi in itertools.pairwise(cuts)]
