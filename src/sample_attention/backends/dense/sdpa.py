@@ -8,6 +8,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from ...problem import Sequences
 from ..eager.flash import attention_with_lse, merge
 from .base import Facts
+from .gpu import aligned
 
 
 class SdpaAttention:
@@ -28,6 +29,8 @@ class SdpaAttention:
     ) -> tuple[Tensor, None]:
         """See `DenseProvider.__call__`."""
         del sequences
+        if q.is_cuda:  # rows of odd strides gave wrong results (torch 2.11, H100)
+            q, k, v = (aligned(x) for x in (q, k, v))
         out = scaled_dot_product_attention(
             q, k, v, is_causal=q.shape[2] > 1, scale=scale, enable_gqa=q.shape[1] > k.shape[1]
         )

@@ -43,13 +43,14 @@ def _fused(
         return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             q, k, v, 0.0, causal, attn_mask=bias, scale=scale
         )
-    scores = (q @ k.mT).to(_accumulator(q.dtype)) * scale
+    exact = _accumulator(q.dtype)  # a product in halves would round the scores
+    scores = (q.to(exact) @ k.mT.to(exact)) * scale
     if causal:
         mask = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).tril()
     if mask is not None:
         scores.masked_fill_(~mask, -torch.inf)
     lse = scores.logsumexp(-1)
-    return torch.exp(scores - lse[..., None]).to(v.dtype) @ v, lse
+    return (torch.exp(scores - lse[..., None]) @ v.to(exact)).to(v.dtype), lse
 
 
 def merge(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor) -> None:
