@@ -1,0 +1,141 @@
+"""What one method does to one prompt: a prefill, then everything else dense on its cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..analysis.generation import continue_greedily, last_logits
+from ..integrations.transformers import LayerStatistics
+from ..models import LoadedModel
+from .methods import Method
+from .prompts import Sample
+from .tasks.texts import measured_tokens
+
+ROWS_AT_ONCE = 256
+"""Rows whose next-token distributions are compared in one go, in fp32."""
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One prompt under one method.
+
+    Attributes:
+        score: of what was written; of real text the share of the tokens that are the likeliest.
+        answer_logprob: natural logarithm of the probability of the right answer; of real text the
+            mean over its tokens.
+        density: computed pairs over causal pairs, mean over layers and heads.
+        retained_mass: dense probability on them, mean over held-out rows of the sparse layers;
+            None: not measured.
+        kl: of real text KL(dense || method) of the next token in nats, mean over tokens.
+        agreement: of real text the share of tokens whose likeliest successor is that of dense.
+    """
+
+    score: float
+    answer_logprob: float
+    density: float = 1.0
+    retained_mass: float | None = None
+    kl: float | None = None
+    agreement: float | None = None
+
+
+@torch.inference_mode()
+def measure_answer(
+    loaded: LoadedModel, sample: Sample, method: Method, *, routed: bool = False
+) -> Measurement:
+    """Prefill by the method, measure the right answer, and write an answer, on the same cache.
+
+    Args:
+        loaded: the model.
+        sample: the prompt.
+        method: attends in the prefill.
+        routed: short prompts run dense, as the policy decides.
+    """
+    model: Any = loaded.model
+    token_ids = _batch(loaded, sample.token_ids)
+    with method.attending(loaded.model, token_ids, routed=routed) as recorder:
+        result = model(input_ids=token_ids, use_cache=True, **last_logits(loaded.model))
+    cache, first = result.past_key_values, result.logits[0, -1:]
+    logprob = _answer_logprob(loaded, cache, first, sample.target_ids)
+    cache.crop(token_ids.shape[1])
+    written = continue_greedily(loaded.model, cache, int(first.argmax()), sample.max_new_tokens)
+    output = str(loaded.tokenizer.decode(list(written), skip_special_tokens=True))
+    density, mass = _summary(recorder.layers)
+    return Measurement(sample.score(output), logprob, density, mass)
+
+
+def _answer_logprob(
+    loaded: LoadedModel, cache: object, first: Tensor, target_ids: Sequence[int]
+) -> float:
+    """Of the whole answer after the prompt in the cache; `first` holds logits `[1, V]`."""
+    model: Any = loaded.model
+    target = _batch(loaded, target_ids)
+    logits = first
+    if len(target_ids) > 1:
+        result = model(input_ids=target[:, :-1], past_key_values=cache, use_cache=True)
+        logits = torch.cat([first, result.logits[0]])
+    chosen = logits.float().log_softmax(-1).gather(1, target[0, :, None])
+    return float(chosen.double().sum())
+
+
+@torch.inference_mode()
+def text_logits(
+    loaded: LoadedModel, token_ids: Sequence[int], method: Method, *, routed: bool = False
+) -> tuple[Tensor, float, float | None]:
+    """Read a passage by the method.
+
+    Args:
+        loaded: the model.
+        token_ids: the passage.
+        method: attends.
+        routed: short prompts run dense, as the policy decides.
+
+    Returns:
+        logits `[T, V]` that predict the last `T = measured_tokens(length)` tokens, the density,
+        and the retained mass or None.
+    """
+    model: Any = loaded.model
+    batch = _batch(loaded, token_ids)
+    rows = measured_tokens(len(token_ids)) + 1
+    with method.attending(loaded.model, batch, routed=routed) as recorder:
+        result = model(input_ids=batch, use_cache=False, **last_logits(loaded.model, rows))
+    return result.logits[0, -rows:-1], *_summary(recorder.layers)
+
+
+@torch.inference_mode()
+def compare_text(
+    token_ids: Sequence[int], read: tuple[Tensor, float, float | None], dense: Tensor
+) -> Measurement:
+    """What a method made of a passage, as `text_logits` gave it, next to dense logits `[T, V]`."""
+    logits, density, mass = read
+    targets = torch.tensor(list(token_ids)[-len(logits) :], device=logits.device)
+    parts: list[Tensor] = []
+    for rows in range(0, len(logits), ROWS_AT_ONCE):
+        part = slice(rows, rows + ROWS_AT_ONCE)
+        ours, exact = (x[part].float().log_softmax(-1) for x in (logits, dense))
+        best, target = ours.argmax(-1), targets[part]
+        parts.append(torch.stack([
+            (best == target).double(),
+            ours.gather(1, target[:, None])[:, 0].double(),
+            (exact.exp() * (exact - ours)).sum(-1).double(),
+            (best == exact.argmax(-1)).double(),
+        ]))  # fmt: skip
+    score, logprob, kl, agreement = torch.cat(parts, 1).mean(1).tolist()
+    return Measurement(score, logprob, density, mass, max(0.0, kl), agreement)
+
+
+def _batch(loaded: LoadedModel, token_ids: Sequence[int]) -> Tensor:
+    return torch.tensor([list(token_ids)], device=loaded.model.device)
+
+
+def _summary(layers: Sequence[LayerStatistics]) -> tuple[float, float | None]:
+    """Density over all layers and retained mass over those that measured it; dense: 1 and None."""
+    if not layers:
+        return 1.0, None
+    density = float(torch.cat([x.density for x in layers]).mean())
+    mass = [x.retained_mass_mean for x in layers if x.retained_mass_mean is not None]
+    return density, float(torch.cat(mass).nanmean()) if mass else None

@@ -1,0 +1,128 @@
+"""What attends in a prefill: dense attention, ours at any setting, or another sparse method."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from ..bench.dense import dense_providers
+from ..bench.ttft import attention_problem, dense_attention
+from ..config import SampleAttentionConfig
+from ..errors import InvalidConfig
+from ..integrations.transformers import Recorder, sample_attention_prefill
+from ..policy import always_sparse
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+DENSE = "dense"
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way to prefill.
+
+    Attributes:
+        name: as records state it.
+        setting: what differs from the named setting, such as `coverage=0.9`; empty: nothing.
+        config: how keys are selected; None: dense attention.
+    """
+
+    name: str
+    setting: str = ""
+    config: SampleAttentionConfig | None = None
+
+    @property
+    def label(self) -> str:
+        """Name and setting, as `parse_method` reads it."""
+        return f"{self.name}:{self.setting}" if self.setting else self.name
+
+    @property
+    def facts(self) -> dict[str, Any] | None:
+        """All fields of the configuration; None for dense attention."""
+        return None if self.config is None else asdict(self.config)
+
+    def measuring(self, held_out: int) -> Method:
+        """The method with rows held out on which retained mass is measured; 0: as it is."""
+        if self.config is None or not held_out:
+            return self
+        return replace(self, config=replace(self.config, held_out=held_out))
+
+    @contextmanager
+    def attending(
+        self, model: PreTrainedModel, token_ids: Tensor, *, routed: bool
+    ) -> Generator[Recorder]:
+        """Let a model prefill one prompt by this method inside a `with` block.
+
+        Dense attention on a GPU is that of the fastest provider, on a CPU the model's own.
+
+        Args:
+            model: a causal language model.
+            token_ids: the prompt, int64 `[1, S]`.
+            routed: short prompts run dense, as the policy decides; else all run sparse.
+
+        Yields:
+            The recorder, without entries for dense attention.
+        """
+        if self.config is not None:
+            with (
+                nullcontext() if routed else always_sparse(),
+                sample_attention_prefill(model, self.config, record=True) as recorder,
+            ):
+                yield recorder
+        elif model.device.type == "cpu":
+            yield Recorder(active=False)
+        else:
+            provider = dense_providers((), attention_problem(model, token_ids))[0]
+            with dense_attention(model, provider):
+                yield Recorder(active=False)
+
+
+def parse_methods(texts: Sequence[str]) -> list[Method]:
+    """Each method once, dense attention first: all others are compared with it.
+
+    Raises:
+        InvalidConfig: see `parse_method`.
+    """
+    return list(dict.fromkeys([Method(DENSE), *map(parse_method, texts)]))
+
+
+def parse_method(text: str) -> Method:
+    """The method of `NAME` or `NAME:KEY=VALUE,KEY=VALUE`.
+
+    Raises:
+        InvalidConfig: there is no such method or setting.
+    """
+    name, _, setting = text.partition(":")
+    if name == DENSE:
+        if setting:
+            raise InvalidConfig(f"method {text}: dense attention has no settings")
+        return Method(DENSE)
+    given = dict(_assignment(text, part) for part in setting.split(",") if part)
+    config = SampleAttentionConfig.preset(name, **given)
+    canonical = ",".join(f"{key}={_shown(value)}" for key, value in sorted(given.items()))
+    return Method(name, canonical, config)
+
+
+def _assignment(text: str, part: str) -> tuple[str, Any]:
+    key, separator, value = part.partition("=")
+    try:
+        parsed = json.loads("null" if value == "none" else value)
+    except ValueError:
+        separator = ""
+        parsed = None
+    if not separator:
+        raise InvalidConfig(
+            f"method {text}: write NAME:KEY=VALUE,KEY=VALUE, a value being a number, true, false "
+            f"or none; '{part}' is not that"
+        )
+    return key.strip(), parsed
+
+
+def _shown(value: object) -> str:
+    return "none" if value is None else json.dumps(value)

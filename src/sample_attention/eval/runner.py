@@ -1,0 +1,226 @@
+"""Cells to rows: the same prompts for every method, dense first, what is known left out."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from ..bench.origin import Row, origin
+from ..errors import PromptTooLong
+from ..models import LoadedModel
+from .measure import Measurement, compare_text, measure_answer, text_logits
+from .methods import DENSE, Method
+from .prompts import Sample
+from .statistics import mean_interval
+from .suites import Cell
+from .tasks.texts import TextTask
+
+IDENTITY = (
+    "model", "yarn", "dtype", "length", "task", "n_wanted", "method", "setting", "config", "seed",
+    "routed", "held_out",
+)  # fmt: skip
+"""What makes two rows the same measurement."""
+
+
+@dataclass(frozen=True)
+class RunSettings:
+    """How cells are measured.
+
+    Attributes:
+        model_name: as records state it.
+        yarn: factor by which the context of the model was stretched; None: as it was trained.
+        seed: of the prompts.
+        routed: short prompts run dense, as the policy decides; else all run sparse.
+        held_out: rows per segment on which retained mass is measured; 0: it is not.
+        minutes: no cell is begun after these; None: all are.
+        skip_below: tasks that dense attention scores lower on tell nothing: no other method runs.
+    """
+
+    model_name: str
+    yarn: float | None = None
+    seed: int = 0
+    routed: bool = False
+    held_out: int = 0
+    minutes: float | None = None
+    skip_below: float = 0.3
+
+
+def identity_of(row: Mapping[str, object]) -> str:
+    """A text that is the same for rows of the same measurement."""
+    return json.dumps([row.get(name) for name in IDENTITY], sort_keys=True)
+
+
+def measure_cells(
+    loaded: LoadedModel, cells: Sequence[Cell], settings: RunSettings, known: Sequence[Row] = (),
+    on_prompt: Callable[[str], None] = lambda _: None,
+) -> Iterator[Row]:  # fmt: skip
+    """Measure the cells whose rows are not known, in their order.
+
+    Args:
+        loaded: the model.
+        cells: what to measure; dense attention is measured before any other method of a task.
+        settings: how.
+        known: rows of earlier runs.
+        on_prompt: called after every prompt, with the cell.
+
+    Yields:
+        A row as soon as its cell is measured; one that names the reason where it is skipped.
+
+    Raises:
+        PromptTooLong: a length beyond the context of the model.
+        InvalidInput: prompts of a task cannot be made.
+    """
+    longest = max((cell.length for cell in cells), default=0)
+    if longest > loaded.context_length:
+        raise PromptTooLong(
+            f"{longest} tokens: {loaded.name} accepts {loaded.context_length}; choose shorter "
+            "lengths, a model with a longer context, or stretch it with --yarn"
+        )
+    run = _Run(loaded, settings, {identity_of(row): row for row in known}, on_prompt)
+    deadline = None if settings.minutes is None else time.monotonic() + 60 * settings.minutes
+    for cell in cells:
+        for part in (Cell(cell.length, cell.task, Method(DENSE), cell.n), cell):
+            if deadline is not None and time.monotonic() > deadline:
+                return
+            row = run.row_of(part)
+            if row is not None:
+                yield row
+
+
+@dataclass
+class _Run:
+    """The state of a run: known rows, and the prompts of the task at hand."""
+
+    loaded: LoadedModel
+    settings: RunSettings
+    known: dict[str, Row]
+    on_prompt: Callable[[str], None]
+    facts: Row = field(init=False)
+    prompts: _Prompts = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.facts = origin(self.loaded.model.device, self.settings.seed)
+        self.prompts = _Prompts(self.loaded, self.settings)
+
+    def row_of(self, cell: Cell) -> Row | None:
+        """The row of a cell; None when it is known."""
+        row = self._shared(cell)
+        if identity_of(row) in self.known:
+            return None
+        reason = self._reason_to_skip(cell)
+        values = _skipped(reason) if reason else self._measured(cell)
+        row |= {**values, **self.facts}
+        self.known[identity_of(row)] = row
+        return row
+
+    def _shared(self, cell: Cell) -> Row:
+        settings, method = self.settings, cell.method.measuring(self.settings.held_out)
+        return {
+            "model": settings.model_name, "yarn": settings.yarn,
+            "dtype": str(self.loaded.model.dtype).removeprefix("torch."), "length": cell.length,
+            "task": cell.task.name, "n_wanted": cell.n, "method": method.name,
+            "setting": method.setting, "config": method.facts, "seed": settings.seed,
+            "routed": settings.routed, "held_out": settings.held_out,
+        }  # fmt: skip
+
+    def _reason_to_skip(self, cell: Cell) -> str | None:
+        if cell.method.name == DENSE or isinstance(cell.task, TextTask):
+            return None
+        dense = self.known[identity_of(self._shared(_dense(cell)))]
+        score: Any = dense["score"]
+        if score >= self.settings.skip_below:
+            return None
+        return f"dense attention scores {score:.2f}, below {self.settings.skip_below:g}"
+
+    def _measured(self, cell: Cell) -> Row:
+        label = f"{cell.length} {cell.task.name} {cell.method.label}"
+        measured: list[Measurement] = []
+        for one in self.prompts.measurements(cell):
+            measured.append(one)
+            self.on_prompt(label)
+        depths = None if isinstance(cell.task, TextTask) else self.prompts.depths(cell)
+        return _values(measured, depths)
+
+
+@dataclass
+class _Prompts:
+    """Prompts of the last task and length, and the dense logits of its passages."""
+
+    loaded: LoadedModel
+    settings: RunSettings
+    key: tuple[object, ...] = ()
+    samples: list[Sample] = field(default_factory=lambda: [])
+    passages: list[tuple[tuple[int, ...], Tensor]] = field(default_factory=lambda: [])
+
+    def measurements(self, cell: Cell) -> Iterator[Measurement]:
+        """One per prompt."""
+        self._make(cell)
+        method = cell.method.measuring(self.settings.held_out)
+        for sample in self.samples:
+            yield measure_answer(self.loaded, sample, method, routed=self.settings.routed)
+        for ids, dense in self.passages:
+            if method.name == DENSE:
+                yield compare_text(ids, (dense, 1.0, None), dense)
+            else:
+                read = text_logits(self.loaded, ids, method, routed=self.settings.routed)
+                yield compare_text(ids, read, dense)
+
+    def depths(self, cell: Cell) -> list[float] | None:
+        """Where the answers stand; None where that is not one place."""
+        self._make(cell)
+        found = [x.depth for x in self.samples if x.depth is not None]
+        return found if len(found) == len(self.samples) else None
+
+    def _make(self, cell: Cell) -> None:
+        key = cell.length, cell.task, cell.n
+        if key == self.key:
+            return
+        self.samples, self.passages, self.key = [], [], ()  # frees memory before more is taken
+        wanted = self.loaded.tokenizer, cell.length, cell.n, self.settings.seed
+        if isinstance(cell.task, TextTask):
+            for ids in cell.task.passages(*wanted):
+                logits, _, _ = text_logits(self.loaded, ids, Method(DENSE))
+                self.passages.append((ids, logits))
+        else:
+            self.samples = cell.task.samples(*wanted)
+        self.key = key
+
+
+def _dense(cell: Cell) -> Cell:
+    return Cell(cell.length, cell.task, Method(DENSE), cell.n)
+
+
+def _skipped(reason: str) -> Row:
+    names = ("score", "answer_logprob", "ci95", "density", "retained_mass_mean")
+    return {"n": 0, **dict.fromkeys(names), "skipped": reason}
+
+
+def _values(measured: Sequence[Measurement], depths: list[float] | None) -> Row:
+    """Means, and the values of every prompt, from which differences between methods are paired."""
+    scores = [x.score for x in measured]
+    estimate = mean_interval(scores)
+    row: Row = {
+        "n": len(measured), "score": estimate.mean,
+        "answer_logprob": _mean([x.answer_logprob for x in measured]),
+        "ci95": [estimate.low, estimate.high], "density": _mean([x.density for x in measured]),
+        "retained_mass_mean": _mean([x.retained_mass for x in measured]),
+        "scores": scores, "logprobs": [x.answer_logprob for x in measured],
+        "densities": [x.density for x in measured],
+    }  # fmt: skip
+    if depths is not None:
+        row["depths"] = depths
+    if measured[0].kl is not None:
+        row["kl"] = _mean([x.kl for x in measured])
+        row["kls"] = [x.kl for x in measured]
+        row["agreement"] = _mean([x.agreement for x in measured])
+    return row
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [x for x in values if x is not None]
+    return sum(known) / len(known) if known else None
