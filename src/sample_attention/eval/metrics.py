@@ -1,9 +1,15 @@
 """Scores of what a model wrote, in [0, 1], as the benchmarks define them.
 
-RULER: `contains_all`, `contains_any`. BABILong: `one_label`. LongBench: `token_f1`, `rouge_l`,
-`right_numbers`, `paragraph_number`, `named_class`, `code_similarity`. InfiniteBench: `first_number`,
-`contains_word`, `option_letter`, `last_number`, `leading_numbers`,
-`character_f1`. Where there are several right answers, the best match counts.
+| benchmark     | metrics                                                                      |
+|---------------|------------------------------------------------------------------------------|
+| RULER         | `contains_all`, `contains_any`                                               |
+| BABILong      | `one_label`                                                                  |
+| LongBench     | `token_f1`, `rouge_l`, `right_numbers`, `paragraph_number`, `named_class`,   |
+|               | `code_similarity`                                                            |
+| InfiniteBench | `first_number`, `contains_word`, `option_letter`, `last_number`,             |
+|               | `leading_numbers`, `character_f1`, `token_f1`, `rouge_l`                     |
+
+Where there are several right answers, the best match counts.
 """
 
 from __future__ import annotations
