@@ -28,7 +28,7 @@ from ..bench.capture import (
 from ..bench.inputs import Shape, random_inputs
 from ..bench.origin import Row, origin
 from ..bench.plot import plot_records
-from ..bench.tables import Record, read_records, source_of, tables_of
+from ..bench.tables import RecordTable, read_records, source_of, tables_of
 from ..bench.ttft import OURS, measure_ttft, prompt_facts
 from ..config import SampleAttentionConfig
 from ..errors import InvalidInput
@@ -157,7 +157,7 @@ def bench_attention(options: AttentionOptions, destination: Destination) -> None
         for row in _attention_rows(options, device, dtype):
             full = row if gflops is None else with_floor(row, gflops)
             rows.append({**full, **facts})
-            _keep(rows[-1], destination)
+            keep_row(rows[-1], destination)
             advance(f"{source_of(row)}, {row['seq_len']} tokens")
     _show(rows, destination)
 
@@ -187,7 +187,7 @@ def bench_ttft(options: TtftOptions, destination: Destination) -> None:
             chosen = ours if row["method"] == OURS else dict.fromkeys(ours)
             shared = prompt_facts(options.prompt, loaded, token_ids)
             rows.append({**shared, **row, **chosen, **facts})
-            _keep(rows[-1], destination)
+            keep_row(rows[-1], destination)
     _show(rows, destination)
 
 
@@ -203,7 +203,7 @@ def bench_report(paths: Sequence[Path], *, markdown: bool, plot: Path | None) ->
     if markdown:
         print("\n\n".join(table.markdown() for table in tables_of(records)))
     else:
-        _print(records)
+        print_tables(tables_of(records))
     if plot is not None:
         plot_records(records, plot)
         messages().print(f"wrote {plot}")
@@ -237,7 +237,8 @@ def _check_lengths(lengths: Sequence[int]) -> None:
         raise InvalidInput(f"--lengths {min(lengths)}: a prompt has at least one token")
 
 
-def _keep(row: Row, destination: Destination) -> None:
+def keep_row(row: Row, destination: Destination) -> None:
+    """Append a row to the file and print it, as far as either is asked for."""
     if destination.output is not None:
         append_record(destination.output, row)
     if destination.as_json:
@@ -247,13 +248,14 @@ def _keep(row: Row, destination: Destination) -> None:
 def _show(rows: list[Row], destination: Destination) -> None:
     if destination.as_json:
         return
-    _print(rows)
+    print_tables(tables_of(rows))
     if destination.output is not None:
         messages().print(f"appended {len(rows)} records to {destination.output}")
 
 
-def _print(records: Sequence[Record]) -> None:
-    for table in tables_of(records):
+def print_tables(tables: Sequence[RecordTable]) -> None:
+    """Print tables on stdout, never cut off."""
+    for table in tables:
         shown = Table(title=table.title, title_justify="left", title_style="bold")
         for i, header in enumerate(table.headers):
             shown.add_column(header, justify="right" if i else "left", no_wrap=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,9 +13,15 @@ from torch import Tensor
 from ..analysis.generation import continue_greedily, last_logits
 from ..integrations.transformers import LayerStatistics
 from ..models import LoadedModel
-from .methods import Method
+from .methods import Contender
 from .prompts import Sample
 from .tasks.texts import measured_tokens
+
+CLOSE = 0.03
+"""A density within this share of the one asked for ends the search."""
+
+CLOSEST_DIALS = 2**-9
+"""The search also ends where two points of a method's range are this near."""
 
 ROWS_AT_ONCE = 256
 """Rows whose next-token distributions are compared in one go, in fp32."""
@@ -45,7 +52,7 @@ class Measurement:
 
 @torch.inference_mode()
 def measure_answer(
-    loaded: LoadedModel, sample: Sample, method: Method, *, routed: bool = False
+    loaded: LoadedModel, sample: Sample, method: Contender, *, routed: bool = False
 ) -> Measurement:
     """Prefill by the method, measure the right answer, and write an answer, on the same cache.
 
@@ -83,8 +90,33 @@ def _answer_logprob(
 
 
 @torch.inference_mode()
+def at_density(
+    loaded: LoadedModel, token_ids: Sequence[int], method: Contender, *, routed: bool = False
+) -> Contender:
+    """The method turned until it has the density that it names on one prompt; others unchanged.
+
+    Bisection over whole prefills; where the density is out of reach, the nearest that was found.
+    """
+    if method.density is None:
+        return method
+    model: Any = loaded.model
+    batch, best, distance = _batch(loaded, token_ids), method, math.inf
+    low, high = 0.0, 1.0
+    while high - low > CLOSEST_DIALS and distance > CLOSE * method.density:
+        dial = (low + high) / 2
+        turned = method.turned(dial)
+        with turned.attending(loaded.model, batch, routed=routed) as recorder:
+            model(input_ids=batch, use_cache=False, **last_logits(loaded.model))
+        reached, _ = _summary(recorder.layers)
+        if abs(reached - method.density) < distance:
+            best, distance = turned, abs(reached - method.density)
+        low, high = (dial, high) if reached < method.density else (low, dial)
+    return best
+
+
+@torch.inference_mode()
 def text_logits(
-    loaded: LoadedModel, token_ids: Sequence[int], method: Method, *, routed: bool = False
+    loaded: LoadedModel, token_ids: Sequence[int], method: Contender, *, routed: bool = False
 ) -> tuple[Tensor, float, float | None]:
     """Read a passage by the method.
 

@@ -21,21 +21,28 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 DENSE = "dense"
+DENSITY = "density"
+"""The setting that is no field: turn the method until it computes this share of the pairs."""
+
+LEAST_COVERAGE = 1e-3
 
 
 @dataclass(frozen=True)
-class Method:
+class Contender:
     """One way to prefill.
 
     Attributes:
         name: as records state it.
         setting: what differs from the named setting, such as `coverage=0.9`; empty: nothing.
         config: how keys are selected; None: dense attention.
+        density: that the coverage is to be chosen for, prompt by prompt length and task; None: it
+            follows from the configuration.
     """
 
     name: str
     setting: str = ""
     config: SampleAttentionConfig | None = None
+    density: float | None = None
 
     @property
     def label(self) -> str:
@@ -47,11 +54,20 @@ class Method:
         """All fields of the configuration; None for dense attention."""
         return None if self.config is None else asdict(self.config)
 
-    def measuring(self, held_out: int) -> Method:
+    def measuring(self, held_out: int) -> Contender:
         """The method with rows held out on which retained mass is measured; 0: as it is."""
         if self.config is None or not held_out:
             return self
         return replace(self, config=replace(self.config, held_out=held_out))
+
+    def turned(self, dial: float) -> Contender:
+        """The method at a point of its range: from 0, the sparsest, to 1, dense."""
+        if self.config is None:
+            return self
+        coverage = max(dial, LEAST_COVERAGE)
+        slashes = None if self.config.slash_coverage is None else coverage
+        config = replace(self.config, coverage=coverage, slash_coverage=slashes)
+        return replace(self, config=config)
 
     @contextmanager
     def attending(
@@ -83,17 +99,17 @@ class Method:
                 yield Recorder(active=False)
 
 
-def parse_methods(texts: Sequence[str]) -> list[Method]:
+def parse_methods(texts: Sequence[str]) -> list[Contender]:
     """Each method once, dense attention first: all others are compared with it.
 
     Raises:
         InvalidConfig: see `parse_method`.
     """
-    return list(dict.fromkeys([Method(DENSE), *map(parse_method, texts)]))
+    return list(dict.fromkeys([Contender(DENSE), *map(parse_method, texts)]))
 
 
-def parse_method(text: str) -> Method:
-    """The method of `NAME` or `NAME:KEY=VALUE,KEY=VALUE`.
+def parse_method(text: str) -> Contender:
+    """The method of `NAME` or `NAME:KEY=VALUE,KEY=VALUE`; KEY is a field, or `density`.
 
     Raises:
         InvalidConfig: there is no such method or setting.
@@ -102,11 +118,13 @@ def parse_method(text: str) -> Method:
     if name == DENSE:
         if setting:
             raise InvalidConfig(f"method {text}: dense attention has no settings")
-        return Method(DENSE)
+        return Contender(DENSE)
     given = dict(_assignment(text, part) for part in setting.split(",") if part)
-    config = SampleAttentionConfig.preset(name, **given)
     canonical = ",".join(f"{key}={_shown(value)}" for key, value in sorted(given.items()))
-    return Method(name, canonical, config)
+    density = given.pop(DENSITY, None)
+    if density is not None and not (isinstance(density, float) and 0 < density < 1):
+        raise InvalidConfig(f"method {text}: density must be a number between 0 and 1")
+    return Contender(name, canonical, SampleAttentionConfig.preset(name, **given), density)
 
 
 def _assignment(text: str, part: str) -> tuple[str, Any]:

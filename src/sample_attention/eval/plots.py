@@ -96,8 +96,8 @@ def _draw_curves(axis: Axes, group: Group, names: Sequence[str]) -> None:
     for name, points in _points(group).items():
         i = names.index(name)
         x, y = zip(*sorted(points), strict=True)
-        look = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
-        axis.plot(x, y, lw=2, label=name, **look)
+        colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
+        axis.plot(x, y, lw=2, label=name, color=colour, marker=marker)
     axis.axhline(100, color="#22262e", lw=1)
     axis.axhline(99, color="#8a8f98", lw=1, ls=":")
     axis.set(xlabel="density (computed pairs / causal pairs)", ylabel="score, % of dense",

@@ -13,8 +13,8 @@ from torch import Tensor
 from ..bench.origin import Row, origin
 from ..errors import PromptTooLong
 from ..models import LoadedModel
-from .measure import Measurement, compare_text, measure_answer, text_logits
-from .methods import DENSE, Method
+from .measure import Measurement, at_density, compare_text, measure_answer, text_logits
+from .methods import DENSE, Contender
 from .prompts import Sample
 from .statistics import mean_interval
 from .suites import Cell
@@ -55,25 +55,13 @@ def identity_of(row: Mapping[str, object]) -> str:
     return json.dumps([row.get(name) for name in IDENTITY], sort_keys=True)
 
 
-def measure_cells(
-    loaded: LoadedModel, cells: Sequence[Cell], settings: RunSettings, known: Sequence[Row] = (),
-    on_prompt: Callable[[str], None] = lambda _: None,
-) -> Iterator[Row]:  # fmt: skip
-    """Measure the cells whose rows are not known, in their order.
-
-    Args:
-        loaded: the model.
-        cells: what to measure; dense attention is measured before any other method of a task.
-        settings: how.
-        known: rows of earlier runs.
-        on_prompt: called after every prompt, with the cell.
-
-    Yields:
-        A row as soon as its cell is measured; one that names the reason where it is skipped.
+def pending_cells(
+    loaded: LoadedModel, cells: Sequence[Cell], settings: RunSettings, known: Sequence[Row]
+) -> list[Cell]:
+    """The cells whose rows are not known, in their order, dense attention before its rivals.
 
     Raises:
         PromptTooLong: a length beyond the context of the model.
-        InvalidInput: prompts of a task cannot be made.
     """
     longest = max((cell.length for cell in cells), default=0)
     if longest > loaded.context_length:
@@ -81,15 +69,37 @@ def measure_cells(
             f"{longest} tokens: {loaded.name} accepts {loaded.context_length}; choose shorter "
             "lengths, a model with a longer context, or stretch it with --yarn"
         )
+    measured = {identity_of(row) for row in known}
+    wanted = dict.fromkeys(part for cell in cells for part in (_dense(cell), cell))
+    return [x for x in wanted if identity_of(_shared(loaded, settings, x)) not in measured]
+
+
+def measure_cells(
+    loaded: LoadedModel, cells: Sequence[Cell], settings: RunSettings, known: Sequence[Row] = (),
+    on_prompt: Callable[[str], None] = lambda _: None,
+) -> Iterator[Row]:  # fmt: skip
+    """Measure cells in their order.
+
+    Args:
+        loaded: the model.
+        cells: as `pending_cells` lists them.
+        settings: how.
+        known: rows of earlier runs, for what they say of dense attention.
+        on_prompt: called after every prompt, with the cell.
+
+    Yields:
+        A row as soon as its cell is measured; one that names the reason where it is skipped.
+
+    Raises:
+        InvalidInput: prompts of a task cannot be made.
+    """
     run = _Run(loaded, settings, {identity_of(row): row for row in known}, on_prompt)
+    facts = origin(loaded.model.device, settings.seed)
     deadline = None if settings.minutes is None else time.monotonic() + 60 * settings.minutes
     for cell in cells:
-        for part in (Cell(cell.length, cell.task, Method(DENSE), cell.n), cell):
-            if deadline is not None and time.monotonic() > deadline:
-                return
-            row = run.row_of(part)
-            if row is not None:
-                yield row
+        if deadline is not None and time.monotonic() > deadline:
+            return
+        yield {**run.row_of(cell), **facts}
 
 
 @dataclass
@@ -100,38 +110,22 @@ class _Run:
     settings: RunSettings
     known: dict[str, Row]
     on_prompt: Callable[[str], None]
-    facts: Row = field(init=False)
     prompts: _Prompts = field(init=False)
 
     def __post_init__(self) -> None:
-        self.facts = origin(self.loaded.model.device, self.settings.seed)
         self.prompts = _Prompts(self.loaded, self.settings)
 
-    def row_of(self, cell: Cell) -> Row | None:
-        """The row of a cell; None when it is known."""
-        row = self._shared(cell)
-        if identity_of(row) in self.known:
-            return None
+    def row_of(self, cell: Cell) -> Row:
+        row = _shared(self.loaded, self.settings, cell)
         reason = self._reason_to_skip(cell)
-        values = _skipped(reason) if reason else self._measured(cell)
-        row |= {**values, **self.facts}
+        row |= _skipped(reason) if reason else self._measured(cell)
         self.known[identity_of(row)] = row
         return row
-
-    def _shared(self, cell: Cell) -> Row:
-        settings, method = self.settings, cell.method.measuring(self.settings.held_out)
-        return {
-            "model": settings.model_name, "yarn": settings.yarn,
-            "dtype": str(self.loaded.model.dtype).removeprefix("torch."), "length": cell.length,
-            "task": cell.task.name, "n_wanted": cell.n, "method": method.name,
-            "setting": method.setting, "config": method.facts, "seed": settings.seed,
-            "routed": settings.routed, "held_out": settings.held_out,
-        }  # fmt: skip
 
     def _reason_to_skip(self, cell: Cell) -> str | None:
         if cell.method.name == DENSE or isinstance(cell.task, TextTask):
             return None
-        dense = self.known[identity_of(self._shared(_dense(cell)))]
+        dense = self.known[identity_of(_shared(self.loaded, self.settings, _dense(cell)))]
         score: Any = dense["score"]
         if score >= self.settings.skip_below:
             return None
@@ -139,12 +133,13 @@ class _Run:
 
     def _measured(self, cell: Cell) -> Row:
         label = f"{cell.length} {cell.task.name} {cell.method.label}"
+        method = self.prompts.method_of(cell)
         measured: list[Measurement] = []
-        for one in self.prompts.measurements(cell):
+        for one in self.prompts.measurements(cell, method):
             measured.append(one)
             self.on_prompt(label)
-        depths = None if isinstance(cell.task, TextTask) else self.prompts.depths(cell)
-        return _values(measured, depths)
+        row = _values(measured, self.prompts.depths(cell))
+        return row if method.density is None else {**row, "turned": method.facts}
 
 
 @dataclass
@@ -157,18 +152,25 @@ class _Prompts:
     samples: list[Sample] = field(default_factory=lambda: [])
     passages: list[tuple[tuple[int, ...], Tensor]] = field(default_factory=lambda: [])
 
-    def measurements(self, cell: Cell) -> Iterator[Measurement]:
+    def measurements(self, cell: Cell, method: Contender) -> Iterator[Measurement]:
         """One per prompt."""
         self._make(cell)
-        method = cell.method.measuring(self.settings.held_out)
+        routed = self.settings.routed
         for sample in self.samples:
-            yield measure_answer(self.loaded, sample, method, routed=self.settings.routed)
+            yield measure_answer(self.loaded, sample, method, routed=routed)
         for ids, dense in self.passages:
             if method.name == DENSE:
                 yield compare_text(ids, (dense, 1.0, None), dense)
             else:
-                read = text_logits(self.loaded, ids, method, routed=self.settings.routed)
+                read = text_logits(self.loaded, ids, method, routed=routed)
                 yield compare_text(ids, read, dense)
+
+    def method_of(self, cell: Cell) -> Contender:
+        """The method, turned on the first prompt of the cell where it names a density."""
+        self._make(cell)
+        first = self.samples[0].token_ids if self.samples else self.passages[0][0]
+        method = cell.method.measuring(self.settings.held_out)
+        return at_density(self.loaded, first, method, routed=self.settings.routed)
 
     def depths(self, cell: Cell) -> list[float] | None:
         """Where the answers stand; None where that is not one place."""
@@ -184,7 +186,7 @@ class _Prompts:
         wanted = self.loaded.tokenizer, cell.length, cell.n, self.settings.seed
         if isinstance(cell.task, TextTask):
             for ids in cell.task.passages(*wanted):
-                logits, _, _ = text_logits(self.loaded, ids, Method(DENSE))
+                logits, _, _ = text_logits(self.loaded, ids, Contender(DENSE))
                 self.passages.append((ids, logits))
         else:
             self.samples = cell.task.samples(*wanted)
@@ -192,7 +194,19 @@ class _Prompts:
 
 
 def _dense(cell: Cell) -> Cell:
-    return Cell(cell.length, cell.task, Method(DENSE), cell.n)
+    return Cell(cell.length, cell.task, Contender(DENSE), cell.n)
+
+
+def _shared(loaded: LoadedModel, settings: RunSettings, cell: Cell) -> Row:
+    """What identifies the row of a cell."""
+    method = cell.method.measuring(settings.held_out)
+    return {
+        "model": settings.model_name, "yarn": settings.yarn,
+        "dtype": str(loaded.model.dtype).removeprefix("torch."), "length": cell.length,
+        "task": cell.task.name, "n_wanted": cell.n, "method": method.name,
+        "setting": method.setting, "config": method.facts, "seed": settings.seed,
+        "routed": settings.routed, "held_out": settings.held_out,
+    }  # fmt: skip
 
 
 def _skipped(reason: str) -> Row:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from .methods import DENSE, Method, parse_methods
+from .methods import DENSE, Contender, parse_methods
 from .tasks import BABILONG, RULER, TEXT, Task, parse_tasks
 
 K = 1024
@@ -49,7 +49,7 @@ class Cell:
 
     length: int
     task: Task
-    method: Method
+    method: Contender
     n: int
 
 
