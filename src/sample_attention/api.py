@@ -20,11 +20,11 @@ from .backends.dense import (
     provider,
     provider_verdicts,
 )
-from .config import SampleAttentionConfig, as_config
-from .dispatch import choose, verdicts
+from .config import SampleAttentionConfig
+from .dispatch import choose, selector_of, verdicts
 from .errors import InvalidInput
 from .ops import operator, untraced
-from .plan import StripePlan
+from .plan import Rule, Selector, StripePlan, as_rule
 from .policy import Decision, decide
 from .problem import Problem, Sequences, as_batched, keys_of
 from .spans import spans
@@ -100,7 +100,7 @@ class Explanation:
 
 @untraced
 def select(
-    q: Tensor, k: Tensor, config: SampleAttentionConfig | str = "default", *,
+    q: Tensor, k: Tensor, config: Rule | str = "default", *,
     scale: float | None = None, sequences: Sequences | None = None, backend: str = "auto",
 ) -> StripePlan:  # fmt: skip
     """Choose the keys that each head's rows attend to: stages 1 and 2 of the paper.
@@ -120,7 +120,8 @@ def select(
         q: `[B, H, Sq, D]`, or `[T, H, D]` with packed `sequences`.
         k: `[B, Hkv, Skv, D]`, `[T, Hkv, D]` or, with paged `sequences`, `[P, page_size, Hkv, D]`;
             queries are the last Sq of the Skv positions.
-        config: a preset's name (`default`, `paper`, `mlsys`) or a configuration.
+        config: a preset's name (`default`, `paper`, `mlsys`), a configuration, or a selector such
+            as those of `sample_attention.baselines`, which no backend is asked to carry out.
         scale: multiplies q.k; None: `D ** -0.5`.
         sequences: where sequences lie in a packed, paged or padded batch; None: one per batch row.
         backend: `auto` or a backend's name; a name never falls back.
@@ -134,11 +135,11 @@ def select(
         InvalidConfig: unknown preset or backend, or a value out of range.
         UnsupportedProblem: no backend accepts; the message lists the reasons.
     """
-    settings = as_config(config)
+    rule = as_rule(config)
     problem = Problem.of(q, k, k, sequences)
-    chosen = choose(backend, problem, settings)
+    selector = selector_of(backend, problem, rule)
     q, k = as_batched(q, problem), as_batched(k, problem)
-    return chosen.select(q, k, problem, settings, problem.scale(scale))
+    return selector.select(q, k, problem, problem.scale(scale))
 
 
 @untraced
@@ -179,7 +180,7 @@ def attend(
 
 @operator
 def sample_attention(
-    q: Tensor, k: Tensor, v: Tensor, config: SampleAttentionConfig | str = "default", *,
+    q: Tensor, k: Tensor, v: Tensor, config: Rule | str = "default", *,
     scale: float | None = None, sequences: Sequences | None = None, backend: str = "auto",
 ) -> Tensor:  # fmt: skip
     """Causal attention that computes only the keys that matter: select, then attend.
@@ -192,20 +193,20 @@ def sample_attention(
 
     Source: arXiv 2406.15486.
     """
-    settings = as_config(config)
+    rule = as_rule(config)
     problem = Problem.of(q, k, v, sequences)
-    if backend == "auto" and not decide(problem, settings).sparse:  # the quick way: no statistics
+    if backend == "auto" and not decide(problem, rule).sparse:  # the quick way: no statistics
         if problem.sequences.packed:
             q, k, v = (as_batched(x, problem) for x in (q, k, v))
         return _unbatched(dense(q, k, v, problem, problem.scale(scale)), problem)
     return measured_attention(
-        q, k, v, settings, scale=scale, sequences=sequences, backend=backend, keep_plan=False
+        q, k, v, rule, scale=scale, sequences=sequences, backend=backend, keep_plan=False
     ).out
 
 
 @untraced
 def measured_attention(
-    q: Tensor, k: Tensor, v: Tensor, config: SampleAttentionConfig | str = "default", *,
+    q: Tensor, k: Tensor, v: Tensor, config: Rule | str = "default", *,
     scale: float | None = None, sequences: Sequences | None = None, backend: str = "auto",
     keep_plan: bool = True,
 ) -> Measured:  # fmt: skip
@@ -230,33 +231,36 @@ def measured_attention(
     Returns:
         out, decision, plan, retained mass and guarded heads.
     """
-    settings = as_config(config)
+    rule = as_rule(config)
+    guard = rule.guard if isinstance(rule, SampleAttentionConfig) else None
+    if isinstance(rule, SampleAttentionConfig) and not keep_plan and guard is None:
+        rule = replace(rule, held_out=0)  # nobody will see what is measured on them
     problem = Problem.of(q, k, v, sequences)
     factor = problem.scale(scale)
     if problem.sequences.packed:
         q, k, v = (as_batched(x, problem) for x in (q, k, v))
-    decision = decide(problem, settings)
-    selector, chosen = choose(backend, problem, settings), choose(backend, problem)
+    decision = decide(problem, rule)
+    selector, chosen = selector_of(backend, problem, rule), choose(backend, problem)
     if not decision.sparse:
         return Measured(_unbatched(dense(q, k, v, problem, factor), problem), decision)
     _refuse_gradient(q, k, v)
-    if not keep_plan and settings.guard is None:
-        out, lse = _in_spans(q, k, v, problem, settings, factor, (selector, chosen))
+    if not keep_plan and guard is None:
+        out, lse = _in_spans(q, k, v, problem, spans(problem, rule), factor, (selector, chosen))
         lse = lse[0] if problem.sequences.packed else lse
         return Measured(_unbatched(out, problem), decision, lse=lse)
-    plan = selector.select(q, k, problem, settings, factor)
+    plan = selector.select(q, k, problem, factor)
     out, lse = chosen.attend(q, k, v, problem, plan, factor)
     mass = plan.retained_mass(lse) if plan.probe is not None else None
     guarded = None
-    if settings.guard is not None and mass is not None:
-        guarded = mass.flatten(2).nanmean(-1) < settings.guard
+    if guard is not None and mass is not None:
+        guarded = mass.flatten(2).nanmean(-1) < guard
         _redo_dense((q, k, v), (out, lse), guarded, problem, factor)
     lse = lse[0] if problem.sequences.packed else lse
     return Measured(_unbatched(out, problem), decision, plan, lse, mass, guarded)
 
 
 def explain(
-    q: Tensor, k: Tensor, v: Tensor, config: SampleAttentionConfig | str = "default", *,
+    q: Tensor, k: Tensor, v: Tensor, config: Rule | str = "default", *,
     sequences: Sequences | None = None, backend: str = "auto",
 ) -> Explanation:  # fmt: skip
     """What `sample_attention` would run for these tensors, and why; computes nothing.
@@ -265,10 +269,11 @@ def explain(
         InvalidInput, InvalidConfig, UnsupportedProblem: as `sample_attention` would.
     """
     problem, gradient = Problem.of(q, k, v, sequences), needs_gradient(q, k, v)
+    rule = as_rule(config)
     return Explanation(
         problem=str(problem),
-        decision=decide(problem, as_config(config)),
-        backend=" then ".join(_names(backend, problem, as_config(config))),
+        decision=decide(problem, rule),
+        backend=" then ".join(_names(backend, problem, rule)),
         dense_provider=provider(problem, gradient=gradient),
         verdicts=verdicts(problem),
         dense_verdicts=provider_verdicts(problem, gradient=gradient),
@@ -276,22 +281,20 @@ def explain(
 
 
 def _in_spans(
-    q: Tensor, k: Tensor, v: Tensor, problem: Problem, config: SampleAttentionConfig, scale: float,
-    backends: tuple[Backend, Backend],
+    q: Tensor, k: Tensor, v: Tensor, problem: Problem, parts: list[range], scale: float,
+    who: tuple[Selector, Backend],
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Select and attend span by span: out like q and lse `[B, H, Sq]`."""
-    selector, attender = backends
-    config = replace(config, held_out=0)
-    parts = spans(problem, config)
+    selector, attender = who
     if len(parts) == 1:
-        plan = selector.select(q, k, problem, config, scale)
+        plan = selector.select(q, k, problem, scale)
         return attender.attend(q, k, v, problem, plan, scale)
     offset, outs, lses = k.shape[2] - q.shape[2], list[Tensor](), list[Tensor]()
     for rows in parts:
         last = offset + rows.stop
         some = q[:, :, rows.start : rows.stop], k[:, :, :last], v[:, :, :last]
         part = Problem.of(*some)
-        plan = selector.select(*some[:2], part, config, scale)
+        plan = selector.select(*some[:2], part, scale)
         out, lse = attender.attend(*some, part, plan, scale)
         outs.append(out)
         lses.append(lse)
@@ -318,10 +321,12 @@ def _redo_dense(
             out[b, h, rows], lse[b, h, rows] = again[0, 0], again_lse[0, 0]
 
 
-def _names(backend: str, problem: Problem, config: SampleAttentionConfig) -> list[str]:
+def _names(backend: str, problem: Problem, rule: Rule) -> list[str]:
     """Who would select and who would attend: one name where they are the same."""
-    chosen = choose(backend, problem, config).name, choose(backend, problem).name
-    return list(dict.fromkeys(chosen))
+    selector = type(rule).__name__
+    if isinstance(rule, SampleAttentionConfig):
+        selector = choose(backend, problem, rule).name
+    return list(dict.fromkeys((selector, choose(backend, problem).name)))
 
 
 def _refuse_gradient(*tensors: Tensor) -> None:

@@ -86,9 +86,9 @@ class SampleAttentionConfig:
     def __post_init__(self) -> None:
         """Check ranges and combinations."""
         for name in ("coverage", "slash_coverage", "dense_above", "window_ratio", "guard"):
-            _check_share(name, getattr(self, name))
+            check_share(name, getattr(self, name))
         for name, lowest in _LOWEST.items():
-            _check_count(name, getattr(self, name), lowest)
+            check_count(name, getattr(self, name), lowest)
         if not isinstance(self.residual, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InvalidConfig(f"residual must be True or False, got {self.residual!r}")
         self._check_combinations()
@@ -185,7 +185,7 @@ class SampleAttentionConfig:
         return cls(**given)
 
 
-def as_config(config: SampleAttentionConfig | str) -> SampleAttentionConfig:
+def as_config(config: object) -> SampleAttentionConfig:
     """The configuration itself, or the preset of that name.
 
     Raises:
@@ -193,9 +193,10 @@ def as_config(config: SampleAttentionConfig | str) -> SampleAttentionConfig:
     """
     if isinstance(config, SampleAttentionConfig):
         return config
-    if not isinstance(config, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+    if not isinstance(config, str):
         raise InvalidConfig(
-            f"config must be a SampleAttentionConfig or the name of a preset, got {type(config)!r}"
+            "config must be a SampleAttentionConfig, the name of a preset or, where nothing is "
+            f"compiled, a selector; got {type(config)!r}"
         )
     return SampleAttentionConfig.preset(config)
 
@@ -216,14 +217,16 @@ def _literal(value: float | bool | None) -> str:
     return str(int(value)) if isinstance(value, int) else repr(float(value))
 
 
-def _check_share(name: str, value: object) -> None:
+def check_share(name: str, value: object) -> None:
+    """Raise InvalidConfig unless the value is in (0, 1], or None where the field may be."""
     if value is None and name not in ("coverage", "dense_above"):
         return
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
         raise InvalidConfig(f"{name} must be a number in (0, 1], got {value!r}")
 
 
-def _check_count(name: str, value: object, lowest: int) -> None:
+def check_count(name: str, value: object, lowest: int) -> None:
+    """Raise InvalidConfig unless the value is an integer from `lowest` on, or may be None."""
     if value is None and name in ("segment", "chunk_tails", "pool"):
         return
     if isinstance(value, bool) or not isinstance(value, int) or not lowest <= value <= LARGEST:

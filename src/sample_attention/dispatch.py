@@ -3,15 +3,31 @@
 from __future__ import annotations
 
 import importlib
+from dataclasses import dataclass
 from typing import cast
+
+from torch import Tensor
 
 from .backends import NAMES
 from .backends.base import Backend
 from .config import SampleAttentionConfig
 from .errors import InvalidConfig, UnsupportedProblem
+from .plan import Rule, Selector, StripePlan
 from .problem import Problem
 
 ACCEPTED = "accepted"
+
+
+@dataclass(frozen=True)
+class Configured:
+    """A backend that selects by a configuration, as a selector."""
+
+    backend: Backend
+    config: SampleAttentionConfig
+
+    def select(self, q: Tensor, k: Tensor, problem: Problem, scale: float) -> StripePlan:
+        """See `Selector.select`."""
+        return self.backend.select(q, k, problem, self.config, scale)
 
 
 def backend_of(name: str) -> Backend:
@@ -49,3 +65,14 @@ def choose(name: str, problem: Problem, config: SampleAttentionConfig | None = N
         if answer == ACCEPTED:
             return backend_of(candidate)
     raise UnsupportedProblem(str(problem), answers)
+
+
+def selector_of(name: str, problem: Problem, rule: Rule) -> Selector:
+    """Who selects by a rule: the rule itself, or the backend chosen to carry it out.
+
+    Raises:
+        UnsupportedProblem, InvalidConfig: as `choose` does.
+    """
+    if isinstance(rule, SampleAttentionConfig):
+        return Configured(choose(name, problem, rule), rule)
+    return rule

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from .config import SampleAttentionConfig, as_config
 from .errors import InvalidInput
+from .plan import Rule
 from .problem import Sequences
 
 P = ParamSpec("P")
@@ -31,7 +32,7 @@ class Attention(Protocol):
     """The signature of `sample_attention.sample_attention`."""
 
     def __call__(
-        self, q: Tensor, k: Tensor, v: Tensor, config: SampleAttentionConfig | str = "default", *,
+        self, q: Tensor, k: Tensor, v: Tensor, config: Rule | str = "default", *,
         scale: float | None = None, sequences: Sequences | None = None, backend: str = "auto",
     ) -> Tensor:  # fmt: skip
         """Attention of q over k and v."""
@@ -58,7 +59,7 @@ def operator(function: Attention) -> Attention:
 
     @functools.wraps(function)
     def call(
-        q: Tensor, k: Tensor, v: Tensor, config: SampleAttentionConfig | str = "default", *,
+        q: Tensor, k: Tensor, v: Tensor, config: Rule | str = "default", *,
         scale: float | None = None, sequences: Sequences | None = None, backend: str = "auto",
     ) -> Tensor:  # fmt: skip
         if not torch.compiler.is_compiling():

@@ -8,6 +8,7 @@ from collections.abc import Generator
 from dataclasses import dataclass
 
 from .config import SampleAttentionConfig
+from .plan import Rule
 from .problem import Problem
 
 
@@ -45,9 +46,9 @@ CROSSOVERS = {
 """One row per device kind that was measured; `sample_attention` runs dense on any other."""
 
 
-def decide(problem: Problem, config: SampleAttentionConfig) -> Decision:
+def decide(problem: Problem, rule: Rule) -> Decision:
     """Choose for a whole call, from facts known on the host."""
-    if config.dense:
+    if isinstance(rule, SampleAttentionConfig) and rule.dense:
         return Decision(sparse=False, reason="coverage 1 keeps every key")
     row = CROSSOVERS.get(problem.device.type)
     if row is None:

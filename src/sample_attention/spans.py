@@ -9,20 +9,22 @@ from __future__ import annotations
 import itertools
 
 from .config import SampleAttentionConfig
+from .plan import Rule
 from .problem import Problem
 
 COLUMNS_AT_ONCE = 2**28
 """Columns of all segments and heads that are selected from at once: bounds lists and scratch."""
 
 
-def spans(problem: Problem, config: SampleAttentionConfig) -> list[range]:
+def spans(problem: Problem, rule: Rule) -> list[range]:
     """Query rows of the call that are computed together, in order; one span where all fit.
 
     Only batches without padding are cut: other sequences end at different rows. So are only
-    rules that know no end of the call: no dense tail, no window that is a share of the keys.
+    configurations that know no end of the call: no dense tail, no window that is a share of the
+    keys. What a selector looks at is not known here, so it sees the whole call.
     """
-    s, size = problem.sequences, config.segment
-    if size is None or config.dense_tail or config.window_ratio is not None or not s.uniform:
+    s, size = problem.sequences, _segment(rule)
+    if size is None or not s.uniform:
         return [range(s.max_q_len)]
     offset, heads = s.max_kv_len - s.max_q_len, len(s.table) * problem.num_heads
     cuts = [offset]
@@ -32,3 +34,10 @@ def spans(problem: Problem, config: SampleAttentionConfig) -> list[range]:
             segments += 1
         cuts.append(min((cuts[-1] // size + segments) * size, s.max_kv_len))
     return [range(lo - offset, hi - offset) for lo, hi in itertools.pairwise(cuts)]
+
+
+def _segment(rule: Rule) -> int | None:
+    """Rows that are selected for on their own, whatever follows them; None: all of the call."""
+    if not isinstance(rule, SampleAttentionConfig):
+        return None
+    return None if rule.dense_tail or rule.window_ratio is not None else rule.segment

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from sample_attention import SampleAttentionConfig, Sequences, attend, select
+from sample_attention.baselines import METHODS
 from sample_attention.problem import Problem
 from sample_attention.testing import assert_matches_oracle, make_pages, make_qkv, nan_poison
 
@@ -36,6 +37,15 @@ CONFIGS = {
 def test_attend_matches_the_oracle(config, heads, kv_heads, q_len, kv_len, dim):
     q, k, v = make_qkv(q_len, kv_len, num_heads=heads, num_kv_heads=kv_heads, head_dim=dim, seed=1)
     plan = select(q, k, config, backend="eager")
+    with nan_poison():
+        out, lse = attend(q, k, v, plan, backend="triton")
+    assert_matches_oracle(out, lse, q, k, v, plan)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_attend_takes_the_plans_of_every_baseline(name):
+    q, k, v = make_qkv(200, num_heads=2, num_kv_heads=1, seed=1)
+    plan = select(q, k, METHODS[name].turned(0.1, 200))
     with nan_poison():
         out, lse = attend(q, k, v, plan, backend="triton")
     assert_matches_oracle(out, lse, q, k, v, plan)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..api import Measured, measured_attention
 from ..backends.dense import dense_with_lse, limited
-from ..config import SampleAttentionConfig
+from ..plan import Rule
 from ..policy import Decision, decide
 from ..problem import Problem, Sequences
 from .layout import Row, Rows, sequences_of
@@ -42,7 +42,7 @@ class LayerCall:
     q: Tensor
     k: Tensor
     v: Tensor
-    config: SampleAttentionConfig
+    config: Rule
     scale: float | None = None
     window: int | None = None
     softcap: float | None = None

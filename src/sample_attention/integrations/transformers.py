@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from .._extras import require
-from ..config import SampleAttentionConfig, as_config
 from ..errors import UnsupportedAttention
+from ..plan import Rule, as_rule
 from .arguments import layout_of_call, refuse, rows_of_call, unsupported
 from .layers import LayerCall, compute
 from .layout import Rows, layout_of_mask, layout_of_packed, remember_layout, rows_of_holes
@@ -39,14 +39,14 @@ NAME = "sample_attention"
 class _Session:
     """What a context manager asks of the modules of its model."""
 
-    config: SampleAttentionConfig
+    config: Rule
     recorder: Recorder
 
 
 _sessions: WeakKeyDictionary[nn.Module, _Session] = WeakKeyDictionary()
 
 
-def register(config: SampleAttentionConfig | str = "default") -> None:
+def register(config: Rule | str = "default") -> None:
     """Make the implementation known to transformers; again with another `config` replaces that.
 
     Args:
@@ -56,7 +56,7 @@ def register(config: SampleAttentionConfig | str = "default") -> None:
         InvalidConfig: unknown preset.
         MissingExtra: transformers is not installed.
     """
-    settings = as_config(config)
+    settings = as_rule(config)
     interfaces: Any = require("transformers", "transformers")
     # What is read from masks depends on their values, which a compiled graph does not know.
     eagerly: Any = torch.compiler.disable
@@ -68,7 +68,7 @@ def register(config: SampleAttentionConfig | str = "default") -> None:
 
 @contextmanager
 def sample_attention_prefill(
-    model: PreTrainedModel, config: SampleAttentionConfig | str = "default", *,
+    model: PreTrainedModel, config: Rule | str = "default", *,
     record: bool = False, keep_plans: Collection[int] = (),
 ) -> Generator[Recorder]:  # fmt: skip
     """Let the (text) layers of a model use SampleAttention inside a `with` block.
@@ -88,7 +88,7 @@ def sample_attention_prefill(
         MissingExtra: transformers is not installed.
     """
     recorder = Recorder(record or bool(keep_plans), keep_plans)
-    session = _Session(as_config(config), recorder)
+    session = _Session(as_rule(config), recorder)
     interfaces: Any = require("transformers", "transformers")
     if NAME not in interfaces.AttentionInterface.valid_keys(interfaces.AttentionInterface()):
         register()
@@ -170,7 +170,7 @@ def _mask(
 
 
 def _attention(  # noqa: PLR0913, PLR0917
-    config: SampleAttentionConfig, module: nn.Module, query: Tensor, key: Tensor, value: Tensor,
+    config: Rule, module: nn.Module, query: Tensor, key: Tensor, value: Tensor,
     attention_mask: Tensor | None, dropout: float = 0.0, scaling: float | None = None,
     sliding_window: int | None = None, softcap: float | None = None,
     is_causal: bool | None = None, s_aux: Tensor | None = None, **kwargs: Any,  # noqa: ANN401
@@ -199,7 +199,7 @@ def _attention(  # noqa: PLR0913, PLR0917
 
 
 def _paged(  # noqa: PLR0913, PLR0917
-    config: SampleAttentionConfig, module: nn.Module, query: Tensor, key: Tensor, value: Tensor,
+    config: Rule, module: nn.Module, query: Tensor, key: Tensor, value: Tensor,
     attention_mask: Tensor | None, dropout: float = 0.0, scaling: float | None = None,
     softcap: float | None = None, is_causal: bool | None = None, s_aux: Tensor | None = None,
     sliding_window: int | None = None, block_table: Tensor | None = None, **kwargs: Any,  # noqa: ANN401
