@@ -77,7 +77,7 @@ def test_report(cli, command, tmp_path):
     [
         (("--suite", "no-such"), "accepted are quick, standard, full"),
         (("--tasks", "no-such"), "there is no task 'no-such'; accepted: ruler"),
-        (("--method", "no-such"), "unknown preset"),
+        (("--method", "no-such"), "there is no method 'no-such'; accepted: dense, default"),
         (("--lengths", "99999"), "accepts 1024; choose shorter lengths"),
     ],
 )

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from sample_attention import policy
+from sample_attention.baselines import METHODS, XAttention
 from sample_attention.errors import InvalidConfig, PromptTooLong
 from sample_attention.eval.measure import at_density, measure_answer, text_logits
 from sample_attention.eval.methods import DENSE, Contender, parse_method, parse_methods
@@ -177,7 +178,17 @@ def test_a_method_is_turned_to_a_density(loaded):
     assert row["turned"]["coverage"] != row["config"]["coverage"]
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_baselines_run_on_the_same_harness(loaded, name):
+    dense, row, turned = measured(loaded, suite(name, f"{name}:density=0.5"))
+    assert row["method"] == turned["method"] == name
+    assert 0 < row["density"] <= 1
+    assert turned["density"] < 0.9
+    assert dense["scores"] is not None
+
+
 def test_methods_are_read_from_text():
+    assert parse_method("xattention:threshold=0.8").config == XAttention(threshold=0.8)
     assert parse_method("paper").config.row_stride == 20
     method = parse_method("default: window=128,pool=none".replace(" ", ""))
     assert (method.config.window, method.config.pool) == (128, None)
@@ -189,7 +200,7 @@ def test_methods_are_read_from_text():
 @pytest.mark.parametrize(
     "text",
     ["no-such", "default:window", "default:window=wide", "default:no_such=1", "dense:window=3",
-     "default:coverage=2", "default:density=1.5"],
+     "xattention:no_such=1", "xattention:threshold=2", "default:coverage=2", "default:density=1.5"],
 )  # fmt: skip
 def test_bad_methods_are_refused(text):
     with pytest.raises(InvalidConfig):

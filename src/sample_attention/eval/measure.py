@@ -104,7 +104,7 @@ def at_density(
     low, high = 0.0, 1.0
     while high - low > CLOSEST_DIALS and distance > CLOSE * method.density:
         dial = (low + high) / 2
-        turned = method.turned(dial)
+        turned = method.turned(dial, len(token_ids))
         with turned.attending(loaded.model, batch, routed=routed) as recorder:
             model(input_ids=batch, use_cache=False, **last_logits(loaded.model))
         reached, _ = _summary(recorder.layers)

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from ..baselines import METHODS, Method
 from ..bench.dense import dense_providers
 from ..bench.ttft import attention_problem, dense_attention
-from ..config import SampleAttentionConfig
+from ..config import PRESETS, SampleAttentionConfig
 from ..errors import InvalidConfig
 from ..integrations.transformers import Recorder, sample_attention_prefill
 from ..policy import always_sparse
@@ -34,14 +35,14 @@ class Contender:
     Attributes:
         name: as records state it.
         setting: what differs from the named setting, such as `coverage=0.9`; empty: nothing.
-        config: how keys are selected; None: dense attention.
-        density: that the coverage is to be chosen for, prompt by prompt length and task; None: it
-            follows from the configuration.
+        config: how keys are selected: ours, or a baseline; None: dense attention.
+        density: that the method is to be turned to, for each length and task; None: it follows
+            from the configuration.
     """
 
     name: str
     setting: str = ""
-    config: SampleAttentionConfig | None = None
+    config: SampleAttentionConfig | Method | None = None
     density: float | None = None
 
     @property
@@ -52,18 +53,21 @@ class Contender:
     @property
     def facts(self) -> dict[str, Any] | None:
         """All fields of the configuration; None for dense attention."""
-        return None if self.config is None else asdict(self.config)
+        config: Any = self.config  # baselines are dataclasses, which their base does not say
+        return None if config is None else asdict(config)
 
     def measuring(self, held_out: int) -> Contender:
-        """The method with rows held out on which retained mass is measured; 0: as it is."""
-        if self.config is None or not held_out:
+        """Ours with rows held out on which retained mass is measured; 0: as it is."""
+        if not isinstance(self.config, SampleAttentionConfig) or not held_out:
             return self
         return replace(self, config=replace(self.config, held_out=held_out))
 
-    def turned(self, dial: float) -> Contender:
-        """The method at a point of its range: from 0, the sparsest, to 1, dense."""
+    def turned(self, dial: float, length: int) -> Contender:
+        """The method at a point of its range for a length: from 0, the sparsest, to 1, dense."""
         if self.config is None:
             return self
+        if isinstance(self.config, Method):
+            return replace(self, config=self.config.turned(dial, length))
         coverage = max(dial, LEAST_COVERAGE)
         slashes = None if self.config.slash_coverage is None else coverage
         config = replace(self.config, coverage=coverage, slash_coverage=slashes)
@@ -124,7 +128,22 @@ def parse_method(text: str) -> Contender:
     density = given.pop(DENSITY, None)
     if density is not None and not (isinstance(density, float) and 0 < density < 1):
         raise InvalidConfig(f"method {text}: density must be a number between 0 and 1")
-    return Contender(name, canonical, SampleAttentionConfig.preset(name, **given), density)
+    return Contender(name, canonical, _config(name, given), density)
+
+
+def _config(name: str, fields: dict[str, Any]) -> SampleAttentionConfig | Method:
+    if name not in METHODS:
+        if name not in PRESETS:
+            raise InvalidConfig(
+                f"there is no method '{name}'; accepted: {', '.join((DENSE, *PRESETS, *METHODS))}"
+            )
+        return SampleAttentionConfig.preset(name, **fields)
+    published: Any = METHODS[name]
+    try:
+        return replace(published, **fields)
+    except TypeError as error:
+        accepted = ", ".join(asdict(published))
+        raise InvalidConfig(f"{name}: {error}; its settings are {accepted}") from error
 
 
 def _assignment(text: str, part: str) -> tuple[str, Any]:

@@ -54,7 +54,21 @@ class Cell:
 
 
 OURS = (DENSE, "default", "paper", "mlsys")
-CURVE = tuple(f"{x}:coverage={c}" for c in (0.8, 0.9, 0.98) for x in ("default", "paper"))
+RIVALS = ("xattention", "flexprefill", "vertical_slash")
+"""The nearest: their patterns follow the input, and they are what people use today."""
+
+OTHERS = ("streaming_llm", "a_shape", "bigbird", "hyper_attention", "hash_sparse")
+SPARSE = (*OURS[1:], *RIVALS, *OTHERS)
+
+
+def _at(methods: Sequence[str], *densities: float) -> tuple[str, ...]:
+    return tuple(f"{method}:density={x}" for x in densities for method in methods)
+
+
+EQUAL = _at((*OURS[1:], *RIVALS), 0.08, 0.16)
+FRONT = _at(SPARSE, 0.08, 0.16, 0.04, 0.32)
+"""All methods at equal density."""
+
 TELLING = ("needle", "niah_multikey_1", "niah_multikey_2", "niah_multivalue", "vt", "qa_1", "qa_2",
            "babilong_qa1")  # fmt: skip
 """Tasks that tell methods apart soonest: retrieval among look-alikes, and several hops."""
@@ -62,18 +76,21 @@ TELLING = ("needle", "niah_multikey_1", "niah_multikey_2", "niah_multivalue", "v
 EVERYTHING = (*TEXT, "needle", *RULER, *BABILONG)
 SUITES = {
     "quick": Suite("smollm2-135m", (
-        Stage((2 * K,), ("needle", "niah_multikey_1", "qa_1", "babilong_qa1", *TEXT), OURS, 3, 1),
+        Stage((2 * K,), ("needle", "niah_multikey_1", "qa_1", "babilong_qa1", *TEXT),
+              (DENSE, "default", "paper", "xattention"), 3, 1),
     )),
     "standard": Suite("qwen2.5-coder-1.5b", (
-        Stage((32 * K, 8 * K), (*TEXT, *TELLING), OURS, 10),
-        Stage((32 * K,), (*TEXT, *TELLING), CURVE, 10),
+        Stage((32 * K, 8 * K), (*TEXT, *TELLING), (*OURS, *RIVALS), 10),
+        Stage((32 * K,), (*TEXT, *TELLING), EQUAL, 10),
         Stage((32 * K, 8 * K), EVERYTHING, OURS, 10),
+        Stage((32 * K,), (*TEXT, *TELLING), (*OTHERS, *FRONT), 10),
     )),
     "full": Suite("qwen2.5-coder-1.5b", (
-        Stage((32 * K, 8 * K), EVERYTHING, OURS, 20, 4),
-        Stage((16 * K, 4 * K), EVERYTHING, OURS, 20, 4),
-        Stage((32 * K, 16 * K, 8 * K, 4 * K), EVERYTHING, CURVE, 20, 4),
+        Stage((32 * K, 8 * K), EVERYTHING, (*OURS, *RIVALS), 20, 4),
+        Stage((32 * K, 8 * K), EVERYTHING, EQUAL, 20, 4),
+        Stage((16 * K, 4 * K), EVERYTHING, (*OURS, *RIVALS), 20, 4),
         Stage((64 * K, 128 * K), ("ppl_code", "needle", *RULER, *BABILONG), OURS, 20, 4),
+        Stage((32 * K, 16 * K, 8 * K, 4 * K), EVERYTHING, (*OTHERS, *FRONT), 20, 4),
     )),
 }  # fmt: skip
 
