@@ -20,6 +20,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from cpu_records import NO_RECORDS, Row, by_length, provenance, read_records, tables
+from eval_records import PICTURES, read_evaluation
+from eval_records import tables as evaluation_pages
 from PIL import Image
 from torch import Tensor
 
@@ -311,12 +313,22 @@ def _draw_lines(axis: plt.Axes, rows: list[Row]) -> None:
     axis.legend(loc="upper left", title="lines: mean of layers; dots: one layer")
 
 
+def draw_evaluation() -> None:
+    """Accuracy against density, and needle heat maps, where they were measured."""
+    rows = read_evaluation()
+    for name, draw in PICTURES.items():
+        figure = draw(rows)
+        if figure is not None:
+            save(figure, name)
+
+
 def main() -> int:
     """Draw and write, or check."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="only compare the tables")
     check = parser.parse_args().check
-    stale = [page for page, text in tables().items() if page.read_text("utf-8") != text]
+    pages = tables() | evaluation_pages()
+    stale = [page for page, text in pages.items() if page.read_text("utf-8") != text]
     if check:
         sys.stderr.writelines(
             f"{page.name}: the table is not that of the records\n" for page in stale
@@ -324,9 +336,9 @@ def main() -> int:
         return int(bool(stale))
     style()
     FIGURES.mkdir(exist_ok=True)
-    for draw in (draw_masks, draw_segment, draw_alignment, draw_speedup):
+    for draw in (draw_masks, draw_segment, draw_alignment, draw_speedup, draw_evaluation):
         draw()
-    for page, text in tables().items():
+    for page, text in pages.items():
         page.write_text(text, "utf-8")
     return 0
 

@@ -1,6 +1,8 @@
 """What is made of rows: paired tables, pictures and a page."""
 
+import importlib.util
 import json
+from pathlib import Path
 
 import pytest
 
@@ -128,6 +130,18 @@ def test_pictures():
     assert grids["m\ndefault"].tolist() == [[1, 1], [None, 0.5], [0, 1]]
     assert draw_accuracy(ROWS[:1]) is None
     assert draw_needles(ROWS[5:]) is None
+
+
+def test_the_documentation_shows_what_is_recorded():
+    path = Path(__file__).resolve().parents[2] / "docs" / "eval_records.py"
+    spec = importlib.util.spec_from_file_location("eval_records", path)
+    documented = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(documented)
+    assert documented.results([], []) == "Nothing is recorded yet."
+    text = documented.results(ROWS, ["eval_needles.png"])
+    assert text.startswith("![Right answers by length of the prompt")
+    assert "| task | n | dense |" in text
+    assert "- m, 8,192 tokens, cwe: dense attention scores 0" in text
 
 
 def test_a_page_without_rows(tmp_path):

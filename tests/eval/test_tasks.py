@@ -96,6 +96,24 @@ def test_answers_come_in_the_order_of_the_text(tokenizer):
     assert places == sorted(places)
 
 
+def test_answers_come_in_the_order_of_the_question(tokenizer):
+    (task,) = parse_tasks(["niah_multiquery"])
+    (sample,) = task.samples(tokenizer, LENGTH, 1, 0)
+    text = tokenizer.decode(sample.token_ids)
+    asked = re.search(r"magic numbers for (.*) in the text above", text)[1]
+    value_of = dict(re.findall(r"numbers for (\S+) is: (\d+)", text))
+    assert tuple(value_of[key] for key in re.findall(r"[a-z]+-[a-z]+", asked)) == sample.answers
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_the_key_that_is_asked_for_has_one_line(tokenizer, seed):
+    (task,) = parse_tasks(["niah_multikey_2"])
+    (sample,) = task.samples(tokenizer, 12_000, 1, seed)
+    text = tokenizer.decode(sample.token_ids)
+    key = re.search(r"magic number for (\S+) in the text above", text)[1]
+    assert text.count(f"numbers for {key} is:") == 1
+
+
 def test_every_line_is_a_needle(tokenizer):
     (task,) = parse_tasks(["niah_multikey_3"])
     (sample,) = task.samples(tokenizer, LENGTH, 1, 0)

@@ -28,6 +28,24 @@ ROWS_AT_ONCE = 256
 
 
 @dataclass(frozen=True)
+class Kept:
+    """What a prefill computed, and how much of the dense probability that was.
+
+    Attributes:
+        density: computed pairs over causal pairs, mean over layers and heads.
+        mass_mean: retained mass on held-out rows of the sparse layers, mean over heads; None, like
+            the next two, where it was not measured.
+        mass_p5: its 5th percentile in each head, mean over heads.
+        mass_min: its minimum over all rows and heads, the CRA.
+    """
+
+    density: float = 1.0
+    mass_mean: float | None = None
+    mass_p5: float | None = None
+    mass_min: float | None = None
+
+
+@dataclass(frozen=True)
 class Measurement:
     """One prompt under one method.
 
@@ -35,17 +53,14 @@ class Measurement:
         score: of what was written; of real text the share of the tokens that are the likeliest.
         answer_logprob: natural logarithm of the probability of the right answer; of real text the
             mean over its tokens.
-        density: computed pairs over causal pairs, mean over layers and heads.
-        retained_mass: dense probability on them, mean over held-out rows of the sparse layers;
-            None: not measured.
+        kept: what the prefill computed.
         kl: of real text KL(dense || method) of the next token in nats, mean over tokens.
         agreement: of real text the share of tokens whose likeliest successor is that of dense.
     """
 
     score: float
     answer_logprob: float
-    density: float = 1.0
-    retained_mass: float | None = None
+    kept: Kept
     kl: float | None = None
     agreement: float | None = None
 
@@ -68,11 +83,11 @@ def measure_answer(
         result = model(input_ids=token_ids, use_cache=True, **last_logits(loaded.model))
     cache, first = result.past_key_values, result.logits[0, -1:]
     logprob = _answer_logprob(loaded, cache, first, sample.target_ids)
-    cache.crop(token_ids.shape[1])
+    if len(sample.target_ids) > 1:
+        cache.crop(1 - len(sample.target_ids))  # what of the answer was fed
     written = continue_greedily(loaded.model, cache, int(first.argmax()), sample.max_new_tokens)
     output = str(loaded.tokenizer.decode(list(written), skip_special_tokens=True))
-    density, mass = _summary(recorder.layers)
-    return Measurement(sample.score(output), logprob, density, mass)
+    return Measurement(sample.score(output), logprob, _summary(recorder.layers))
 
 
 def _answer_logprob(
@@ -90,7 +105,7 @@ def _answer_logprob(
 
 
 @torch.inference_mode()
-def at_density(
+def turned_to_density(
     loaded: LoadedModel, token_ids: Sequence[int], method: Contender, *, routed: bool = False
 ) -> Contender:
     """The method turned until it has the density that it names on one prompt; others unchanged.
@@ -107,7 +122,7 @@ def at_density(
         turned = method.turned(dial, len(token_ids))
         with turned.attending(loaded.model, batch, routed=routed) as recorder:
             model(input_ids=batch, use_cache=False, **last_logits(loaded.model))
-        reached, _ = _summary(recorder.layers)
+        reached = _summary(recorder.layers).density
         if abs(reached - method.density) < distance:
             best, distance = turned, abs(reached - method.density)
         low, high = (dial, high) if reached < method.density else (low, dial)
@@ -117,7 +132,7 @@ def at_density(
 @torch.inference_mode()
 def text_logits(
     loaded: LoadedModel, token_ids: Sequence[int], method: Contender, *, routed: bool = False
-) -> tuple[Tensor, float, float | None]:
+) -> tuple[Tensor, Kept]:
     """Read a passage by the method.
 
     Args:
@@ -127,23 +142,21 @@ def text_logits(
         routed: short prompts run dense, as the policy decides.
 
     Returns:
-        logits `[T, V]` that predict the last `T = measured_tokens(length)` tokens, the density,
-        and the retained mass or None.
+        logits `[T, V]` that predict the last `T = measured_tokens(length)` tokens, and what was
+        computed.
     """
     model: Any = loaded.model
     batch = _batch(loaded, token_ids)
     rows = measured_tokens(len(token_ids)) + 1
     with method.attending(loaded.model, batch, routed=routed) as recorder:
         result = model(input_ids=batch, use_cache=False, **last_logits(loaded.model, rows))
-    return result.logits[0, -rows:-1], *_summary(recorder.layers)
+    return result.logits[0, -rows:-1], _summary(recorder.layers)
 
 
 @torch.inference_mode()
-def compare_text(
-    token_ids: Sequence[int], read: tuple[Tensor, float, float | None], dense: Tensor
-) -> Measurement:
+def compare_text(token_ids: Sequence[int], read: tuple[Tensor, Kept], dense: Tensor) -> Measurement:
     """What a method made of a passage, as `text_logits` gave it, next to dense logits `[T, V]`."""
-    logits, density, mass = read
+    logits, kept = read
     targets = torch.tensor(list(token_ids)[-len(logits) :], device=logits.device)
     parts: list[Tensor] = []
     for rows in range(0, len(logits), ROWS_AT_ONCE):
@@ -157,17 +170,21 @@ def compare_text(
             (best == exact.argmax(-1)).double(),
         ]))  # fmt: skip
     score, logprob, kl, agreement = torch.cat(parts, 1).mean(1).tolist()
-    return Measurement(score, logprob, density, mass, max(0.0, kl), agreement)
+    return Measurement(score, logprob, kept, max(0.0, kl), agreement)
 
 
 def _batch(loaded: LoadedModel, token_ids: Sequence[int]) -> Tensor:
     return torch.tensor([list(token_ids)], device=loaded.model.device)
 
 
-def _summary(layers: Sequence[LayerStatistics]) -> tuple[float, float | None]:
-    """Density over all layers and retained mass over those that measured it; dense: 1 and None."""
+def _summary(layers: Sequence[LayerStatistics]) -> Kept:
+    """Density over all layers, retained mass over those that measured it."""
     if not layers:
-        return 1.0, None
+        return Kept()
     density = float(torch.cat([x.density for x in layers]).mean())
-    mass = [x.retained_mass_mean for x in layers if x.retained_mass_mean is not None]
-    return density, float(torch.cat(mass).nanmean()) if mass else None
+    rows = [(x.retained_mass_mean, x.retained_mass_p5, x.retained_mass_min) for x in layers]
+    measured = [[part for part in row if part is not None] for row in rows]
+    if not any(measured):
+        return Kept(density)
+    mean, p5, least = (torch.cat(part) for part in zip(*filter(None, measured), strict=True))
+    return Kept(density, float(mean.nanmean()), float(p5.nanmean()), float(least.min()))

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..bench.origin import Row, origin
 from ..errors import PromptTooLong
 from ..models import LoadedModel
-from .measure import Measurement, at_density, compare_text, measure_answer, text_logits
+from .measure import Kept, Measurement, compare_text, measure_answer, text_logits, turned_to_density
 from .methods import DENSE, Contender
 from .prompts import Sample
 from .statistics import mean_interval
@@ -160,7 +160,7 @@ class _Prompts:
             yield measure_answer(self.loaded, sample, method, routed=routed)
         for ids, dense in self.passages:
             if method.name == DENSE:
-                yield compare_text(ids, (dense, 1.0, None), dense)
+                yield compare_text(ids, (dense, Kept()), dense)
             else:
                 read = text_logits(self.loaded, ids, method, routed=routed)
                 yield compare_text(ids, read, dense)
@@ -170,7 +170,7 @@ class _Prompts:
         self._make(cell)
         first = self.samples[0].token_ids if self.samples else self.passages[0][0]
         method = cell.method.measuring(self.settings.held_out)
-        return at_density(self.loaded, first, method, routed=self.settings.routed)
+        return turned_to_density(self.loaded, first, method, routed=self.settings.routed)
 
     def depths(self, cell: Cell) -> list[float] | None:
         """Where the answers stand; None where that is not one place."""
@@ -186,7 +186,7 @@ class _Prompts:
         wanted = self.loaded.tokenizer, cell.length, cell.n, self.settings.seed
         if isinstance(cell.task, TextTask):
             for ids in cell.task.passages(*wanted):
-                logits, _, _ = text_logits(self.loaded, ids, Contender(DENSE))
+                logits, _ = text_logits(self.loaded, ids, Contender(DENSE))
                 self.passages.append((ids, logits))
         else:
             self.samples = cell.task.samples(*wanted)
@@ -210,7 +210,8 @@ def _shared(loaded: LoadedModel, settings: RunSettings, cell: Cell) -> Row:
 
 
 def _skipped(reason: str) -> Row:
-    names = ("score", "answer_logprob", "ci95", "density", "retained_mass_mean")
+    names = ("score", "answer_logprob", "ci95", "density", "retained_mass_mean",
+             "retained_mass_p5", "retained_mass_min")  # fmt: skip
     return {"n": 0, **dict.fromkeys(names), "skipped": reason}
 
 
@@ -221,10 +222,13 @@ def _values(measured: Sequence[Measurement], depths: list[float] | None) -> Row:
     row: Row = {
         "n": len(measured), "score": estimate.mean,
         "answer_logprob": _mean([x.answer_logprob for x in measured]),
-        "ci95": [estimate.low, estimate.high], "density": _mean([x.density for x in measured]),
-        "retained_mass_mean": _mean([x.retained_mass for x in measured]),
+        "ci95": [estimate.low, estimate.high], "density": _mean([x.kept.density for x in measured]),
+        "retained_mass_mean": _mean([x.kept.mass_mean for x in measured]),
+        "retained_mass_p5": _mean([x.kept.mass_p5 for x in measured]),
+        "retained_mass_min": min((m for x in measured if (m := x.kept.mass_min) is not None),
+                                 default=None),
         "scores": scores, "logprobs": [x.answer_logprob for x in measured],
-        "densities": [x.density for x in measured],
+        "densities": [x.kept.density for x in measured],
     }  # fmt: skip
     if depths is not None:
         row["depths"] = depths

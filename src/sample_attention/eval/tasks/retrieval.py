@@ -68,18 +68,18 @@ class Needles:
         owners = [key for key in keys for _ in range(self.num_values)]
         needles = [self._line(*pair) for pair in zip(owners, values, strict=True)]
         order = rng.sample(range(count), count)
-        text = hay.plant(self._hay(rng, size), [needles[i] for i in order], depths)
+        text = hay.plant(self._hay(rng, size, keys), [needles[i] for i in order], depths)
         separator = " " if self.haystack == "real" else "\n"
-        right = [values[i] for i in order if owners[i] in {keys[a] for a in asked}]
+        right = [values[i] for a in asked for i in order if owners[i] == keys[a]]
         return self._ask(separator.join(text), [keys[a] for a in asked], right)
 
     def _line(self, key: str, value: str) -> str:
         return f"One of the special magic {self.kind}s for {key} is: {value}."
 
-    def _hay(self, rng: random.Random, size: int) -> list[str]:
+    def _hay(self, rng: random.Random, size: int, taken: Sequence[str]) -> list[str]:
         if self.haystack == "needles":
-            pairs = zip(self.keys(rng, size), self.values(rng, size), strict=True)
-            return [self._line(*pair) for pair in pairs]
+            others = [key for key in self.keys(rng, size + len(taken)) if key not in taken]
+            return [self._line(*pair) for pair in zip(others, self.values(rng, size), strict=False)]
         if self.haystack == "noise":
             return [" ".join(hay.NOISE)] * size
         return hay.passage(rng, hay.real_sentences(), size)
