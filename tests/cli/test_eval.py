@@ -61,6 +61,13 @@ def test_the_time_ends_a_run(cli, command):
     assert "measured 0 cells; 2 are left" in done.err
 
 
+def test_lengths_of_a_suite_beyond_the_model_are_named(cli, model_folder):
+    done = cli("eval", "--model", model_folder, "--device", "cpu", "--tasks", "ppl_prose")
+    assert done.code == 0, done.err
+    assert "not run: prompts of 2048 tokens, since the model accepts 1024" in done.err
+    assert "measured 0 cells" in done.err
+
+
 def test_report(cli, command, tmp_path):
     pytest.importorskip("matplotlib")
     path, folder = tmp_path / "rows.jsonl", tmp_path / "report"

@@ -20,7 +20,7 @@ def row(task, method, scores, length=8192, **fields):
         "method": method, "setting": "", "n": n, "n_wanted": n, "score": sum(scores) / n,
         "answer_logprob": -1.0, "density": 1.0 if method == "dense" else 0.2, "scores": scores,
         "logprobs": [-1.0 - (method != "dense")] * n, "retained_mass_mean": None, "seed": 0,
-        "routed": False, "held_out": 0, "config": None, "device": "cpu", "threads": 1, "torch": "2",
+        "routed": False, "config": None, "device": "cpu", "threads": 1, "torch": "2",
         **fields,
     }  # fmt: skip
 

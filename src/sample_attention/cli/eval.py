@@ -13,7 +13,7 @@ from ..errors import InvalidInput
 from ..eval.records import read_rows
 from ..eval.report import write_evaluation
 from ..eval.runner import RunSettings, measure_cells, pending_cells
-from ..eval.suites import SUITES, Suite, cells_of, narrowed
+from ..eval.suites import SUITES, Cell, Suite, cells_of, narrowed
 from ..eval.tables import evaluation_tables, skipped_notes
 from .bench import Destination, Machine, keep_row, print_tables
 from .console import counted, messages, step
@@ -72,7 +72,7 @@ def evaluate(options: EvalOptions, destination: Destination) -> None:
     with step(f"loading {prompt.model}", quiet=quiet):
         loaded = load_prompted(prompt, dtype, device)
     if not options.lengths:
-        cells = [cell for cell in cells if cell.length <= loaded.context_length]
+        cells = _within(cells, loaded.context_length)
     pending = pending_cells(loaded, cells, settings, known)
     rows: list[Row] = []
     with counted("measuring", sum(cell.n for cell in pending), quiet=quiet) as advance:
@@ -110,6 +110,17 @@ def _suite(options: EvalOptions) -> Suite:
         SUITES[options.suite], lengths=options.lengths, tasks=options.tasks,
         methods=options.methods, n=options.n,
     )  # fmt: skip
+
+
+def _within(cells: list[Cell], context_length: int) -> list[Cell]:
+    """What a suite asks for that the model can read; the rest is named."""
+    beyond = sorted({cell.length for cell in cells if cell.length > context_length})
+    if beyond:
+        messages().print(
+            f"not run: prompts of {', '.join(map(str, beyond))} tokens, since the model accepts "
+            f"{context_length}; --yarn stretches that"
+        )
+    return [cell for cell in cells if cell.length <= context_length]
 
 
 def _known(output: Path | None) -> list[Record]:

@@ -22,9 +22,9 @@ from .tasks.texts import TextTask
 
 IDENTITY = (
     "model", "yarn", "dtype", "length", "task", "n_wanted", "method", "setting", "config", "seed",
-    "routed", "held_out",
+    "routed",
 )  # fmt: skip
-"""What makes two rows the same measurement."""
+"""What makes two rows the same measurement; the code that measured may differ."""
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ def _shared(loaded: LoadedModel, settings: RunSettings, cell: Cell) -> Row:
         "dtype": str(loaded.model.dtype).removeprefix("torch."), "length": cell.length,
         "task": cell.task.name, "n_wanted": cell.n, "method": method.name,
         "setting": method.setting, "config": method.facts, "seed": settings.seed,
-        "routed": settings.routed, "held_out": settings.held_out,
+        "routed": settings.routed,
     }  # fmt: skip
 
 
