@@ -73,3 +73,4 @@ def test_a_ratio_is_that_of_the_means_over_tasks():
     assert share.low < share.mean < share.high <= 1
     assert paired_ratio(dense, dense) == (1, 1, 1)
     assert paired_ratio([[0.0]], [[0.0]]) is None
+    assert paired_ratio([[1.0, 0.5]], [[1.0, 0.0]]).high <= 2

@@ -20,7 +20,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NEEDLE = "needle"
-PANEL_INCHES = 4.6
+PANEL_INCHES = 4.2
+"""Height of a panel."""
 
 
 def draw_accuracy(rows: Sequence[Record]) -> Figure | None:
@@ -35,9 +36,9 @@ def draw_accuracy(rows: Sequence[Record]) -> Figure | None:
     groups = [group for group in groups_of(rows) if _points(group)]
     if not groups:
         return None
-    figure = _figure(1.35 * PANEL_INCHES * len(groups), PANEL_INCHES)
+    figure, axes = _panels(len(groups), 2, 1.4)
     names = list(dict.fromkeys(name for group in groups for name in _points(group)))
-    for axis, group in zip(figure.subplots(1, len(groups), squeeze=False)[0], groups, strict=True):
+    for axis, group in zip(axes, groups, strict=True):
         _draw_curves(axis, group, names)
     return figure
 
@@ -57,10 +58,8 @@ def draw_needles(rows: Sequence[Record]) -> Figure | None:
             panels.setdefault(f"{row['model']}\n{label_of(row)}", {})[row["length"]] = row
     if not panels:
         return None
-    figure = _figure(0.8 * PANEL_INCHES * len(panels), PANEL_INCHES)
-    for axis, (title, cells) in zip(
-        figure.subplots(1, len(panels), squeeze=False)[0], panels.items(), strict=True
-    ):
+    figure, axes = _panels(len(panels), 5, 0.7)
+    for axis, (title, cells) in zip(axes, panels.items(), strict=True):
         _draw_grid(axis, title, cells)
     return figure
 
@@ -75,9 +74,13 @@ def save_figure(figure: Figure, path: Path) -> None:
     figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
-def _figure(width: float, height: float) -> Figure:
+def _panels(count: int, per_row: int, aspect: float) -> tuple[Figure, list[Axes]]:
+    """A figure with so many axes in rows, each `aspect` times as wide as high."""
     module: Any = require("matplotlib.figure", "plot")
-    return module.Figure(figsize=(width, height), dpi=150, layout="constrained")
+    columns, rows = min(count, per_row), -(-count // per_row)
+    size = aspect * PANEL_INCHES * columns, PANEL_INCHES * rows
+    figure: Figure = module.Figure(figsize=size, dpi=150, layout="constrained")
+    return figure, [figure.add_subplot(rows, columns, i + 1) for i in range(count)]
 
 
 def _points(group: Group) -> dict[str, list[tuple[float, float]]]:
@@ -115,7 +118,11 @@ def _draw_grid(axis: Axes, title: str, cells: dict[int, Record]) -> None:
         for depth in set(row["depths"]):
             at = zip(row["depths"], row["scores"], strict=True)
             grid[depths.index(depth), i] = mean(score for d, score in at if d == depth)
-    axis.imshow(grid.numpy(), cmap="RdYlGn", vmin=0, vmax=1, aspect="auto")
+    axis.imshow(grid.numpy(), cmap="cividis", vmin=0, vmax=1, aspect="auto")
+    for i, j in grid.isfinite().nonzero().tolist():
+        value = float(grid[i, j])
+        shade = "white" if value < 0.5 else "black"
+        axis.text(j, i, f"{value:.2g}", ha="center", va="center", fontsize=8, color=shade)
     axis.set_title(title, fontsize=9)
     axis.set_xticks(range(len(lengths)), [f"{n / 1024:g}K" for n in lengths])
     axis.set_yticks(range(len(depths)), [f"{100 * d:.0f} %" for d in depths])

@@ -59,7 +59,7 @@ def paired_ratio(
     top, bottom = torch.stack(tops).mean(0), torch.stack(bottoms).mean(0)
     if not float(bottom[0]):
         return None
-    ratio = top / bottom.clamp(min=torch.finfo(torch.float64).tiny)
+    ratio = top[bottom > 0] / bottom[bottom > 0]  # without a reference there is no ratio
     return _estimate(float(ratio[0]), ratio[1:])
 
 

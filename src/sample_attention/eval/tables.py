@@ -12,13 +12,15 @@ from .records import Group, difference, groups_of, share_of_dense
 from .statistics import Estimate
 
 NONE = "–"
+METHODS_PER_TABLE = 6
+"""Columns of a table of tasks; more methods make more tables."""
 
 
 def evaluation_tables(rows: Sequence[Record]) -> list[RecordTable]:
     """All tables of the rows, by model and length."""
     found: list[RecordTable] = []
     for group in groups_of(rows):
-        made = (_methods_table(group), _tasks_table(group), _text_table(group))
+        made = (_methods_table(group), *_tasks_tables(group), _text_table(group))
         found += [table for table in made if table.lines]
     return found
 
@@ -57,17 +59,20 @@ def _methods_table(group: Group) -> RecordTable:
     return RecordTable(_title("All tasks", group), headers, tuple(lines))
 
 
-def _tasks_table(group: Group) -> RecordTable:
-    methods = [x for x in group.methods if any("kl" not in r[x] for r in group.tasks.values()
-                                               if x in r)]  # fmt: skip
+def _tasks_tables(group: Group) -> list[RecordTable]:
+    methods = [method for method in group.methods if method != DENSE and group.pairs(method)]
+    parts = range(0, max(1, len(methods)), METHODS_PER_TABLE)  # dense attention alone is a table
+    return [_tasks_table(group, methods[i : i + METHODS_PER_TABLE]) for i in parts]
+
+
+def _tasks_table(group: Group, methods: Sequence[str]) -> RecordTable:
     lines: list[tuple[str, ...]] = []
     for task in group.tasks:
         dense = group.row(task, DENSE)
-        if dense is None or "kl" in dense:
-            continue
-        cells = [_task_cell(group, task, method, dense) for method in methods if method != DENSE]
-        lines.append((task, str(dense["n"]), f"{dense['score']:.2f}", *cells))
-    headers = ("task", "n", DENSE, *(f"{x} (Δ)" for x in methods if x != DENSE))
+        if dense is not None and "kl" not in dense:
+            cells = [_task_cell(group, task, method, dense) for method in methods]
+            lines.append((task, str(dense["n"]), f"{dense['score']:.2f}", *cells))
+    headers = ("task", "n", DENSE, *(f"{method} (Δ)" for method in methods))
     return RecordTable(_title("Every task", group), headers, tuple(lines))
 
 
