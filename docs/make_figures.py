@@ -20,6 +20,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import torch
 from cpu_records import NO_RECORDS, Row, by_length, provenance, read_records, tables
+from eval_records import PICTURES, read_evaluation
+from eval_records import tables as evaluation_pages
 from gpu_records import NOTHING, by_case, gpu_pages, records, rule_of
 from gpu_records import provenance as gpu_provenance
 from PIL import Image
@@ -349,12 +351,21 @@ def _draw_rules(axis: plt.Axes, rows: list[Row]) -> None:
     axis.legend(fontsize=8, title="means of layers")
 
 
+def draw_evaluation() -> None:
+    """Accuracy against density, and needle heat maps, where they were measured."""
+    rows = read_evaluation()
+    for name, draw in PICTURES.items():
+        figure = draw(rows)
+        if figure is not None:
+            save(figure, name)
+
+
 def main() -> int:
     """Draw and write, or check."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="only compare the tables")
     check = parser.parse_args().check
-    pages = tables() | gpu_pages()
+    pages = tables() | gpu_pages() | evaluation_pages()
     stale = [page for page, text in pages.items() if page.read_text("utf-8") != text]
     if check:
         sys.stderr.writelines(
@@ -363,7 +374,9 @@ def main() -> int:
         return int(bool(stale))
     style()
     FIGURES.mkdir(exist_ok=True)
-    for draw in (draw_masks, draw_segment, draw_alignment, draw_speedup, draw_gpu_speedup):
+    for draw in (
+        draw_masks, draw_segment, draw_alignment, draw_speedup, draw_gpu_speedup, draw_evaluation,
+    ):  # fmt: skip
         draw()
     for page, text in pages.items():
         page.write_text(text, "utf-8")

@@ -5,6 +5,7 @@ import torch
 import transformers
 
 from sample_attention import SampleAttentionConfig, policy
+from sample_attention.integrations import arguments
 from sample_attention.integrations.transformers import sample_attention_prefill
 
 LENGTHS = (97, 30, 64)
@@ -184,3 +185,18 @@ def test_a_written_mask_or_position_is_read_again(tiny, prompt, nearly_all, logi
         positions[0, 20:] -= 20
         logits(model, ids, position_ids=positions)
     assert [c.kv_len for c in recorder.layers] == [40, 40, 20, 20]
+
+
+def test_inference_mode_reads_positions_once_per_pass(tiny, prompt, nearly_all, monkeypatch):
+    read = []
+    rows_of = arguments.rows_of_positions
+    monkeypatch.setattr(arguments, "rows_of_positions", lambda *a: read.append(a) or rows_of(*a))
+    model, ids = tiny("llama"), prompt(length=40)
+    with torch.inference_mode(), sample_attention_prefill(model, nearly_all, record=True) as seen:
+        positions = torch.arange(40)[None]
+        model(ids, position_ids=positions)
+        assert len(read) == 1
+        positions[0, 20:] -= 20
+        model(ids, position_ids=positions)
+    assert len(read) == 2
+    assert [c.kv_len for c in seen.layers] == [40, 40, 20, 20]

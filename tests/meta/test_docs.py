@@ -83,7 +83,8 @@ def complain(words):
         unknown = set(plain) - make_targets()
         return f"make has no target {unknown}" if unknown else None
     if Path(program).name == "sample-attention":
-        command = plain[: 2 if plain[:1] == ["bench"] else 1]
+        nested = plain[:1] == ["bench"] or plain[:2] == ["eval", "report"]
+        command = plain[: 2 if nested else 1]
         text = help_text(*command)
         unknown = {o for o in options if not re.search(rf"(?<![\w-]){o}(?![\w-])", text)}
         return f"sample-attention {command} has no option {unknown}" if unknown else None

@@ -52,33 +52,50 @@ def generate_greedily(
         max_new_tokens: stop after this many, or at the token that ends the text.
         on_token: called after every new token.
     """
-    ends = end_tokens(model)
     forward: Any = model
-    keywords = _last_logits_only(model)
-    found: list[int] = []
     _wait(token_ids.device)
     start = time.perf_counter()
-    result = forward(input_ids=token_ids, use_cache=True, **keywords)
+    result = forward(input_ids=token_ids, use_cache=True, **last_logits(model))
     token = int(result.logits[0, -1].argmax())  # waits for the device
     first = time.perf_counter()
+    found = continue_greedily(model, result.past_key_values, token, max_new_tokens, on_token)
+    return Generation(found, first - start, time.perf_counter() - first)
+
+
+@torch.inference_mode()
+def continue_greedily(
+    model: PreTrainedModel, cache: object, token: int, max_new_tokens: int,
+    on_token: Callable[[], None] | None = None,
+) -> tuple[int, ...]:  # fmt: skip
+    """Write on from a cache, which grows: `token` and what follows it.
+
+    Args:
+        model: a causal language model in evaluation mode.
+        cache: the keys and values of the text so far, one sequence.
+        token: the first new token.
+        max_new_tokens: stop after this many, or at the token that ends the text, left out.
+        on_token: called after every new token.
+    """
+    forward: Any = model
+    ends, keywords = end_tokens(model), last_logits(model)
+    found: list[int] = []
     while token not in ends:
         found.append(token)
         if on_token is not None:
             on_token()
         if len(found) >= max_new_tokens:
             break
-        step = token_ids.new_tensor([[token]])
-        cache = result.past_key_values
+        step = torch.tensor([[token]], device=model.device)
         result = forward(input_ids=step, past_key_values=cache, use_cache=True, **keywords)
-        token = int(result.logits[0, -1].argmax())
-    return Generation(tuple(found), first - start, time.perf_counter() - first)
+        cache, token = result.past_key_values, int(result.logits[0, -1].argmax())
+    return tuple(found)
 
 
 @torch.inference_mode()
 def prefill(model: PreTrainedModel, token_ids: Tensor) -> Tensor:
     """One pass over a prompt, int64 `[1, S]`, without a cache: the last row's logits `[V]`."""
     forward: Any = model
-    result = forward(input_ids=token_ids, use_cache=False, **_last_logits_only(model))
+    result = forward(input_ids=token_ids, use_cache=False, **last_logits(model))
     return result.logits[0, -1]
 
 
@@ -109,10 +126,10 @@ def end_tokens(model: PreTrainedModel) -> frozenset[int]:
     return frozenset(configured if isinstance(configured, list) else [configured])
 
 
-def _last_logits_only(model: PreTrainedModel) -> dict[str, int]:
-    """Ask for the logits of the last row alone: those of all rows can take gigabytes."""
+def last_logits(model: PreTrainedModel, count: int = 1) -> dict[str, int]:
+    """Ask for the logits of the last rows alone: those of all rows can take gigabytes."""
     known = inspect.signature(model.forward).parameters
-    return {"logits_to_keep": 1} if "logits_to_keep" in known else {}
+    return {"logits_to_keep": count} if "logits_to_keep" in known else {}
 
 
 def _wait(device: torch.device) -> None:

@@ -68,7 +68,7 @@ def measure_ttft(
     model: Any = loaded.model
     methods: dict[str, Callable[[], AbstractContextManager[object]]] = {
         p.name: partial(dense_attention, model, p)
-        for p in dense_providers(dense, _problem_of(model, token_ids))
+        for p in dense_providers(dense, attention_problem(model, token_ids))
     }
     observed = {name: _observe_dense(model, token_ids, use) for name, use in methods.items()}
     observed[OURS] = _observe_ours(model, token_ids, config)
@@ -121,7 +121,7 @@ def _observe_ours(
     return Observed(logits, float(density), sparse)
 
 
-def _problem_of(model: PreTrainedModel, token_ids: Tensor) -> Problem:
+def attention_problem(model: PreTrainedModel, token_ids: Tensor) -> Problem:
     """The attention of one layer, described by tensors of one row that take no memory."""
     text: Any = model.config.get_text_config(decoder=True)
     heads = int(text.num_attention_heads)

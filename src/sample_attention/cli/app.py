@@ -8,6 +8,7 @@ from typing import Annotated, Optional
 import typer
 
 from .bench_app import bench
+from .eval_app import evaluation
 from .options import (
     Assignments,
     Chat,
@@ -32,6 +33,7 @@ app = typer.Typer(
     help="Sparse attention for long prompts, chosen per head at run time.",
 )
 app.add_typer(bench, name="bench")
+app.add_typer(evaluation, name="eval")
 
 
 @app.command("run")

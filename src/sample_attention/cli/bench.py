@@ -30,7 +30,7 @@ from ..bench.kernels import measure_dense, measure_kernels
 from ..bench.origin import Row, origin
 from ..bench.plot import plot_records
 from ..bench.rates import measure_rates
-from ..bench.tables import Record, read_records, source_of, tables_of
+from ..bench.tables import RecordTable, read_records, source_of, tables_of
 from ..bench.ttft import OURS, measure_ttft, prompt_facts
 from ..config import SampleAttentionConfig
 from ..errors import InvalidInput
@@ -190,7 +190,7 @@ def bench_attention(options: AttentionOptions, destination: Destination) -> None
         for row in _attention_rows(options, device, dtype):
             full = row if gflops is None else with_floor(row, gflops)
             rows.append({**full, **facts})
-            _keep(rows[-1], destination)
+            keep_row(rows[-1], destination)
             advance(f"{source_of(row)}, {row['seq_len']} tokens")
     _show(rows, destination)
 
@@ -217,7 +217,7 @@ def bench_kernels(options: KernelOptions, destination: Destination) -> None:
     with counted("measuring", count, quiet=destination.as_json) as advance:
         for row in _kernel_rows(options, device, dtype):
             rows.append({**row, **facts})
-            _keep(rows[-1], destination)
+            keep_row(rows[-1], destination)
             if row["kernel"] == LAST_KERNEL:
                 advance(f"{row['preset']} at {row['coverage']}, {row['seq_len']} tokens")
     _show(rows, destination)
@@ -248,7 +248,7 @@ def bench_ttft(options: TtftOptions, destination: Destination) -> None:
             chosen = ours if row["method"] == OURS else dict.fromkeys(ours)
             shared = prompt_facts(options.prompt, loaded, token_ids)
             rows.append({**shared, **row, **chosen, **facts})
-            _keep(rows[-1], destination)
+            keep_row(rows[-1], destination)
     _show(rows, destination)
 
 
@@ -264,7 +264,7 @@ def bench_report(paths: Sequence[Path], *, markdown: bool, plot: Path | None) ->
     if markdown:
         print("\n\n".join(table.markdown() for table in tables_of(records)))
     else:
-        _print(records)
+        print_tables(tables_of(records))
     if plot is not None:
         plot_records(records, plot)
         messages().print(f"wrote {plot}")
@@ -319,7 +319,8 @@ def _check_lengths(lengths: Sequence[int]) -> None:
         raise InvalidInput(f"--lengths {min(lengths)}: a prompt has at least one token")
 
 
-def _keep(row: Row, destination: Destination) -> None:
+def keep_row(row: Row, destination: Destination) -> None:
+    """Append a row to the file and print it, as far as either is asked for."""
     if destination.output is not None:
         append_record(destination.output, row)
     if destination.as_json:
@@ -329,13 +330,14 @@ def _keep(row: Row, destination: Destination) -> None:
 def _show(rows: list[Row], destination: Destination) -> None:
     if destination.as_json:
         return
-    _print(rows)
+    print_tables(tables_of(rows))
     if destination.output is not None:
         messages().print(f"appended {len(rows)} records to {destination.output}")
 
 
-def _print(records: Sequence[Record]) -> None:
-    for table in tables_of(records):
+def print_tables(tables: Sequence[RecordTable]) -> None:
+    """Print tables on stdout, never cut off."""
+    for table in tables:
         shown = Table(title=table.title, title_justify="left", title_style="bold")
         for i, header in enumerate(table.headers):
             shown.add_column(header, justify="right" if i else "left", no_wrap=True)

@@ -109,7 +109,7 @@ def layout_of_call(
         return layout
     try:
         read = partial(rows_of_positions, positions, len(q))
-        rows = remembered_rows(read, positions)
+        rows = remembered_rows(read, positions, layer=getattr(module, "layer_idx", None))
     except InvalidInput as error:
         raise unsupported(
             module, "position_ids", f"do not number one sequence or packed ones: {error}",
@@ -130,7 +130,8 @@ def rows_of_call(module: nn.Module, cu_q: Tensor, cu_k: Tensor) -> Rows:
         UnsupportedAttention: they do not fit each other.
     """
     try:
-        rows = remembered_rows(partial(rows_of_totals, cu_q, cu_k), cu_k, cu_q)
+        read = partial(rows_of_totals, cu_q, cu_k)
+        rows = remembered_rows(read, cu_k, cu_q, layer=getattr(module, "layer_idx", None))
     except InvalidInput as error:
         raise unsupported(
             module, "cu_seq_lens_q and cu_seq_lens_k", f"do not fit: {error}",

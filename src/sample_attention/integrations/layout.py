@@ -146,19 +146,44 @@ def recall_layout(mask: Tensor) -> Layout | None:
     return _layouts.get(mask)
 
 
-def remembered_rows(read: Callable[[], Rows | None], *tensors: Tensor) -> Rows | None:
-    """`read()`, remembered with the tensors that it reads until one of them is written to."""
-    if any(x.is_inference() for x in tensors):  # these do not count their versions
+def remembered_rows(
+    read: Callable[[], Rows | None], *tensors: Tensor, layer: int | None
+) -> Rows | None:
+    """`read()`, which waits for the device, remembered with the tensors that it reads.
+
+    Until one of them is written to; tensors of inference mode do not count that, so there what an
+    earlier layer read holds for the later ones: the layers of one pass are called in order.
+
+    Args:
+        read: reads the tensors.
+        tensors: what it reads.
+        layer: index of the layer that asks; None: unknown.
+    """
+    first, others = tensors[0], tuple(x for x in tensors if x is not tensors[0])
+    inference = any(x.is_inference() for x in tensors)
+    if inference and layer is None:
         return read()
-    first = tensors[0]
-    versions = tuple(x._version for x in tensors)  # pyright: ignore[reportPrivateUsage]
-    others = tuple(
-        x for x in tensors if x is not first
-    )  # held, so that their identity stays theirs
+    versions = () if inference else tuple(x._version for x in tensors)  # pyright: ignore[reportPrivateUsage]
     known = _rows.get(first)
-    if known is None or known[0] != versions or [*map(id, known[1])] != [*map(id, others)]:
-        known = _rows[first] = (versions, others, read())
-    return known[2]
+    same = known is not None and [*map(id, known.others)] == [*map(id, others)]
+    if known is None or not same or known.versions != versions or known.ends_before(layer):
+        known = _rows[first] = _Reading(versions, others, read())
+    known.layer = layer if inference else None
+    return known.rows
+
+
+@dataclass
+class _Reading:
+    """What was read from tensors; `others` are held, so that their identity stays theirs."""
+
+    versions: tuple[int, ...]
+    others: tuple[Tensor, ...]
+    rows: Rows | None
+    layer: int | None = None
+
+    def ends_before(self, layer: int | None) -> bool:
+        """Whether a layer belongs to another pass than the one that was read in."""
+        return self.layer is not None and (layer is None or layer <= self.layer)
 
 
 def _rows_from_starts(starts: Tensor) -> Rows:

@@ -1,0 +1,48 @@
+"""Reads the records of evaluations and writes the part of the documentation that shows them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sample_attention.bench.tables import Record
+from sample_attention.eval.plots import draw_accuracy, draw_needles
+from sample_attention.eval.records import read_rows
+from sample_attention.eval.tables import evaluation_tables, skipped_notes
+
+DOCS = Path(__file__).resolve().parent
+RECORDS = DOCS.parent / "benchmarks" / "records"
+PAGE = DOCS / "evaluation.md"
+NO_ROWS = "Nothing is recorded yet."
+START, END = "<!-- evaluation:start -->", "<!-- evaluation:end -->"
+
+PICTURES = {"eval_accuracy.png": draw_accuracy, "eval_needles.png": draw_needles}
+CAPTIONS = {
+    "eval_accuracy.png": "Score of each method against its density",
+    "eval_needles.png": "Right answers by length of the prompt and depth of the needle",
+}
+
+
+def read_evaluation() -> list[Record]:
+    """The rows of all evaluations; a young checkout may have none."""
+    return read_rows(sorted(RECORDS.glob("eval_*.jsonl")))
+
+
+def results(rows: list[Record], pictures: list[str]) -> str:
+    """Rows as Markdown: pictures, tables, what was left out, and where all of it comes from."""
+    if not rows:
+        return NO_ROWS
+    parts = [f"![{CAPTIONS[name]}](figures/{name})" for name in pictures]
+    parts += [table.markdown() for table in evaluation_tables(rows)]
+    if notes := skipped_notes(rows):
+        parts.append("\n".join(["Left out:", "", *(f"- {note}" for note in notes)]))
+    commits = dict.fromkeys(str(row.get("commit") or "unknown")[:10] for row in rows)
+    parts.append(f"Commits: {', '.join(commits)}; records: `benchmarks/records/eval_*.jsonl`.")
+    return "\n\n".join(parts)
+
+
+def tables() -> dict[Path, str]:
+    """The page that holds results between markers, with its text as it should be."""
+    rows = read_evaluation()
+    pictures = [name for name, draw in PICTURES.items() if rows and draw(rows) is not None]
+    head, _, rest = PAGE.read_text("utf-8").partition(START)
+    return {PAGE: f"{head}{START}\n{results(rows, pictures)}\n{END}{rest.partition(END)[2]}"}

@@ -1,0 +1,165 @@
+"""What attends in a prefill: dense attention, ours at any setting, or another sparse method."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from ..baselines import METHODS, Method
+from ..bench.dense import dense_providers
+from ..bench.ttft import attention_problem, dense_attention
+from ..config import PRESETS, SampleAttentionConfig
+from ..errors import InvalidConfig
+from ..integrations.transformers import Recorder, sample_attention_prefill
+from ..policy import always_sparse
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+DENSE = "dense"
+DENSITY = "density"
+"""The setting that is no field: turn the method until it computes this share of the pairs."""
+
+LEAST_COVERAGE = 1e-3
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to prefill.
+
+    Attributes:
+        name: as records state it.
+        setting: what differs from the named setting, such as `coverage=0.9`; empty: nothing.
+        config: how keys are selected: ours, or a baseline; None: dense attention.
+        density: that the method is to be turned to, for each length and task; None: it follows
+            from the configuration.
+    """
+
+    name: str
+    setting: str = ""
+    config: SampleAttentionConfig | Method | None = None
+    density: float | None = None
+
+    @property
+    def label(self) -> str:
+        """Name and setting, as `parse_method` reads it."""
+        return f"{self.name}:{self.setting}" if self.setting else self.name
+
+    @property
+    def facts(self) -> dict[str, Any] | None:
+        """All fields of the configuration; None for dense attention."""
+        config: Any = self.config  # baselines are dataclasses, which their base does not say
+        return None if config is None else asdict(config)
+
+    def measuring(self, held_out: int) -> Contender:
+        """Ours with rows held out on which retained mass is measured; 0: as it is."""
+        if not isinstance(self.config, SampleAttentionConfig) or not held_out:
+            return self
+        return replace(self, config=replace(self.config, held_out=held_out))
+
+    def turned(self, dial: float, length: int) -> Contender:
+        """The method at a point of its range for a length: from 0, the sparsest, to 1, dense."""
+        if self.config is None:
+            return self
+        if isinstance(self.config, Method):
+            return replace(self, config=self.config.turned(dial, length))
+        coverage = max(dial, LEAST_COVERAGE)
+        slashes = None if self.config.slash_coverage is None else coverage
+        config = replace(self.config, coverage=coverage, slash_coverage=slashes)
+        return replace(self, config=config)
+
+    @contextmanager
+    def attending(
+        self, model: PreTrainedModel, token_ids: Tensor, *, routed: bool
+    ) -> Generator[Recorder]:
+        """Let a model prefill one prompt by this method inside a `with` block.
+
+        Dense attention on a GPU is that of the fastest provider, on a CPU the model's own.
+
+        Args:
+            model: a causal language model.
+            token_ids: the prompt, int64 `[1, S]`.
+            routed: short prompts run dense, as the policy decides; else all run sparse.
+
+        Yields:
+            The recorder, without entries for dense attention.
+        """
+        if self.config is not None:
+            with (
+                nullcontext() if routed else always_sparse(),
+                sample_attention_prefill(model, self.config, record=True) as recorder,
+            ):
+                yield recorder
+        elif model.device.type == "cpu":
+            yield Recorder(active=False)
+        else:
+            provider = dense_providers((), attention_problem(model, token_ids))[0]
+            with dense_attention(model, provider):
+                yield Recorder(active=False)
+
+
+def parse_methods(texts: Sequence[str]) -> list[Contender]:
+    """Each method once, dense attention first: all others are compared with it.
+
+    Raises:
+        InvalidConfig: see `parse_method`.
+    """
+    return list(dict.fromkeys([Contender(DENSE), *map(parse_method, texts)]))
+
+
+def parse_method(text: str) -> Contender:
+    """The method of `NAME` or `NAME:KEY=VALUE,KEY=VALUE`; KEY is a field, or `density`.
+
+    Raises:
+        InvalidConfig: there is no such method or setting.
+    """
+    name, _, setting = text.partition(":")
+    if name == DENSE:
+        if setting:
+            raise InvalidConfig(f"method {text}: dense attention has no settings")
+        return Contender(DENSE)
+    given = dict(_assignment(text, part) for part in setting.split(",") if part)
+    canonical = ",".join(f"{key}={_shown(value)}" for key, value in sorted(given.items()))
+    density = given.pop(DENSITY, None)
+    if density is not None and not (isinstance(density, float) and 0 < density < 1):
+        raise InvalidConfig(f"method {text}: density must be a number between 0 and 1")
+    return Contender(name, canonical, _config(name, given), density)
+
+
+def _config(name: str, fields: dict[str, Any]) -> SampleAttentionConfig | Method:
+    if name not in METHODS:
+        if name not in PRESETS:
+            raise InvalidConfig(
+                f"there is no method '{name}'; accepted: {', '.join((DENSE, *PRESETS, *METHODS))}"
+            )
+        return SampleAttentionConfig.preset(name, **fields)
+    published: Any = METHODS[name]
+    try:
+        return replace(published, **fields)
+    except TypeError as error:
+        accepted = ", ".join(asdict(published))
+        raise InvalidConfig(f"{name}: {error}; its settings are {accepted}") from error
+
+
+def _assignment(text: str, part: str) -> tuple[str, Any]:
+    key, separator, value = part.partition("=")
+    try:
+        parsed = json.loads("null" if value == "none" else value)
+    except ValueError:
+        separator = ""
+        parsed = None
+    if not separator:
+        raise InvalidConfig(
+            f"method {text}: write NAME:KEY=VALUE,KEY=VALUE, a value being a number, true, false "
+            f"or none; '{part}' is not that"
+        )
+    return key.strip(), parsed
+
+
+def _shown(value: object) -> str:
+    return "none" if value is None else json.dumps(value)

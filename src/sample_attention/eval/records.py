@@ -1,0 +1,116 @@
+"""Rows as they are read back: by task, next to dense attention on the same prompts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..bench.tables import Record
+from ..errors import InvalidInput
+from .methods import DENSE
+from .runner import identity_of
+from .statistics import Estimate, paired_difference, paired_ratio
+
+NEEDED = {"model", "length", "task", "method", "setting", "n", "score"}
+
+
+@dataclass(frozen=True)
+class Group:
+    """What was measured of one model at one length under the same conditions.
+
+    Attributes:
+        model: as records state it, with its YaRN factor if it has one.
+        length: tokens of the prompts.
+        tasks: rows by task, then by the label of the method, dense attention among them.
+    """
+
+    model: str
+    length: int
+    tasks: dict[str, dict[str, Record]]
+
+    @property
+    def methods(self) -> list[str]:
+        """Labels of all methods, as they first appear."""
+        return list(dict.fromkeys(label for rows in self.tasks.values() for label in rows))
+
+    def row(self, task: str, method: str) -> Record | None:
+        """A row that was measured; None where the cell was skipped or not run."""
+        row = self.tasks[task].get(method)
+        return None if row is None or "skipped" in row else row
+
+    def pairs(self, method: str) -> dict[str, tuple[Record, Record]]:
+        """By task with answers, the rows of a method and of dense attention, where both exist."""
+        found: dict[str, tuple[Record, Record]] = {}
+        for task in self.tasks:
+            row, dense = self.row(task, method), self.row(task, DENSE)
+            if row is not None and dense is not None and "kl" not in row and row["n"] == dense["n"]:
+                found[task] = row, dense
+        return found
+
+    def skipped(self) -> dict[str, str]:
+        """Tasks that no other method ran, with the reason."""
+        return {
+            task: str(row["skipped"])
+            for task, rows in self.tasks.items()
+            for row in rows.values()
+            if "skipped" in row
+        }
+
+
+def read_rows(paths: Iterable[Path]) -> list[Record]:
+    """The rows of files of JSON lines; of the same measurement the last one counts.
+
+    Raises:
+        InvalidInput: a line is not a row of an evaluation.
+        OSError: a file cannot be read.
+    """
+    latest: dict[str, Record] = {}
+    for path in paths:
+        for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+            if line.strip():
+                row = _parse(line, f"{path}:{number}")
+                latest[identity_of(row)] = row
+    return list(latest.values())
+
+
+def groups_of(rows: Sequence[Record]) -> list[Group]:
+    """The rows by model and length, longest first; other conditions make other groups."""
+    found: dict[tuple[object, ...], Group] = {}
+    for row in rows:
+        yarn = row.get("yarn")
+        model = str(row["model"]) if yarn is None else f"{row['model']} (YaRN {yarn:g})"
+        key = (model, row["length"], row.get("dtype"), row.get("seed"), row.get("routed"))
+        group = found.setdefault(key, Group(model, row["length"], {}))
+        group.tasks.setdefault(row["task"], {})[label_of(row)] = row
+    return sorted(found.values(), key=lambda group: (group.model, -group.length))
+
+
+def label_of(row: Record) -> str:
+    """Name and setting of the method of a row."""
+    return f"{row['method']}:{row['setting']}" if row["setting"] else str(row["method"])
+
+
+def difference(row: Record, dense: Record, name: str = "scores") -> Estimate:
+    """What a method changes, prompt by prompt: of `scores` or `logprobs`."""
+    return paired_difference(row[name], dense[name])
+
+
+def share_of_dense(pairs: Sequence[tuple[Record, Record]]) -> Estimate | None:
+    """The mean score of a method over tasks, over that of dense attention; None without tasks."""
+    if not pairs:
+        return None
+    return paired_ratio(
+        [row["scores"] for row, _ in pairs], [dense["scores"] for _, dense in pairs]
+    )
+
+
+def _parse(line: str, where: str) -> Record:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise InvalidInput(f"{where} is not JSON: {error}") from error
+    if not isinstance(row, dict) or not row.keys() >= NEEDED:
+        raise InvalidInput(f"{where} is not a row of `eval`")
+    return row

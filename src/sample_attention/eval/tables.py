@@ -1,0 +1,126 @@
+"""Rows as tables: methods over all tasks, every task, and real text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import mean
+
+from ..bench.tables import Record, RecordTable, machine_of
+from .methods import DENSE
+from .records import Group, difference, groups_of, share_of_dense
+from .statistics import Estimate
+
+NONE = "–"
+METHODS_PER_TABLE = 6
+"""Columns of a table of tasks; more methods make more tables."""
+
+
+def evaluation_tables(rows: Sequence[Record]) -> list[RecordTable]:
+    """All tables of the rows, by model and length."""
+    found: list[RecordTable] = []
+    for group in groups_of(rows):
+        made = (_methods_table(group), *_tasks_tables(group), _text_table(group))
+        found += [table for table in made if table.lines]
+    return found
+
+
+def skipped_notes(rows: Sequence[Record]) -> list[str]:
+    """One line per task that was left out because dense attention fails on it."""
+    return [
+        f"{group.model}, {group.length:,} tokens, {task}: {reason}"
+        for group in groups_of(rows)
+        for task, reason in group.skipped().items()
+    ]
+
+
+def _methods_table(group: Group) -> RecordTable:
+    """Over the tasks that a method and dense attention have both run."""
+    lines: list[tuple[str, ...]] = []
+    for method in group.methods:
+        pairs = group.pairs(method)
+        if method == DENSE or not pairs:
+            continue
+        tasks = {name: share_of_dense([pair]) for name, pair in pairs.items()}
+        known = {name: share.mean for name, share in tasks.items() if share is not None}
+        worst = min(known, key=known.__getitem__) if known else NONE
+        ours, dense = [a for a, _ in pairs.values()], [b for _, b in pairs.values()]
+        lines.append((
+            method, str(len(pairs)), str(sum(row["n"] for row in ours)),
+            f"{mean(row['density'] for row in ours):.3f}", _mass(ours),
+            f"{mean(row['score'] for row in dense):.3f}",
+            f"{mean(row['score'] for row in ours):.3f}",
+            _percent(share_of_dense([*pairs.values()])),
+            f"{worst} {_percent(tasks.get(worst))}",
+            f"{mean(difference(a, b, 'logprobs').mean for a, b in pairs.values()):+.3f}",
+        ))  # fmt: skip
+    headers = ("method", "tasks", "prompts", "density", "retained mass", "dense score", "score",
+               "% of dense (95 % CI)", "worst task", "Δ log-probability")  # fmt: skip
+    return RecordTable(_title("All tasks", group), headers, tuple(lines))
+
+
+def _tasks_tables(group: Group) -> list[RecordTable]:
+    methods = [method for method in group.methods if method != DENSE and group.pairs(method)]
+    parts = range(0, max(1, len(methods)), METHODS_PER_TABLE)  # dense attention alone is a table
+    return [_tasks_table(group, methods[i : i + METHODS_PER_TABLE]) for i in parts]
+
+
+def _tasks_table(group: Group, methods: Sequence[str]) -> RecordTable:
+    lines: list[tuple[str, ...]] = []
+    for task in group.tasks:
+        dense = group.row(task, DENSE)
+        if dense is not None and "kl" not in dense:
+            cells = [_task_cell(group, task, method, dense) for method in methods]
+            lines.append((task, str(dense["n"]), f"{dense['score']:.2f}", *cells))
+    headers = ("task", "n", DENSE, *(f"{method} (Δ)" for method in methods))
+    return RecordTable(_title("Every task", group), headers, tuple(lines))
+
+
+def _task_cell(group: Group, task: str, method: str, dense: Record) -> str:
+    row = group.row(task, method)
+    if row is None:
+        return NONE
+    if row["n"] != dense["n"]:
+        return f"{row['score']:.2f}"
+    change = difference(row, dense)
+    if change.low == change.high == 0:
+        return f"{row['score']:.2f} (0)"
+    return f"{row['score']:.2f} ({change.mean:+.2f}, {change.low:+.2f} to {change.high:+.2f})"
+
+
+def _text_table(group: Group) -> RecordTable:
+    lines: list[tuple[str, ...]] = []
+    for task in group.tasks:
+        dense = group.row(task, DENSE)
+        if dense is None or "kl" not in dense:
+            continue
+        for method in group.methods:
+            row = group.row(task, method)
+            if row is not None:
+                lines.append((
+                    task, method, str(row["n"]), f"{row['density']:.3f}", _mass([row]),
+                    f"{math.exp(-row['answer_logprob']):.3f}",
+                    f"{100 * math.expm1(dense['answer_logprob'] - row['answer_logprob']):+.2f} %",
+                    f"{row['kl']:.4f}", f"{100 * row['agreement']:.1f} %",
+                ))  # fmt: skip
+    headers = ("text", "method", "n", "density", "retained mass", "perplexity", "against dense",
+               "KL (nats)", "same next token")  # fmt: skip
+    return RecordTable(_title("Real text", group), headers, tuple(lines))
+
+
+def _title(what: str, group: Group) -> str:
+    rows = [row for rows in group.tasks.values() for row in rows.values()]
+    machines = dict.fromkeys(f"{machine_of(row)}, {row.get('dtype')}" for row in rows)
+    return f"{what}: {group.model}, {group.length:,} tokens ({'; '.join(machines)})"
+
+
+def _mass(rows: Sequence[Record]) -> str:
+    known = [x for row in rows if (x := row.get("retained_mass_mean")) is not None]
+    return f"{mean(known):.3f}" if known else NONE
+
+
+def _percent(share: Estimate | None) -> str:
+    if share is None:
+        return NONE
+    low, high = 100 * share.low, 100 * share.high
+    return f"{100 * share.mean:.1f} ({low:.1f} to {high:.1f})"

@@ -1,0 +1,61 @@
+"""Real text to predict: perplexity, and how far a method moves the next-token distribution."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from ...errors import InvalidInput
+from ...models import reference_text
+from ..prompts import encode_text, seeded
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+MEASURED_TOKENS = 4096
+"""The last tokens of a passage, at most a quarter of it, are predicted."""
+
+CHARACTERS_PER_TOKEN = 8
+"""More than any passage of real text has."""
+
+
+@dataclass(frozen=True)
+class TextTask:
+    """Passages of real text.
+
+    Attributes:
+        name: as records state it.
+        kind: of `reference_text`.
+    """
+
+    name: str
+    kind: str
+
+    def passages(
+        self, tokenizer: PreTrainedTokenizerBase, length: int, n: int, seed: int
+    ) -> Iterator[tuple[int, ...]]:
+        """`n` passages of `length` tokens, each from a random place on.
+
+        Raises:
+            InvalidInput: the text is too short.
+        """
+        text = reference_text(self.kind)
+        for i in range(n):
+            rng = seeded(seed, self.name, length, i)
+            start = rng.randrange(max(1, len(text) - CHARACTERS_PER_TOKEN * length))
+            found = encode_text(tokenizer, text[start : start + CHARACTERS_PER_TOKEN * length])
+            if len(found) < length:
+                raise InvalidInput(
+                    f"{self.name}: the text has {len(found)} tokens, {length} are needed; choose "
+                    "a shorter length or the task ppl_code"
+                )
+            yield found[:length]
+
+
+def measured_tokens(length: int) -> int:
+    """How many of the last tokens of a passage are predicted."""
+    return min(MEASURED_TOKENS, length // 4)
+
+
+TEXT_TASKS = (TextTask("ppl_prose", "prose"), TextTask("ppl_code", "code"))
