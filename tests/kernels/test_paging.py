@@ -60,9 +60,7 @@ def test_attend(attend, config, page_size):
 def test_whole_calls(request, sparse, guard):
     if sparse:
         request.getfixturevalue("always_sparse")
-    config = SampleAttentionConfig.preset(
-        "default", **{**vars(CONFIGS["segments"]), "guard": guard}
-    )
+    config = replace(CONFIGS["segments"], guard=guard)
     (q, k, v, packed), (_, k_pages, v_pages, paged) = packed_and_paged(16)
     expected = sa.measured_attention(q, k, v, config, sequences=packed)
     result = sa.measured_attention(q, k_pages, v_pages, config, sequences=paged)

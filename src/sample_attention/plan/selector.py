@@ -24,12 +24,13 @@ Rule: TypeAlias = SampleAttentionConfig | Selector
 """How keys are selected: by a configuration, which a backend carries out, or by a selector."""
 
 
-def as_rule(rule: Rule | str) -> Rule:
+def as_rule(rule: object) -> Rule:
     """The rule itself, or the preset of that name.
 
     Raises:
         InvalidConfig: neither a configuration, the name of a preset nor a selector.
     """
-    if isinstance(rule, Selector) and not isinstance(rule, type):
+    plain = isinstance(rule, SampleAttentionConfig | str)  # asking for a protocol takes long
+    if not plain and isinstance(rule, Selector) and not isinstance(rule, type):
         return rule
     return as_config(rule)
