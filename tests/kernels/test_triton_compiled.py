@@ -45,7 +45,7 @@ TYPES = {
     **dict.fromkeys(
         ("strides", "q_strides", "k_strides", "v_strides", "out_strides"), ("i64",) * 3
     ),
-    "Dense": "*i8", "Mass": "*bf16", "Class": "*u8", "lse_strides": ("i64",) * 2,
+    "Dense": "*i8", "Mass": "*bf16", "Class": "*u8",
 }  # fmt: skip
 """All others are numbers, i32."""
 
@@ -128,7 +128,7 @@ def _source(kernel, constants):
     aligned = [["tt.divisibility", 16]]
     attributes = {(i,): aligned for i, n in enumerate(names) if signature[n][0] == "*"}
     for i, n in enumerate(names):
-        if n.endswith("strides") and n != "lse_strides":
+        if n.endswith("strides"):
             attributes.update({(i, j): aligned for j in range(3)})
     return ASTSource(
         fn=kernel,

@@ -31,7 +31,7 @@ def attend(
     launch(
         q, k, v, out, lse, sequences.table, pages, plan.window, plan.indices, plan.offsets,
         plan.counts, plan.dense.view(torch.int8),
-        q.stride()[:3], k.stride()[:3], v.stride()[:3], out.stride()[:3], lse.stride()[:2],
+        q.stride()[:3], k.stride()[:3], v.stride()[:3], out.stride()[:3], lse.stride(1),
         page_table_stride(pages),
         plan.counts.shape[2], plan.segment, plan.dense_tail, tail_tiles, scale * LOG2E,
         NUM_HEADS=problem.num_heads, GROUP=problem.group_size, HEAD_DIM=problem.head_dim,

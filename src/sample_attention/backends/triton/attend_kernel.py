@@ -75,10 +75,10 @@ def count_below(list_ptr, count, limit):
     return lo
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["lse_stride", "num_segments", "segment", "dense_tail", "tail_tiles"])
 def attend_kernel(
     Q, K, V, Out, Lse, Table, PageTable, Window, Indices, Offsets, Counts, Dense,
-    q_strides, k_strides, v_strides, out_strides, lse_strides,
+    q_strides, k_strides, v_strides, out_strides, lse_stride,
     page_table_stride, num_segments, segment, dense_tail, tail_tiles, scale,
     NUM_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, ALIGN: tl.constexpr, KEY_BLOCK: tl.constexpr,
@@ -182,4 +182,4 @@ def attend_kernel(
     )
     tl.store(out_ptr, out.to(Out.dtype.element_ty), mask=valid[:, None] & (d < HEAD_DIM)[None, :])
     lse = tl.where(total > 0, (m + tl.log2(total)) * 0.6931471805599453, float("-inf"))
-    tl.store(Lse + b * lse_strides[0] + head * lse_strides[1] + at, lse, mask=valid)
+    tl.store(Lse + (b * NUM_HEADS + head) * lse_stride + at, lse, mask=valid)

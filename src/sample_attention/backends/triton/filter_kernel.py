@@ -22,7 +22,7 @@ def sums_from(Class, Mass, limit, low, step, BLOCK: tl.constexpr):
     return tl.sum(every), tl.sum(one), tl.sum(two), tl.sum(three)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_segments", "first_segment", "dense_prefix"])
 def threshold_kernel(
     Class, Mass, Limits, Ends, Threshold, Counts, Dense, pitch, num_segments, first_segment,
     coverage, dense_above, dense_prefix,
@@ -65,7 +65,7 @@ def threshold_kernel(
     tl.store(Dense + entry, tl.where(sparse, 0, 1).to(tl.int8))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_segments", "first_segment"])
 def compact_kernel(
     Class, Limits, Threshold, Counts, Offsets, Indices, pitch, num_segments, first_segment,
     BLOCK: tl.constexpr,
@@ -89,7 +89,7 @@ def compact_kernel(
         Indices += tl.sum(keep.to(tl.int32))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["capacity", "num_segments", "first_segment", "lists", "per_head"])
 def place_kernel(
     Counts, Dense, Offsets, Used, capacity, num_segments, first_segment, lists, per_head,
     BLOCK: tl.constexpr,

@@ -4,6 +4,9 @@ Two passes over the keys. The first holds a tile of rows and streams keys into a
 log-sum-exp. The second holds a tile of keys and streams rows: with the normalisers known, every
 score becomes a probability at once, and the rows of a segment are summed per key. No pass writes
 anything of size rows x keys.
+
+Kernels are not compiled again for every number of rows or segments: what depends on the length of
+a prompt is not specialised.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ FLOOR = tl.constexpr(-1.0e30)
 """Running maximum before the first key: finite, so that empty rows never meet inf - inf."""
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_pools"])
 def mean_query_kernel(
     Q, Low, High, Table, Means, q_strides, num_pools,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
@@ -42,7 +45,7 @@ def mean_query_kernel(
     tl.store(Means + row * HEAD_DIM + d, mean.to(Means.dtype.element_ty), mask=d < HEAD_DIM)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_segments"])
 def finite_kernel(
     X, Table, PageTable, Dense, strides, page_table_stride, num_segments,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, FIRST: tl.constexpr, TOKENS: tl.constexpr,
@@ -118,7 +121,7 @@ def load_rows(Q, at, stride, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
     return tl.load(q_ptr, mask=(at >= 0)[:, None] & (d < HEAD_DIM)[None, :], other=0.0)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def row_lse_kernel(
     Q, K, At, Position, Table, PageTable, Lse, Dense, q_strides, k_strides, page_table_stride,
     num_rows, scale,
@@ -190,7 +193,7 @@ def store_mass(
         tl.store(Class + at, rank_class.to(tl.uint8), mask=write)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first_segment", "last_segment", "num_segments"])
 def segment_mass_kernel(
     Q, K, At, Edge, Lse, Limits, Share, Dense, Table, PageTable, Mass, Class, q_strides, k_strides,
     page_table_stride, first_segment, last_segment, num_segments, pitch, scale,
@@ -255,7 +258,7 @@ def segment_mass_kernel(
         store_mass(Mass, Class, out + keys[:, None], mass, write, LOWEST_BITS, HIGHEST_CLASS)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["first_segment", "last_segment", "num_segments", "tiles"])
 def column_mass_kernel(
     Q, K, At, Edge, Lse, Share, Table, PageTable, Mass, Class, q_strides, k_strides,
     page_table_stride, first_segment, last_segment, num_segments, pitch, scale, tiles,
