@@ -127,8 +127,8 @@ def select(
         backend: `auto` or a backend's name; a name never falls back.
 
     Returns:
-        The plan. Heads whose q or k holds NaN or infinity are dense, so that these reach the
-        output as they would in dense attention.
+        The plan. Heads whose k holds NaN or infinity are dense, and so is at least every segment
+        whose q does, so that these reach the output as they would in dense attention.
 
     Raises:
         InvalidInput: the tensors do not form an attention problem.

@@ -15,6 +15,9 @@ from .problem import Problem
 COLUMNS_AT_ONCE = 2**28
 """Columns of all segments and heads that are selected from at once: bounds lists and scratch."""
 
+COLUMNS_PER_BYTE = 1 / 16
+"""The same for large problems, per byte of q, k, v and the output; a column takes about 4 bytes."""
+
 
 def spans(problem: Problem, rule: Rule) -> list[range]:
     """Query rows of the call that are computed together, in order; one span where all fit.
@@ -27,12 +30,15 @@ def spans(problem: Problem, rule: Rule) -> list[range]:
     if size is None or not s.uniform:
         return [range(s.max_q_len)]
     offset, heads = s.max_kv_len - s.max_q_len, len(s.table) * problem.num_heads
+    tokens = heads * s.max_q_len + len(s.table) * problem.num_kv_heads * s.max_kv_len
+    size_in_bytes = 2 * tokens * problem.head_dim * problem.dtype.itemsize
+    most = max(COLUMNS_AT_ONCE, int(COLUMNS_PER_BYTE * size_in_bytes))
     cuts = [offset]
     while cuts[-1] < s.max_kv_len:
         segments, left = 1, -(-s.max_kv_len // size) - cuts[-1] // size
         while (
             segments < left
-            and heads * (segments + 1) * (cuts[-1] + segments * size) <= COLUMNS_AT_ONCE
+            and heads * (segments + 1) * (cuts[-1] + segments * size) <= most
         ):
             segments += 1
         cuts.append(min((cuts[-1] // size + segments) * size, s.max_kv_len))

@@ -12,6 +12,11 @@ CONFIG = SampleAttentionConfig(
 )
 
 
+@pytest.fixture(autouse=True)
+def _small_problems_are_cut(monkeypatch):
+    monkeypatch.setattr(spans, "COLUMNS_PER_BYTE", 0)
+
+
 @pytest.mark.parametrize(("q_len", "kv_len"), [(300, 300), (111, 333)], ids=str)
 def test_spans_cover_the_rows_and_end_at_segments(monkeypatch, q_len, kv_len):
     monkeypatch.setattr(spans, "COLUMNS_AT_ONCE", 1000)
@@ -47,3 +52,11 @@ def test_a_call_in_spans_equals_one_in_whole(monkeypatch):
     out = sample_attention(q, k, v, CONFIG)
     assert_matches_oracle(out, None, q, k, v, plan)
     assert torch.equal(out, whole)
+
+
+def test_large_problems_take_larger_spans(monkeypatch):
+    monkeypatch.setattr(spans, "COLUMNS_AT_ONCE", 1000)
+    q, k, _ = make_qkv(300)
+    few = spans.spans(Problem.of(q, k, k), CONFIG)
+    monkeypatch.setattr(spans, "COLUMNS_PER_BYTE", 1 / 16)
+    assert len(spans.spans(Problem.of(q, k, k), CONFIG)) < len(few)
