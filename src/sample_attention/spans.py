@@ -36,10 +36,7 @@ def spans(problem: Problem, rule: Rule) -> list[range]:
     cuts = [offset]
     while cuts[-1] < s.max_kv_len:
         segments, left = 1, -(-s.max_kv_len // size) - cuts[-1] // size
-        while (
-            segments < left
-            and heads * (segments + 1) * (cuts[-1] + segments * size) <= most
-        ):
+        while segments < left and heads * (segments + 1) * (cuts[-1] + segments * size) <= most:
             segments += 1
         cuts.append(min((cuts[-1] // size + segments) * size, s.max_kv_len))
     return [range(lo - offset, hi - offset) for lo, hi in itertools.pairwise(cuts)]

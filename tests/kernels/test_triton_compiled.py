@@ -35,7 +35,7 @@ Tiles are measured on an H100; nothing was tuned for sm_100 yet, where one more 
 # Types by the name of the argument, which means the same in every kernel.
 TYPES = {
     **dict.fromkeys(("Q", "K", "V", "X", "Out", "Means"), "*bf16"),
-    **dict.fromkeys(("Lse", "Share", "Column", "Slash"), "*fp32"),
+    **dict.fromkeys(("Lse", "Parts", "Share", "Column", "Slash"), "*fp32"),
     **dict.fromkeys(
         ("Table", "PageTable", "Window", "Indices", "Counts", "At", "Position", "Edge", "Low",
          "High", "Nearest", "Limits", "Ends", "Threshold"), "*i32",
@@ -60,14 +60,18 @@ KEYS = {
 WIDEST = {"HEAD_DIM": 256, "BLOCK_D": 256}
 PAGED = {"PAGE_SIZE": 16, "PageTable": ..., "page_table_stride": ...}
 RANKS, COUNTS = {"Mass": None}, {"Class": None}
+NORMALISE = {"CHUNK": mass.LSE_CHUNK, **mass.LSE_LAUNCH}
 RUNS = {"ROWS": 16, "CHUNK": mass.CHUNK_KEYS, **mass.SEGMENT_LAUNCH}
 TILES = {"BLOCK_TILES": 64, **mass.COLUMN_LAUNCH}
 CASES = {
     "mean_query": (mass_kernel.mean_query_kernel, {"BLOCK_M": 32, "num_warps": 2}),
     "finite": (mass_kernel.finite_kernel, {"FIRST": 3, "TOKENS": mass.FINITE_TOKENS}),
-    "row_lse": (mass_kernel.row_lse_kernel, {"ROWS": 16, **mass.LSE_LAUNCH}),
-    "row_lse, 256": (mass_kernel.row_lse_kernel, {"ROWS": 16, **mass.LSE_LAUNCH, **WIDEST}),
-    "row_lse, pages": (mass_kernel.row_lse_kernel, {"ROWS": 0, **mass.LSE_LAUNCH, **PAGED}),
+    "row_lse": (mass_kernel.row_lse_kernel, NORMALISE),
+    "row_lse, 256": (mass_kernel.row_lse_kernel, {**NORMALISE, **WIDEST}),
+    "row_lse, pages": (mass_kernel.row_lse_kernel, {**NORMALISE, **PAGED}),
+    "merge_lse": (
+        mass_kernel.merge_lse_kernel, {"ROWS": 16, "BLOCK": mass.MERGED_ROWS, "num_warps": 4},
+    ),
     "ranks": (
         mass_kernel.segment_mass_kernel, {**RUNS, **RANKS, "ROWS": 4, "BY_SEQUENCE": True},
     ),

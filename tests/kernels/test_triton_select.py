@@ -191,6 +191,13 @@ def test_groups_of_segments_change_nothing(monkeypatch, name):
     assert every_list(again) == every_list(expected)
 
 
+@pytest.mark.parametrize("name", ["segments of 16", "two tiles of sampled rows"])
+def test_normalisers_are_merged_from_chunks_of_the_keys(monkeypatch, assert_selected, name):
+    monkeypatch.setattr(module("mass"), "LSE_CHUNK", 128)
+    q, k, _ = make_qkv(300, num_kv_heads=1, head_dim=16)
+    assert_selected(select(q, k, CONFIGS[name]), q[0], k[0], CONFIGS[name])
+
+
 def test_rows_of_blocks_in_groups_change_nothing(monkeypatch):
     q, k, _, sequences = packed()
     config = CONFIGS["mlsys, blocks of 64"]

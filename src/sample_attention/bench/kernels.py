@@ -29,7 +29,8 @@ OTHERS = "torch_operators"
 """All that is not a kernel of ours: filling, and in presets without segments the sort."""
 
 STAGES = {
-    "finite_kernel": "finite", "mean_query_kernel": "mean", "row_lse_kernel": "lse",
+    "finite_kernel": "finite", "mean_query_kernel": "mean",
+    "row_lse_kernel": "lse", "merge_lse_kernel": "lse",
     "segment_mass_kernel": "mass", "column_mass_kernel": "mass", "block_mass_kernel": "block",
     "threshold_kernel": "threshold", "place_kernel": "lists", "compact_kernel": "lists",
     "attend_kernel": "attend",

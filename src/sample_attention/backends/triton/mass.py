@@ -16,6 +16,7 @@ from .mass_kernel import (
     column_mass_kernel,
     finite_kernel,
     mean_query_kernel,
+    merge_lse_kernel,
     row_lse_kernel,
     segment_mass_kernel,
 )
@@ -24,6 +25,12 @@ from .rows import TILE_ROWS, Pools, RowTable
 LSE_LAUNCH = {"BLOCK_N": 128, "num_warps": 8, "num_stages": 2}
 SEGMENT_LAUNCH = {"BLOCK_N": 64, "num_warps": 4, "num_stages": 3}
 COLUMN_LAUNCH = {"BLOCK_N": 128, "num_warps": 4, "num_stages": 3}
+
+LSE_CHUNK = 8192
+"""Keys that one program of `row_lse_kernel` goes through: few rows still fill the GPU."""
+
+MERGED_ROWS = 512
+"""Rows that one program of `merge_lse_kernel` finishes."""
 
 CHUNK_KEYS = 2048
 """Keys that one program of `segment_mass_kernel` goes through."""
@@ -103,13 +110,21 @@ def score(q: Tensor, table: RowTable, keys: Keys, dense: Tensor | None = None) -
     """
     problem, pages, num_rows = keys.problem, keys.problem.sequences.page_table, table.at[0].numel()
     shape = len(table.at), problem.num_heads, num_rows
-    lse = torch.empty(shape, dtype=torch.float32, device=q.device)
-    launch: Any = row_lse_kernel[(triton.cdiv(num_rows, TILE_ROWS), shape[1], shape[0])]
+    tiles = -(-num_rows // TILE_ROWS)
+    chunks = -(-problem.sequences.max_kv_len // LSE_CHUNK)
+    parts = torch.empty(chunks, *shape, dtype=torch.float32, device=q.device)
+    launch: Any = row_lse_kernel[(tiles * chunks, shape[1], shape[0])]
     launch(
-        q, keys.k, table.at, table.position, problem.sequences.table, pages, lse,
-        None if dense is None else dense.view(torch.int8), q.stride()[:3], keys.k.stride()[:3],
-        page_table_stride(pages), num_rows, keys.scale * LOG2E, **keys.constants(),
-        BY_SEQUENCE=table.by_sequence, ROWS=0 if dense is None else table.per_segment, **LSE_LAUNCH,
+        q, keys.k, table.at, table.position, problem.sequences.table, pages, parts,
+        q.stride()[:3], keys.k.stride()[:3], page_table_stride(pages), num_rows, tiles,
+        keys.scale * LOG2E, **keys.constants(), BY_SEQUENCE=table.by_sequence, CHUNK=LSE_CHUNK,
+        **LSE_LAUNCH,
+    )  # fmt: skip
+    lse = torch.empty(shape, dtype=torch.float32, device=q.device)
+    merge: Any = merge_lse_kernel[(triton.cdiv(num_rows, MERGED_ROWS), shape[1], shape[0])]
+    merge(
+        parts, table.at, lse, None if dense is None else dense.view(torch.int8), num_rows, chunks,
+        ROWS=table.per_segment, BLOCK=MERGED_ROWS, num_warps=4,
     )  # fmt: skip
     return Scored(q, table, lse)
 

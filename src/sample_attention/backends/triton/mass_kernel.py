@@ -121,20 +121,17 @@ def load_rows(Q, at, stride, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
     return tl.load(q_ptr, mask=(at >= 0)[:, None] & (d < HEAD_DIM)[None, :], other=0.0)
 
 
-@triton.jit(do_not_specialize=["num_rows"])
+@triton.jit(do_not_specialize=["num_rows", "tiles"])
 def row_lse_kernel(
-    Q, K, At, Position, Table, PageTable, Lse, Dense, q_strides, k_strides, page_table_stride,
-    num_rows, scale,
+    Q, K, At, Position, Table, PageTable, Parts, q_strides, k_strides, page_table_stride,
+    num_rows, tiles, scale,
     NUM_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, PAGE_SIZE: tl.constexpr, WIDE: tl.constexpr,
-    BY_SEQUENCE: tl.constexpr, ROWS: tl.constexpr,
+    BY_SEQUENCE: tl.constexpr, CHUNK: tl.constexpr,
 ):  # fmt: skip
-    """Log2-sum-exp2 of a tile of scored rows; infinity for no row.
-
-    Where it is not finite the row's segment, of ROWS rows, becomes dense (ROWS 0: nothing does).
-    """
+    """Log2-sum-exp2 of a tile of scored rows over one chunk of the keys: `[chunks, N, H, rows]`."""
     n, h = tl.program_id(2), tl.program_id(1)
-    tile = tl.num_programs(0) - 1 - tl.program_id(0)  # late rows see more keys: they go first
+    tile, chunk = tl.program_id(0) % tiles, tl.program_id(0) // tiles
     flat = tile * BLOCK_M + tl.arange(0, BLOCK_M)
     listed = tl.minimum(flat, num_rows - 1) + n * num_rows
     at = tl.load(At + listed)
@@ -149,10 +146,11 @@ def row_lse_kernel(
     m = tl.zeros([BLOCK_M], tl.float32) + FLOOR
     total = tl.zeros([BLOCK_M], tl.float32)
     step = tl.arange(0, BLOCK_N)
-    last = tl.max(tl.where(there, position, -1))
-    open_to = tl.minimum(tl.min(position), last) + 1
-    open_to = tl.maximum(open_to, 0) // BLOCK_N * BLOCK_N
-    for j in range(0, open_to, BLOCK_N):
+    start = chunk * CHUNK
+    stop = tl.minimum(tl.max(tl.where(there, position, -1)) + 1, start + CHUNK)
+    open_to = tl.maximum(tl.minimum(tl.min(position) + 1, stop), start)
+    open_to = start + (open_to - start) // BLOCK_N * BLOCK_N
+    for j in range(start, open_to, BLOCK_N):
         k = load_keys(
             K, j + step, step >= 0, pages, k_strides, HEAD_DIM, BLOCK_D, PAGE_SIZE, WIDE, False
         )
@@ -160,7 +158,7 @@ def row_lse_kernel(
         m_new = tl.maximum(m, tl.max(s, 1) * scale)
         total = total * tl.exp2(m - m_new) + tl.sum(tl.exp2(s * scale - m_new[:, None]), 1)
         m = m_new
-    for j in range(open_to, last + 1, BLOCK_N):
+    for j in range(open_to, stop, BLOCK_N):
         keys = j + step
         k = load_keys(
             K, keys, keys < kv_len, pages, k_strides, HEAD_DIM, BLOCK_D, PAGE_SIZE, WIDE, True
@@ -170,14 +168,37 @@ def row_lse_kernel(
         m_new = tl.maximum(m, tl.max(s, 1) * scale)
         total = total * tl.exp2(m - m_new) + tl.sum(tl.exp2(s * scale - m_new[:, None]), 1)
         m = m_new
+    part = (chunk * tl.num_programs(2) + n).to(tl.int64) * NUM_HEADS + h
+    tl.store(Parts + part * num_rows + flat, m + tl.log2(total), mask=flat < num_rows)
+
+
+@triton.jit(do_not_specialize=["num_rows", "chunks"])
+def merge_lse_kernel(
+    Parts, At, Lse, Dense, num_rows, chunks, ROWS: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """Log2-sum-exp2 of scored rows over all chunks of the keys; infinity for no row.
+
+    Where it is not finite the row's segment, of ROWS rows, becomes dense, unless Dense is None.
+    """
+    n, h = tl.program_id(2), tl.program_id(1)
+    head = (n * tl.num_programs(1) + h).to(tl.int64)
+    flat = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = flat < num_rows
+    at = tl.load(At + n * num_rows + flat, mask=inside, other=-1)
+    m = tl.zeros([BLOCK], tl.float32) + FLOOR
+    total = tl.zeros([BLOCK], tl.float32)
+    step = tl.num_programs(2).to(tl.int64) * tl.num_programs(1) * num_rows
+    for c in range(0, chunks):
+        part = tl.load(Parts + c * step + head * num_rows + flat, mask=inside, other=FLOOR)
+        m_new = tl.maximum(m, part)
+        total = total * tl.exp2(m - m_new) + tl.exp2(part - m_new)
+        m = m_new
     lse = m + tl.log2(total)
-    head = (n * NUM_HEADS + h).to(tl.int64)
-    if ROWS > 0:
-        wrong = there & (tl.where(tl.abs(lse) < float("inf"), 0, 1) != 0)
+    if Dense is not None:
+        wrong = (at >= 0) & (tl.where(tl.abs(lse) < float("inf"), 0, 1) != 0)
         segment = head * (num_rows // ROWS) + flat // ROWS
-        tl.store(Dense + segment, tl.full([BLOCK_M], 1, tl.int8), mask=wrong)
-    lse = tl.where(there, lse, float("inf"))
-    tl.store(Lse + head * num_rows + flat, lse, mask=flat < num_rows)
+        tl.store(Dense + segment, tl.full([BLOCK], 1, tl.int8), mask=wrong)
+    tl.store(Lse + head * num_rows + flat, tl.where(at >= 0, lse, float("inf")), mask=inside)
 
 
 @triton.jit
