@@ -9,14 +9,14 @@ from __future__ import annotations
 import itertools
 
 from .config import SampleAttentionConfig
-from .plan import Rule
+from .plan import FixedRule
 from .problem import Problem
 
 COLUMNS_AT_ONCE = 2**28
 """Columns of all segments and heads that are selected from at once: bounds lists and scratch."""
 
 
-def spans(problem: Problem, rule: Rule) -> list[range]:
+def spans(problem: Problem, rule: FixedRule) -> list[range]:
     """Query rows of the call that are computed together, in order; one span where all fit.
 
     Only batches without padding are cut: other sequences end at different rows. So are only
@@ -39,7 +39,7 @@ def spans(problem: Problem, rule: Rule) -> list[range]:
     return [range(lo - offset, hi - offset) for lo, hi in itertools.pairwise(cuts)]
 
 
-def _segment(rule: Rule) -> int | None:
+def _segment(rule: FixedRule) -> int | None:
     """Rows that are selected for on their own, whatever follows them; None: all of the call."""
     if not isinstance(rule, SampleAttentionConfig):
         return None
