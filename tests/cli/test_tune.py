@@ -51,9 +51,8 @@ def test_files_hold_what_was_found_and_measured(tuned_file, model_folder):
         assert row["searched"] != row["validated"]
 
 
-def test_run_takes_the_interval_of_the_prompt(
-    cli, tuned_file, model_folder, prompt_file, sparse_early
-):
+@pytest.mark.usefixtures("sparse_early")
+def test_run_takes_the_interval_of_the_prompt(cli, tuned_file, model_folder, prompt_file):
     done = cli("run", model_folder, prompt_file, "--preset", tuned_file, "--max-new-tokens", 2,
                "--device", "cpu", "--config", "window=96", "--json")  # fmt: skip
     assert done.code == 0, done.err
@@ -68,8 +67,9 @@ def test_inspect_takes_the_interval_of_the_prompt(cli, tuned_file, model_folder,
     assert done.json["config"] == json.loads(expected.to_json())
 
 
+@pytest.mark.usefixtures("sparse_early")
 @pytest.mark.parametrize("length", [400, 700])
-def test_models_take_the_interval_of_the_call(tuned_file, loaded_tiny, sparse_early, length):
+def test_models_take_the_interval_of_the_call(tuned_file, loaded_tiny, length):
     ids = torch.arange(length)[None] % 60
     results = []
     for config in (str(tuned_file), Tuned.load(tuned_file).for_length(length)):

@@ -59,7 +59,7 @@ def test_a_dense_interval_runs_dense():
 
 
 def test_fields_are_replaced_everywhere():
-    changed = BOTH.with_fields(window=24)
+    changed = BOTH.with_fields({"window": 24})
     assert [x.config.window for x in changed.intervals] == [24, 24]
     assert [x.config.coverage for x in changed.intervals] == [0.5, 0.9]
 
@@ -94,8 +94,8 @@ def _changed(**fields):
         ("{", "not JSON"),
         ("[]", "schema None; accepted: 1"),
         (_changed(schema=99), "schema 99; accepted: 1"),
-        (_changed(extra=1), r"unknown \['extra'\]"),
-        ('{"schema": 1, "model": "tiny"}', r"lacks \['intervals'\]"),
+        (_changed(extra=1), "has unknown fields: extra"),
+        ('{"schema": 1, "model": "tiny"}', "lacks fields: intervals"),
         (_changed(model=3), "model must be a str, got 3"),
         (_changed(intervals={}), "intervals must be a list"),
         (_changed(measured={}), "measured must be a list"),
@@ -103,7 +103,7 @@ def _changed(**fields):
         (_changed(intervals=[{"min_kv_len": 5, "config": {}}]), r"is \[5\]; accepted: 0"),
         (_changed(intervals=[{"min_kv_len": "0", "config": {}}]), "must be an integer"),
         (_changed(intervals=[3]), "an interval must be an object, got 3"),
-        (_changed(intervals=[{"min_kv_len": 0}]), r"an interval lacks \['config'\]"),
+        (_changed(intervals=[{"min_kv_len": 0}]), "an interval lacks fields: config"),
         (_changed(intervals=[{"min_kv_len": 0, "config": {"alpha": 1}}]), "unknown fields alpha"),
     ],
 )

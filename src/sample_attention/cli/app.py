@@ -25,7 +25,7 @@ from .options import (
     Repeats,
     Threads,
 )
-from .tune_app import tune_command
+from .tune_app import tuning
 
 app = typer.Typer(
     add_completion=False,
@@ -35,7 +35,7 @@ app = typer.Typer(
 )
 app.add_typer(bench, name="bench")
 app.add_typer(evaluation, name="eval")
-app.command("tune")(tune_command)
+app.add_typer(tuning)
 
 
 @app.command("run")

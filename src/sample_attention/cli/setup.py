@@ -60,7 +60,7 @@ def build_rule(
     """
     if not names_tuned(preset):
         return build_config(preset, coverage, assignments)
-    return Tuned.load(preset).with_fields(**_overrides(coverage, assignments))
+    return Tuned.load(preset).with_fields(_overrides(coverage, assignments))
 
 
 def config_for(rule: SampleAttentionConfig | Tuned, prompt_tokens: int) -> SampleAttentionConfig:

@@ -12,8 +12,11 @@ from .options import Assignments, Json, Preset, Threads
 
 # typer evaluates these annotations at run time, on Python 3.10 too, hence Optional.
 
+tuning = typer.Typer()
 
-def tune_command(  # noqa: PLR0913, PLR0917 - the options of a command
+
+@tuning.command("tune")
+def _tune(  # noqa: PLR0913, PLR0917 - the options of a command
     model: Annotated[str, typer.Option(help="hub id, folder, GGUF file, or a pinned key")],
     lengths: Lengths = "2048,4096",
     requests: Annotated[

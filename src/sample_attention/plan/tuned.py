@@ -81,16 +81,13 @@ class Tuned:
         """The configuration for a call whose longest sequence has `kv_len` keys."""
         return [x.config for x in self.intervals if x.min_kv_len <= kv_len][-1]
 
-    def with_fields(self, **overrides: Any) -> Tuned:  # noqa: ANN401
-        """The same with fields of every configuration replaced.
+    def with_fields(self, values: Mapping[str, Any]) -> Tuned:
+        """The same with these fields of every configuration replaced.
 
         Raises:
-            InvalidConfig: an override is out of range.
+            InvalidConfig: a value is out of range.
         """
-        changed = [
-            replace(interval, config=replace(interval.config, **overrides))
-            for interval in self.intervals
-        ]
+        changed = [replace(x, config=replace(x.config, **values)) for x in self.intervals]
         return replace(self, intervals=tuple(changed))
 
     def to_json(self) -> str:
@@ -201,9 +198,9 @@ def _interval(given: object) -> Interval:
 def _check_fields(
     what: str, given: Mapping[str, Any], needed: set[str], accepted: set[str]
 ) -> None:
-    missing, unknown = sorted(needed - set(given)), sorted(set(given) - accepted)
-    if missing or unknown:
-        raise InvalidConfig(
-            f"{what} lacks {missing} and has the unknown {unknown}; its fields are "
-            f"{', '.join(sorted(accepted))}"
-        )
+    for problem, names in (("lacks", needed - set(given)), ("has unknown", set(given) - accepted)):
+        if names:
+            raise InvalidConfig(
+                f"{what} {problem} fields: {', '.join(sorted(names))}; accepted: "
+                f"{', '.join(sorted(accepted))}"
+            )
