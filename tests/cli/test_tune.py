@@ -46,6 +46,7 @@ def test_files_hold_what_was_found_and_measured(tuned_file, model_folder):
         assert row["config"] == json.loads(interval.config.to_json())
         assert interval.config.dense_prefix == interval.config.held_out == 0
         assert row["finished"]
+        assert row["kl_rows"] == row["length"] // 4
         assert row["searched"]["kl"] <= row["max_kl"] == 5
         assert row["searched"]["cost"] < 1
         assert row["searched"] != row["validated"]
@@ -102,6 +103,7 @@ def test_the_time_ends_the_search(cli, command):
         (("--requests", "3"), "requests is 3; accepted: 2, 4, 6"),
         (("--text", "verse"), "accepted: prose, code"),
         (("--min-mass", "0"), "min_mass must be a number in (0, 1]"),
+        (("--preset", "paper"), "cannot start from segment=None; accepted: 64, 128, 256"),
         (("--preset", "no-such"), "unknown preset 'no-such'"),
     ],
 )

@@ -15,12 +15,13 @@ from ..config import SampleAttentionConfig
 from ..errors import InvalidInput, PromptTooLong
 from ..eval.measure import compare_text, text_logits
 from ..eval.methods import DENSE, Contender
+from ..eval.tasks.texts import measured_tokens
 from ..models import LoadedModel
 from ..models.text import TEXTS
 from ..plan import Interval, Tuned
 from ..records import Provenance
 from .passages import Passage, split_passages
-from .search import Budget, Reading, Search, Trial
+from .search import SHAPES, Budget, Reading, Search, Trial
 
 KL_ROWS = 1024
 """The last rows of a passage, at most a quarter of it, on which KL to dense is measured."""
@@ -44,7 +45,8 @@ class TuneOptions:
         minutes: of the whole search, shared by the lengths; None: as long as it takes.
 
     Raises:
-        InvalidInput: lengths that do not rise, or requests that cannot be halved.
+        InvalidInput: lengths that do not rise, requests that cannot be halved, unknown texts, or a
+            base whose shape the search does not know.
     """
 
     lengths: tuple[int, ...]
@@ -62,6 +64,13 @@ class TuneOptions:
             raise InvalidInput(f"requests is {self.requests}; accepted: 2, 4, 6 and so on")
         if not self.texts or not {*self.texts} <= {*TEXTS}:
             raise InvalidInput(f"texts are {self.texts}; accepted: {', '.join(TEXTS)}")
+        for name in ("segment", "row_stride", "pool"):
+            value = getattr(self.base, name)
+            if value not in SHAPES[name]:
+                raise InvalidInput(
+                    f"a search cannot start from {name}={value}; accepted: "
+                    f"{', '.join(map(str, SHAPES[name]))}"
+                )
 
 
 @torch.inference_mode()
@@ -116,8 +125,8 @@ def _tune_length(
         search.best.config
     )
     row: Row = {
-        "length": length, "requests": half, "texts": list(options.texts), "kl_rows": KL_ROWS,
-        "held_out": HELD_OUT, "dtype": str(loaded.model.dtype).removeprefix("torch."),
+        "length": length, "requests": half, "texts": list(options.texts),
+        "kl_rows": min(KL_ROWS, measured_tokens(length)), "held_out": HELD_OUT, "dtype": str(loaded.model.dtype).removeprefix("torch."),
         "max_kl": options.budget.max_kl, "min_mass": options.budget.min_mass,
         "config": json.loads(search.best.config.to_json()), "trials": search.trials,
         "finished": finished, "searched": _facts(search.best), "validated": _facts(validated),
