@@ -126,7 +126,8 @@ def _tune_length(
     )
     row: Row = {
         "length": length, "requests": half, "texts": list(options.texts),
-        "kl_rows": min(KL_ROWS, measured_tokens(length)), "held_out": HELD_OUT, "dtype": str(loaded.model.dtype).removeprefix("torch."),
+        "kl_rows": min(KL_ROWS, measured_tokens(length)), "held_out": HELD_OUT,
+        "dtype": str(loaded.model.dtype).removeprefix("torch."),
         "max_kl": options.budget.max_kl, "min_mass": options.budget.min_mass,
         "config": json.loads(search.best.config.to_json()), "trials": search.trials,
         "finished": finished, "searched": _facts(search.best), "validated": _facts(validated),
