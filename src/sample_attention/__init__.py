@@ -10,7 +10,7 @@ from .api import (
     select,
 )
 from .config import SampleAttentionConfig
-from .plan import StripePlan
+from .plan import StripePlan, Tuned
 from .problem import Sequences
 
 __version__ = "0.1.0"
@@ -21,6 +21,7 @@ __all__ = [
     "SampleAttentionConfig",
     "Sequences",
     "StripePlan",
+    "Tuned",
     "__version__",
     "attend",
     "explain",

@@ -24,7 +24,7 @@ from .config import SampleAttentionConfig
 from .dispatch import choose, selector_of, verdicts
 from .errors import InvalidInput
 from .ops import operator, untraced
-from .plan import Rule, Selector, StripePlan, as_rule
+from .plan import FixedRule, Rule, Selector, StripePlan, fixed_rule
 from .policy import Decision, decide
 from .problem import Problem, Sequences, as_batched, keys_of
 from .spans import spans
@@ -120,8 +120,10 @@ def select(
         q: `[B, H, Sq, D]`, or `[T, H, D]` with packed `sequences`.
         k: `[B, Hkv, Skv, D]`, `[T, Hkv, D]` or, with paged `sequences`, `[P, page_size, Hkv, D]`;
             queries are the last Sq of the Skv positions.
-        config: a preset's name (`default`, `paper`, `mlsys`), a configuration, or a selector such
-            as those of `sample_attention.baselines`, which no backend is asked to carry out.
+        config: a preset's name (`default`, `paper`, `mlsys`), a configuration, a tuned one (also
+            as `tuned:NAME`, or as the path of a JSON file, which is read on every call), or a
+            selector such as those of `sample_attention.baselines`, which no backend is asked to
+            carry out.
         scale: multiplies q.k; None: `D ** -0.5`.
         sequences: where sequences lie in a packed, paged or padded batch; None: one per batch row.
         backend: `auto` or a backend's name; a name never falls back.
@@ -135,8 +137,8 @@ def select(
         InvalidConfig: unknown preset or backend, or a value out of range.
         UnsupportedProblem: no backend accepts; the message lists the reasons.
     """
-    rule = as_rule(config)
     problem = Problem.of(q, k, k, sequences)
+    rule = fixed_rule(config, problem)
     selector = selector_of(backend, problem, rule)
     q, k = as_batched(q, problem), as_batched(k, problem)
     return selector.select(q, k, problem, problem.scale(scale))
@@ -193,8 +195,8 @@ def sample_attention(
 
     Source: arXiv 2406.15486.
     """
-    rule = as_rule(config)
     problem = Problem.of(q, k, v, sequences)
+    rule = fixed_rule(config, problem)
     if backend == "auto" and not decide(problem, rule).sparse:  # the quick way: no statistics
         if problem.sequences.packed:
             q, k, v = (as_batched(x, problem) for x in (q, k, v))
@@ -231,11 +233,11 @@ def measured_attention(
     Returns:
         out, decision, plan, retained mass and guarded heads.
     """
-    rule = as_rule(config)
+    problem = Problem.of(q, k, v, sequences)
+    rule = fixed_rule(config, problem)
     guard = rule.guard if isinstance(rule, SampleAttentionConfig) else None
     if isinstance(rule, SampleAttentionConfig) and not keep_plan and guard is None:
         rule = replace(rule, held_out=0)  # nobody will see what is measured on them
-    problem = Problem.of(q, k, v, sequences)
     factor = problem.scale(scale)
     if problem.sequences.packed:
         q, k, v = (as_batched(x, problem) for x in (q, k, v))
@@ -269,7 +271,7 @@ def explain(
         InvalidInput, InvalidConfig, UnsupportedProblem: as `sample_attention` would.
     """
     problem, gradient = Problem.of(q, k, v, sequences), needs_gradient(q, k, v)
-    rule = as_rule(config)
+    rule = fixed_rule(config, problem)
     return Explanation(
         problem=str(problem),
         decision=decide(problem, rule),
@@ -321,7 +323,7 @@ def _redo_dense(
             out[b, h, rows], lse[b, h, rows] = again[0, 0], again_lse[0, 0]
 
 
-def _names(backend: str, problem: Problem, rule: Rule) -> list[str]:
+def _names(backend: str, problem: Problem, rule: FixedRule) -> list[str]:
     """Who would select and who would attend: one name where they are the same."""
     selector = type(rule).__name__
     if isinstance(rule, SampleAttentionConfig):

@@ -196,7 +196,7 @@ def as_config(config: object) -> SampleAttentionConfig:
     if not isinstance(config, str):
         raise InvalidConfig(
             "config must be a SampleAttentionConfig, the name of a preset or, where nothing is "
-            f"compiled, a selector; got {type(config)!r}"
+            f"compiled, a tuned configuration or a selector; got {type(config)!r}"
         )
     return SampleAttentionConfig.preset(config)
 

@@ -12,7 +12,7 @@ from .backends import NAMES
 from .backends.base import Backend
 from .config import SampleAttentionConfig
 from .errors import InvalidConfig, UnsupportedProblem
-from .plan import Rule, Selector, StripePlan
+from .plan import FixedRule, Selector, StripePlan
 from .problem import Problem
 
 ACCEPTED = "accepted"
@@ -67,7 +67,7 @@ def choose(name: str, problem: Problem, config: SampleAttentionConfig | None = N
     raise UnsupportedProblem(str(problem), answers)
 
 
-def selector_of(name: str, problem: Problem, rule: Rule) -> Selector:
+def selector_of(name: str, problem: Problem, rule: FixedRule) -> Selector:
     """Who selects by a rule: the rule itself, or the backend chosen to carry it out.
 
     Raises:

@@ -8,7 +8,7 @@ from collections.abc import Generator
 from dataclasses import dataclass
 
 from .config import SampleAttentionConfig
-from .plan import Rule
+from .plan import FixedRule
 from .problem import Problem
 
 
@@ -47,7 +47,7 @@ CROSSOVERS = {
 """One row per device kind that was measured; `sample_attention` runs dense on any other."""
 
 
-def decide(problem: Problem, rule: Rule) -> Decision:
+def decide(problem: Problem, rule: FixedRule) -> Decision:
     """Choose for a whole call, from facts known on the host."""
     if isinstance(rule, SampleAttentionConfig) and rule.dense:
         return Decision(sparse=False, reason="coverage 1 keeps every key")

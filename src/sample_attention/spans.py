@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 
 from .config import SampleAttentionConfig
-from .plan import Rule
+from .plan import FixedRule
 from .problem import Problem
 
 COLUMNS_AT_ONCE = 2**28
@@ -19,7 +19,7 @@ COLUMNS_PER_BYTE = 1 / 16
 """The same for large problems, per byte of q, k, v and the output; a column takes about 4 bytes."""
 
 
-def spans(problem: Problem, rule: Rule) -> list[range]:
+def spans(problem: Problem, rule: FixedRule) -> list[range]:
     """Query rows of the call that are computed together, in order; one span where all fit.
 
     Only batches without padding are cut: other sequences end at different rows. So are only
@@ -42,7 +42,7 @@ def spans(problem: Problem, rule: Rule) -> list[range]:
     return [range(lo - offset, hi - offset) for lo, hi in itertools.pairwise(cuts)]
 
 
-def _segment(rule: Rule) -> int | None:
+def _segment(rule: FixedRule) -> int | None:
     """Rows that are selected for on their own, whatever follows them; None: all of the call."""
     if not isinstance(rule, SampleAttentionConfig):
         return None

@@ -20,11 +20,12 @@ from .options import (
     Model,
     NewTokens,
     Output,
-    Preset,
+    PresetOrTuned,
     PromptFile,
     Repeats,
     Threads,
 )
+from .tune_app import tuning
 
 app = typer.Typer(
     add_completion=False,
@@ -34,20 +35,21 @@ app = typer.Typer(
 )
 app.add_typer(bench, name="bench")
 app.add_typer(evaluation, name="eval")
+app.add_typer(tuning)
 
 
 @app.command("run")
 def _run(  # noqa: PLR0913, PLR0917 - the options of a command
-    model: Model, prompt_file: PromptFile, preset: Preset = "default", coverage: Coverage = None,
-    config: Assignments = None, max_new_tokens: NewTokens = 32, dtype: Dtype = None,
-    device: Device = None, threads: Threads = None, output: Output = None,
+    model: Model, prompt_file: PromptFile, preset: PresetOrTuned = "default",
+    coverage: Coverage = None, config: Assignments = None, max_new_tokens: NewTokens = 32,
+    dtype: Dtype = None, device: Device = None, threads: Threads = None, output: Output = None,
     held_out: HeldOut = 4, repeats: Repeats = 1, chat: Chat = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Answer a prompt twice, with dense and with sparse attention, and compare."""
     from .run import RunOptions, run
-    from .setup import ModelOptions, build_config
+    from .setup import ModelOptions, build_rule
 
-    settings = build_config(preset, coverage, config)
+    settings = build_rule(preset, coverage, config)
     place = ModelOptions(model, dtype, device, threads, chat)
     run(
         place, prompt_file, RunOptions(settings, max_new_tokens, held_out, repeats, output, as_json)
@@ -65,16 +67,16 @@ def _inspect(  # noqa: PLR0913, PLR0917 - the options of a command
         Optional[str],  # noqa: UP045
         typer.Option(help="heads to draw, such as 0,3; by default one per layer"),
     ] = None,
-    preset: Preset = "default", coverage: Coverage = None, config: Assignments = None,
+    preset: PresetOrTuned = "default", coverage: Coverage = None, config: Assignments = None,
     rows: Annotated[int, typer.Option(min=1, help="random query rows to measure on")] = 128,
     dtype: Dtype = None, device: Device = None, threads: Threads = None, output: Output = None,
     chat: Chat = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Show the plans of chosen layers, and how much of the attention each head keeps."""
     from .inspect import InspectOptions, inspect
-    from .setup import ModelOptions, build_config, parse_indices
+    from .setup import ModelOptions, build_rule, parse_indices
 
-    settings = build_config(preset, coverage, config)
+    settings = build_rule(preset, coverage, config)
     place = ModelOptions(model, dtype, device, threads, chat)
     chosen = parse_indices("layers", layers), parse_indices("heads", heads)
     inspect(place, prompt_file, InspectOptions(settings, *chosen, rows, output, as_json))
@@ -91,7 +93,7 @@ def _doctor(as_json: Json = False) -> None:
 @app.command("demo")
 def _demo(
     tokens: Annotated[int, typer.Option(min=256, help="length of the prompt")] = 7000,
-    preset: Preset = "default", coverage: Coverage = None, config: Assignments = None,
+    preset: PresetOrTuned = "default", coverage: Coverage = None, config: Assignments = None,
     threads: Threads = None,
     output: Annotated[Path, typer.Option(help="folder of the report")] = Path("demo"),
     repeats: Repeats = 1, as_json: Json = False,
@@ -99,7 +101,7 @@ def _demo(
     """Fetch a small model and answer a question about a long real text, dense and sparse."""
     from .demo import demo
     from .run import RunOptions
-    from .setup import build_config
+    from .setup import build_rule
 
-    settings = build_config(preset, coverage, config)
+    settings = build_rule(preset, coverage, config)
     demo(tokens, threads, RunOptions(settings, 32, 4, repeats, output, as_json))

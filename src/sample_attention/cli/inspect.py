@@ -20,14 +20,14 @@ from ..api import select
 from ..config import SampleAttentionConfig
 from ..errors import InvalidInput, UnsupportedAttention
 from ..models import LoadedModel
-from ..plan import StripePlan
+from ..plan import StripePlan, Tuned
 from ..plan.render import render
 from ..policy import Decision, decide
 from ..problem import Problem
 from ..records import Provenance
 from .comparison import DENSE_IMPLEMENTATION
 from .console import layer_bar, messages, step
-from .setup import ModelOptions, check_length, load, read_prompt
+from .setup import ModelOptions, check_length, config_for, load, read_prompt
 
 SEED = 0
 
@@ -45,7 +45,7 @@ class InspectOptions:
         as_json: print JSON on stdout, and nothing else there.
     """
 
-    config: SampleAttentionConfig
+    config: SampleAttentionConfig | Tuned
     layers: tuple[int, ...] | None = None
     heads: tuple[int, ...] | None = None
     rows: int = 128
@@ -89,6 +89,7 @@ def inspect(place: ModelOptions, prompt_file: Path, options: InspectOptions) -> 
     layers, heads = _chosen(loaded, options)
     token_ids = read_prompt(loaded, prompt_file, place.chat)
     check_length(loaded, token_ids.shape[1], 0)
+    config = config_for(options.config, token_ids.shape[1])
     model: Any = loaded.model
     model.set_attn_implementation(DENSE_IMPLEMENTATION)
     with capture_attention(model, layers) as captured, layer_bar(model, "dense prefill"):
@@ -96,11 +97,11 @@ def inspect(place: ModelOptions, prompt_file: Path, options: InspectOptions) -> 
     views: list[LayerView] = []
     for layer in layers:
         with step(f"layer {layer}: selecting and measuring"):
-            views.append(_view(layer, captured.pop(layer), heads, options))
+            views.append(_view(layer, captured.pop(layer), heads, config, options.rows))
     content = {
         "prompt_tokens": token_ids.shape[1],
         "model": loaded.name,
-        "config": asdict(options.config),
+        "config": asdict(config),
         "rows": min(options.rows, token_ids.shape[1]),
         "layers": [_row(view) for view in views],
         "provenance": Provenance.collect(model.device, seed=SEED).as_row(),
@@ -111,7 +112,7 @@ def inspect(place: ModelOptions, prompt_file: Path, options: InspectOptions) -> 
         print(json.dumps(content))
         return
     for view in views:
-        _print_view(view, options.config.coverage)
+        _print_view(view, config.coverage)
 
 
 def _chosen(
@@ -132,19 +133,20 @@ def _chosen(
 
 
 def _view(
-    layer: int, inputs: AttentionInputs, heads: tuple[int, ...] | None, options: InspectOptions
-) -> LayerView:
+    layer: int, inputs: AttentionInputs, heads: tuple[int, ...] | None,
+    config: SampleAttentionConfig, row_count: int,
+) -> LayerView:  # fmt: skip
     if inputs.mask is not None:
         raise UnsupportedAttention(
             f"layer {layer} sees only some of its keys (a sliding window) and is computed exactly; "
             "choose other layers with --layers"
         )
     q, k, v, scale = inputs.q, inputs.k, inputs.v, inputs.scale
-    plan = select(q, k, options.config, scale=scale)
+    plan = select(q, k, config, scale=scale)
     density = plan.density()[0]
-    rows = sample_rows(q.shape[2], options.rows, SEED)
+    rows = sample_rows(q.shape[2], row_count, SEED)
     mass = measure_retained_mass(q, k, plan, rows=rows, scale=scale)
-    degree = sparsity_degree(q, k, options.config.coverage, rows=rows, scale=scale)[0]
+    degree = sparsity_degree(q, k, config.coverage, rows=rows, scale=scale)[0]
     facts = {
         "density": density,
         "retained_mass_mean": mass.mean,
@@ -158,7 +160,7 @@ def _view(
         for h in range(len(density))
     ]
     middle = int(density.argsort()[len(density) // 2])
-    decision = decide(Problem.of(q, k, v), options.config)
+    decision = decide(Problem.of(q, k, v), config)
     return LayerView(layer, inputs, plan, decision, heads_facts, heads or (middle,))
 
 

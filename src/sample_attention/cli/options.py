@@ -14,6 +14,10 @@ Model = Annotated[
 ]
 PromptFile = Annotated[Path, typer.Argument(help="text file (UTF-8) that holds the prompt")]
 Preset = Annotated[str, typer.Option(help="default, paper (v1) or mlsys (v3)")]
+PresetOrTuned = Annotated[
+    str,
+    typer.Option("--preset", help="default, paper (v1), mlsys (v3), tuned:NAME or a file of tune"),
+]
 Coverage = Annotated[
     Optional[float],  # noqa: UP045
     typer.Option(help="share of the attention to keep, in (0, 1]; overrides the preset"),

@@ -11,10 +11,11 @@ from torch import Tensor
 from .._extras import require
 from ..config import SampleAttentionConfig
 from ..models import LoadedModel
+from ..plan import Tuned
 from .comparison import compare
 from .console import messages
 from .report import Report, build_report, print_report, write_report
-from .setup import ModelOptions, load, read_prompt
+from .setup import ModelOptions, config_for, load, read_prompt
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class RunOptions:
         as_json: print JSON on stdout, and nothing else there.
     """
 
-    config: SampleAttentionConfig
+    config: SampleAttentionConfig | Tuned
     max_new_tokens: int = 32
     held_out: int = 4
     repeats: int = 1
@@ -65,8 +66,9 @@ def prepare_output(options: RunOptions) -> None:
 
 def report_on(loaded: LoadedModel, token_ids: Tensor, options: RunOptions) -> Report:
     """Compare both ways on a prompt, int64 `[1, S]`."""
+    config = config_for(options.config, token_ids.shape[1])
     comparison = compare(
-        loaded, token_ids, options.config, max_new_tokens=options.max_new_tokens,
+        loaded, token_ids, config, max_new_tokens=options.max_new_tokens,
         held_out=options.held_out, repeats=options.repeats,
     )  # fmt: skip
     return build_report(loaded, comparison, options.max_new_tokens)

@@ -13,6 +13,7 @@ from .._extras import require
 from ..config import SampleAttentionConfig
 from ..errors import InvalidConfig, InvalidInput, PromptTooLong
 from ..models import LoadedModel, load_model
+from ..plan.tuned import Tuned, names_tuned
 from .console import step
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -46,6 +47,28 @@ def build_config(
     Raises:
         InvalidConfig: unknown preset or field, or a value out of range.
     """
+    return SampleAttentionConfig.preset(preset, **_overrides(coverage, assignments))
+
+
+def build_rule(
+    preset: str, coverage: float | None, assignments: Sequence[str] | None
+) -> SampleAttentionConfig | Tuned:
+    """`build_config`, or a tuned configuration with the fields of all its intervals replaced.
+
+    Raises:
+        InvalidConfig: unknown name or field, or a value out of range.
+    """
+    if not names_tuned(preset):
+        return build_config(preset, coverage, assignments)
+    return Tuned.load(preset).with_fields(_overrides(coverage, assignments))
+
+
+def config_for(rule: SampleAttentionConfig | Tuned, prompt_tokens: int) -> SampleAttentionConfig:
+    """The configuration for a prompt of this length."""
+    return rule.for_length(prompt_tokens) if isinstance(rule, Tuned) else rule
+
+
+def _overrides(coverage: float | None, assignments: Sequence[str] | None) -> dict[str, Any]:
     accepted = [field.name for field in fields(SampleAttentionConfig)]
     overrides: dict[str, Any] = {} if coverage is None else {"coverage": coverage}
     for assignment in assignments or ():
@@ -55,7 +78,7 @@ def build_config(
                 f"--config {assignment}: write KEY=VALUE with a KEY of {', '.join(accepted)}"
             )
         overrides[name] = _parse_value(name, text.strip())
-    return SampleAttentionConfig.preset(preset, **overrides)
+    return overrides
 
 
 def _parse_value(name: str, text: str) -> float | bool | None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..api import Measured, measured_attention
 from ..backends.dense import dense_with_lse, limited
-from ..plan import Rule
+from ..plan import Rule, fixed_rule
 from ..policy import Decision, decide
 from ..problem import Problem, Sequences
 from .layout import Row, Rows, sequences_of
@@ -97,7 +97,8 @@ def _groups(call: LayerCall, rows: Rows) -> list[Rows]:
         # Only the lengths are read here; the table is that of all.
         lengths = replace(sequences_of(rows, q.device), max_q_len=row[2], max_kv_len=row[4])
         alone = Problem(lengths, q.shape[1], call.k.shape[1], q.shape[3], q.dtype, q.device)
-        sparse = _limits(call, alone) is None and decide(alone, call.config).sparse
+        decision = decide(alone, fixed_rule(call.config, alone))
+        sparse = _limits(call, alone) is None and decision.sparse
         split.setdefault(sparse, []).append(row)
     return [tuple(group) for group in split.values()]
 
@@ -116,7 +117,7 @@ def _compute_part(call: LayerCall, sequences: Sequences | None) -> LayerPart:
     window = call.window
     if window is not None and window >= problem.sequences.max_kv_len:
         window = None
-    decision, reason = decide(problem, call.config), _limits(call, problem)
+    decision, reason = decide(problem, fixed_rule(call.config, problem)), _limits(call, problem)
     if reason is not None:
         out, lse = limited(
             call.q, call.k, call.v, problem, problem.scale(call.scale),

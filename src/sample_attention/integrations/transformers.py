@@ -53,7 +53,7 @@ def register(config: Rule | str = "default") -> None:
         config: how keys are selected, for every model that has no context manager of its own.
 
     Raises:
-        InvalidConfig: unknown preset.
+        InvalidConfig: unknown preset or tuned configuration.
         MissingExtra: transformers is not installed.
     """
     settings = as_rule(config)
@@ -83,7 +83,7 @@ def sample_attention_prefill(
         The recorder, whose `layers` fill up as the model runs.
 
     Raises:
-        InvalidConfig: unknown preset.
+        InvalidConfig: unknown preset or tuned configuration.
         UnsupportedAttention: the implementation of this model's attention cannot be chosen.
         MissingExtra: transformers is not installed.
     """

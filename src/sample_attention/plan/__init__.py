@@ -1,7 +1,20 @@
 """What will be computed: the plan, its pictures, and rules that make plans by themselves."""
 
 from .render import render
-from .selector import Rule, Selector, as_rule
+from .selector import FixedRule, Rule, Selector, as_rule, fixed_rule
 from .stripe import Probe, StripePlan, segment_starts
+from .tuned import Interval, Tuned
 
-__all__ = ["Probe", "Rule", "Selector", "StripePlan", "as_rule", "render", "segment_starts"]
+__all__ = [
+    "FixedRule",
+    "Interval",
+    "Probe",
+    "Rule",
+    "Selector",
+    "StripePlan",
+    "Tuned",
+    "as_rule",
+    "fixed_rule",
+    "render",
+    "segment_starts",
+]

@@ -9,6 +9,7 @@ from torch import Tensor
 from ..config import SampleAttentionConfig, as_config
 from ..problem import Problem
 from .stripe import StripePlan
+from .tuned import Tuned, names_tuned
 
 
 @runtime_checkable
@@ -20,17 +21,36 @@ class Selector(Protocol):
         ...
 
 
-Rule: TypeAlias = SampleAttentionConfig | Selector
+FixedRule: TypeAlias = SampleAttentionConfig | Selector
 """How keys are selected: by a configuration, which a backend carries out, or by a selector."""
+
+Rule: TypeAlias = FixedRule | Tuned
+"""How keys are selected, which may depend on the length of the call."""
 
 
 def as_rule(rule: object) -> Rule:
-    """The rule itself, or the preset of that name.
+    """The rule itself, or what a name stands for: a preset or a tuned configuration.
 
     Raises:
-        InvalidConfig: neither a configuration, the name of a preset nor a selector.
+        InvalidConfig: neither a configuration, such a name nor a selector.
     """
+    if isinstance(rule, str) and names_tuned(rule):
+        return Tuned.load(rule)
+    if isinstance(rule, Tuned):
+        return rule
     plain = isinstance(rule, SampleAttentionConfig | str)  # asking for a protocol takes long
     if not plain and isinstance(rule, Selector) and not isinstance(rule, type):
         return rule
     return as_config(rule)
+
+
+def fixed_rule(rule: object, problem: Problem) -> FixedRule:
+    """What selects in one call: of a tuned configuration that for its longest sequence.
+
+    Raises:
+        InvalidConfig: as `as_rule` does.
+    """
+    found = as_rule(rule)
+    if isinstance(found, Tuned):
+        return found.for_length(problem.sequences.max_kv_len)
+    return found

@@ -1,0 +1,69 @@
+"""`sample-attention tune`: the cheapest configuration of a model within an error budget."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..bench.capture import Prompt
+from ..bench.tables import RecordTable
+from ..models import load_model
+from ..plan import Tuned
+from ..tuning import TuneOptions, tune
+from .bench import Machine, print_tables
+from .console import counted, messages, step
+
+COLUMNS = ("coverage", "row_stride", "pool", "segment", "window")
+
+
+def tune_model(
+    model: str, options: TuneOptions, machine: Machine, output: Path | None, *, as_json: bool
+) -> None:
+    """Load, search, validate, and write the file.
+
+    Raises:
+        SampleAttentionError: bad input, as each step states it.
+        OSError: the file cannot be written.
+    """
+    device, dtype = machine.prepare()
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+    with step(f"loading {model}", quiet=as_json):
+        loaded = load_model(model, dtype=dtype, device=device)
+    with counted("searching", None, quiet=as_json) as advance:
+        tuned = tune(loaded, options, Prompt(model).model_name, advance)
+    if output is not None:
+        tuned.save(output)
+    if as_json:
+        print(tuned.to_json(), end="")
+        return
+    print_tables([_table(tuned)])
+    for note in _notes(tuned):
+        messages().print(note)
+    if output is not None:
+        messages().print(f'wrote {output}; use it as --preset {output}, or as config="{output}"')
+
+
+def _table(tuned: Tuned) -> RecordTable:
+    headers = ("from keys", *COLUMNS, "density", "sampling", "cost", "KL", "kept")
+    lines: list[tuple[str, ...]] = []
+    for interval, row in zip(tuned.intervals, tuned.measured, strict=True):
+        facts = row["validated"]
+        lines.append((
+            f"{interval.min_kv_len:,}", *(str(getattr(interval.config, x)) for x in COLUMNS),
+            *(f"{facts[x]:.3f}" for x in ("density", "sampling", "cost")),
+            f"{facts['kl']:.4f}", f"{facts['retained_mass']:.3f}",
+        ))  # fmt: skip
+    return RecordTable(f"{tuned.model}, on passages not searched on", headers, tuple(lines))
+
+
+def _notes(tuned: Tuned) -> list[str]:
+    found: list[str] = []
+    for row in tuned.measured:
+        if not row["finished"]:
+            found.append(f"{row['length']:,} tokens: the time ended the search early")
+        if not row["validated_within_budget"]:
+            found.append(
+                f"{row['length']:,} tokens: beyond the budget on passages not searched on; "
+                "take more --requests, or a smaller --max-kl"
+            )
+    return found

@@ -1,0 +1,206 @@
+"""Configurations tuned for one model: which holds from which length on, and what was measured.
+
+A file is one JSON object::
+
+    {"schema": 1, "model": "smollm2-135m",
+     "intervals": [{"min_kv_len": 0, "config": {...}}, {"min_kv_len": 8192, "config": {...}}],
+     "measured": [...], "provenance": {...}}
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from ..config import SampleAttentionConfig, check_count
+from ..errors import InvalidConfig
+
+SCHEMA = 1
+"""Version of the file format; a reader refuses every other."""
+
+PREFIX = "tuned:"
+"""Before the name of a file that ships with the package."""
+
+SUFFIX = ".json"
+SHIPPED = Path(__file__).parents[1] / "tuned"
+_NEEDED = {"schema", "model", "intervals"}
+_ACCEPTED = {*_NEEDED, "measured", "provenance"}
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A configuration and where it begins to hold.
+
+    Attributes:
+        min_kv_len: least keys of a call; it holds up to the next interval.
+        config: how keys are selected there.
+    """
+
+    min_kv_len: int
+    config: SampleAttentionConfig
+
+    def __post_init__(self) -> None:
+        """Check the length."""
+        check_count("min_kv_len", self.min_kv_len, 0)
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What `sample-attention tune` found for a model.
+
+    Attributes:
+        model: that was profiled.
+        intervals: by rising length, the first from 0.
+        measured: what was measured of each configuration, as plain values.
+        provenance: where the measurements come from, as plain values.
+
+    Raises:
+        InvalidConfig: the intervals do not start at 0 or do not rise.
+    """
+
+    model: str
+    intervals: tuple[Interval, ...]
+    measured: tuple[Mapping[str, Any], ...] = ()
+    provenance: Mapping[str, Any] = field(default_factory=dict[str, Any])
+
+    def __post_init__(self) -> None:
+        """Check that every length has one configuration."""
+        starts = [interval.min_kv_len for interval in self.intervals]
+        if starts[:1] != [0] or any(a >= b for a, b in pairwise(starts)):
+            raise InvalidConfig(
+                f"min_kv_len of the intervals is {starts}; accepted: 0, then rising lengths"
+            )
+
+    def for_length(self, kv_len: int) -> SampleAttentionConfig:
+        """The configuration for a call whose longest sequence has `kv_len` keys."""
+        return [x.config for x in self.intervals if x.min_kv_len <= kv_len][-1]
+
+    def with_fields(self, values: Mapping[str, Any]) -> Tuned:
+        """The same with these fields of every configuration replaced.
+
+        Raises:
+            InvalidConfig: a value is out of range.
+        """
+        changed = [replace(x, config=replace(x.config, **values)) for x in self.intervals]
+        return replace(self, intervals=tuple(changed))
+
+    def to_json(self) -> str:
+        """The text of a file; `from_json` gives an equal value."""
+        intervals = [
+            {"min_kv_len": x.min_kv_len, "config": json.loads(x.config.to_json())}
+            for x in self.intervals
+        ]
+        content = {
+            "schema": SCHEMA, "model": self.model, "intervals": intervals,
+            "measured": [dict(row) for row in self.measured], "provenance": dict(self.provenance),
+        }  # fmt: skip
+        return json.dumps(content, indent=2, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Tuned:
+        """What `to_json` wrote.
+
+        Raises:
+            InvalidConfig: not JSON, another schema, an unknown or missing field, a bad value.
+        """
+        try:
+            content = json.loads(text)
+        except ValueError as error:
+            raise InvalidConfig(f"not JSON: {error}") from error
+        if not isinstance(content, dict) or content.get("schema") != SCHEMA:
+            given = content.get("schema") if isinstance(content, dict) else None
+            raise InvalidConfig(
+                f"a tuned configuration of schema {given!r}; accepted: {SCHEMA}; write it again "
+                "with sample-attention tune"
+            )
+        _check_fields("a tuned configuration", content, _NEEDED, _ACCEPTED)
+        measured, provenance = content.get("measured", []), content.get("provenance", {})
+        for name, kind in (("model", str), ("intervals", list)):
+            if not isinstance(content[name], kind):
+                raise InvalidConfig(f"{name} must be a {kind.__name__}, got {content[name]!r}")
+        if not isinstance(measured, list) or not isinstance(provenance, dict):
+            raise InvalidConfig("measured must be a list and provenance an object")
+        intervals = tuple(map(_interval, content["intervals"]))
+        return cls(content["model"], intervals, tuple(measured), provenance)
+
+    @classmethod
+    def load(cls, source: str | os.PathLike[str]) -> Tuned:
+        """Read a file by its path, or by name one that ships with the package.
+
+        Args:
+            source: a path, or `tuned:NAME`.
+
+        Raises:
+            InvalidConfig: there is no such file, or it holds something else.
+        """
+        text = os.fspath(source)
+        if text.startswith(PREFIX):
+            return _shipped(text.removeprefix(PREFIX))
+        return _read(Path(text).expanduser())
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the file; its folder is made if needed.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        target = Path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(self.to_json(), "utf-8")
+
+
+def names_tuned(text: str) -> bool:
+    """Whether a text stands for a tuned configuration: `tuned:NAME` or the path of a JSON file."""
+    return text.startswith(PREFIX) or text.endswith(SUFFIX)
+
+
+@functools.cache
+def _shipped(name: str) -> Tuned:
+    known = sorted(path.stem for path in SHIPPED.glob(f"*{SUFFIX}"))
+    if name not in known:
+        names = ", ".join(PREFIX + x for x in known) or "none, since this version ships none"
+        raise InvalidConfig(
+            f"there is no tuned configuration '{PREFIX}{name}'; accepted: {names}; or the path of "
+            f"a {SUFFIX} file that sample-attention tune wrote"
+        )
+    return _read(SHIPPED / f"{name}{SUFFIX}")
+
+
+def _read(path: Path) -> Tuned:
+    try:
+        return Tuned.from_json(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InvalidConfig(
+            f"cannot read the tuned configuration {path}: {reason}; check the path, or write it "
+            "with sample-attention tune"
+        ) from error
+    except InvalidConfig as error:
+        raise InvalidConfig(f"{path}: {error}") from error
+
+
+def _interval(given: object) -> Interval:
+    if not isinstance(given, dict):
+        raise InvalidConfig(f"an interval must be an object, got {given!r}")
+    content: dict[str, Any] = given
+    names = {"min_kv_len", "config"}
+    _check_fields("an interval", content, names, names)
+    config = SampleAttentionConfig.from_json(json.dumps(content["config"]))
+    return Interval(content["min_kv_len"], config)
+
+
+def _check_fields(
+    what: str, given: Mapping[str, Any], needed: set[str], accepted: set[str]
+) -> None:
+    for problem, names in (("lacks", needed - set(given)), ("has unknown", set(given) - accepted)):
+        if names:
+            raise InvalidConfig(
+                f"{what} {problem} fields: {', '.join(sorted(names))}; accepted: "
+                f"{', '.join(sorted(accepted))}"
+            )

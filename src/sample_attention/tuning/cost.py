@@ -1,0 +1,28 @@
+"""What selecting costs, in the unit of density: shares of dense attention's products."""
+
+from __future__ import annotations
+
+import torch
+
+from ..bench.work import Call, causal_pairs, exact_positions
+from ..config import SampleAttentionConfig
+
+
+def sampling_density(config: SampleAttentionConfig, length: int) -> float:
+    """The products of the selection over those of dense causal attention.
+
+    A row that is scored, sampled or mean query, is scored against its causal keys in two passes
+    (normaliser, then mass), each of one product where attention has two: 2 passes x 1/2. So the
+    share is (pairs of scored rows) / (causal pairs), about 1 / row_stride + 1 / pool.
+
+    Args:
+        config: how keys are selected; nothing is sampled where it keeps every key.
+        length: queries and keys of the call.
+    """
+    if config.dense:
+        return 0.0
+    call = Call(heads=1, kv_heads=1, length=length, head_dim=1, element=1, config=config)
+    rows = exact_positions(call)
+    if config.pool is not None:
+        rows = torch.cat([rows, torch.arange(0, length, config.pool)])
+    return float((rows + 1).sum()) / causal_pairs(call)

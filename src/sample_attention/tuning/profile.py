@@ -1,0 +1,170 @@
+"""A model read on real text: dense once, then by every configuration that the search asks for."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ..bench.origin import Row
+from ..config import SampleAttentionConfig
+from ..errors import InvalidInput, PromptTooLong
+from ..eval.measure import compare_text, text_logits
+from ..eval.methods import DENSE, Contender
+from ..eval.tasks.texts import measured_tokens
+from ..models import LoadedModel
+from ..models.text import TEXTS
+from ..plan import Interval, Tuned
+from ..records import Provenance
+from .passages import Passage, split_passages
+from .search import SHAPES, Budget, Reading, Search, Trial
+
+KL_ROWS = 1024
+"""The last rows of a passage, at most a quarter of it, on which KL to dense is measured."""
+
+HELD_OUT = 4
+"""Rows per segment on which retained mass is measured."""
+
+DIGITS = 6
+
+
+@dataclass(frozen=True)
+class TuneOptions:
+    """How a model is tuned.
+
+    Attributes:
+        lengths: tokens of the requests, rising; each begins an interval, the first at 0.
+        requests: per length, half of them to search on and half to validate on; even.
+        texts: kinds of `reference_text`, which take turns.
+        budget: what is allowed.
+        base: gives the fields that are not searched.
+        minutes: of the whole search, shared by the lengths; None: as long as it takes.
+
+    Raises:
+        InvalidInput: lengths that do not rise, requests that cannot be halved, unknown texts, or a
+            base whose shape the search does not know.
+    """
+
+    lengths: tuple[int, ...]
+    requests: int = 8
+    texts: tuple[str, ...] = ("prose", "code")
+    budget: Budget = field(default_factory=Budget)
+    base: SampleAttentionConfig = field(default_factory=SampleAttentionConfig)
+    minutes: float | None = None
+
+    def __post_init__(self) -> None:
+        """Check what a search needs, before a model is loaded."""
+        if not self.lengths or self.lengths[0] < 8 or [*self.lengths] != sorted({*self.lengths}):
+            raise InvalidInput(f"lengths are {self.lengths}; accepted: rising, from 8 tokens on")
+        if self.requests < 2 or self.requests % 2:
+            raise InvalidInput(f"requests is {self.requests}; accepted: 2, 4, 6 and so on")
+        if not self.texts or not {*self.texts} <= {*TEXTS}:
+            raise InvalidInput(f"texts are {self.texts}; accepted: {', '.join(TEXTS)}")
+        for name in ("segment", "row_stride", "pool"):
+            value = getattr(self.base, name)
+            if value not in SHAPES[name]:
+                raise InvalidInput(
+                    f"a search cannot start from {name}={value}; accepted: "
+                    f"{', '.join(map(str, SHAPES[name]))}"
+                )
+
+
+@torch.inference_mode()
+def tune(
+    loaded: LoadedModel, options: TuneOptions, model_name: str,
+    on_reading: Callable[[str], None] = lambda _: None,
+) -> Tuned:  # fmt: skip
+    """Find the cheapest configuration within the budget for each length.
+
+    The passages that a configuration is chosen on and those that it is validated on differ; what
+    both gave is in `measured`. Where nothing cheaper keeps the budget, the interval is dense.
+
+    Args:
+        loaded: the model; its attention runs sparse at every length while it is measured.
+        options: how.
+        model_name: as the file states it.
+        on_reading: called after every prefill of the search, with a word on it.
+
+    Raises:
+        PromptTooLong: a length beyond the context of the model.
+        InvalidInput: a text is too short.
+    """
+    if options.lengths[-1] > loaded.context_length:
+        raise PromptTooLong(
+            f"{options.lengths[-1]} tokens: {loaded.name} accepts {loaded.context_length}; choose "
+            "shorter lengths or a model with a longer context"
+        )
+    end = None if options.minutes is None else time.monotonic() + 60 * options.minutes
+    intervals, rows = list[Interval](), list[Row]()
+    for i, length in enumerate(options.lengths):
+        now = time.monotonic()
+        deadline = None if end is None else now + (end - now) / (len(options.lengths) - i)
+        best, row = _tune_length(loaded, options, length, deadline, on_reading)
+        intervals.append(Interval(length if intervals else 0, best))
+        rows.append(row)
+    facts = Provenance.collect(loaded.model.device).as_row()
+    return Tuned(model_name, tuple(intervals), tuple(rows), facts)
+
+
+def _tune_length(
+    loaded: LoadedModel, options: TuneOptions, length: int, deadline: float | None,
+    on_reading: Callable[[str], None],
+) -> tuple[SampleAttentionConfig, Row]:  # fmt: skip
+    half = options.requests // 2
+    chosen, unseen = split_passages(loaded.tokenizer, options.texts, length, half)
+    search = Search(
+        _Profile(loaded, chosen).read, half, length, options.budget, deadline,
+        lambda done: on_reading(f"{length:,} tokens, {done}"),
+    )  # fmt: skip
+    finished = search.run(options.base)
+    validated = Search(_Profile(loaded, unseen).read, half, length, options.budget).measure(
+        search.best.config
+    )
+    row: Row = {
+        "length": length, "requests": half, "texts": list(options.texts),
+        "kl_rows": min(KL_ROWS, measured_tokens(length)), "held_out": HELD_OUT,
+        "dtype": str(loaded.model.dtype).removeprefix("torch."),
+        "max_kl": options.budget.max_kl, "min_mass": options.budget.min_mass,
+        "config": json.loads(search.best.config.to_json()), "trials": search.trials,
+        "finished": finished, "searched": _facts(search.best), "validated": _facts(validated),
+        "validated_within_budget": validated.within(options.budget),
+    }  # fmt: skip
+    return search.best.config, row
+
+
+class _Profile:
+    """Passages of one length, and what dense attention makes of them."""
+
+    def __init__(self, loaded: LoadedModel, passages: Sequence[Passage]) -> None:
+        self._loaded, self._passages = loaded, passages
+        self._dense: dict[int, Tensor] = {}
+
+    def read(self, config: SampleAttentionConfig, index: int) -> Reading:
+        """What a configuration makes of one passage."""
+        passage = self._passages[index]
+        if index not in self._dense:
+            self._dense[index] = _last_rows(
+                text_logits(self._loaded, passage, Contender(DENSE))[0]
+            ).clone()  # the other rows need not stay in memory
+        method = Contender("tuned", config=config).measuring(HELD_OUT)
+        logits, kept = text_logits(self._loaded, passage, method)
+        found = compare_text(passage, (_last_rows(logits), kept), self._dense[index])
+        mass = 1.0 if kept.mass_mean is None else kept.mass_mean
+        return Reading(kept.density, found.kl or 0.0, mass)
+
+
+def _last_rows(logits: Tensor) -> Tensor:
+    return logits[-KL_ROWS:]
+
+
+def _facts(trial: Trial) -> dict[str, float]:
+    reading = trial.reading
+    facts = {
+        "cost": trial.cost, "density": reading.density, "sampling": trial.sampling,
+        "kl": reading.kl, "retained_mass": reading.mass,
+    }  # fmt: skip
+    return {name: round(value, DIGITS) for name, value in facts.items()}

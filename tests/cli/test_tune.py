@@ -1,0 +1,126 @@
+"""`tune`: the file it writes, and that other commands and a model run by it."""
+
+import json
+
+import pytest
+import torch
+
+from sample_attention import Tuned
+from sample_attention.integrations.transformers import sample_attention_prefill
+
+FAST = ("--lengths", "300,600", "--requests", "2", "--device", "cpu", "--threads", "1",
+        "--config", "dense_prefix=0")  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def short_search(monkeypatch):
+    """Words of the tiny model's tokenizer, and few shapes."""
+    words = " ".join(f"w{(i * i + i // 60) % 60}" for i in range(9000))
+    monkeypatch.setattr("sample_attention.tuning.passages.reference_text", lambda _: words)
+    monkeypatch.setattr(
+        "sample_attention.tuning.search.SHAPES", {"row_stride": (8, 16), "window": (64, 128)}
+    )
+
+
+@pytest.fixture
+def command(model_folder):
+    return ("tune", "--model", model_folder, *FAST)
+
+
+@pytest.fixture
+def tuned_file(cli, command, tmp_path):
+    path = tmp_path / "folder" / "tuned.json"
+    done = cli(*command, "--max-kl", 5, "--min-mass", 0.3, "--output", path)
+    assert done.code == 0, done.err
+    assert "passages not searched on" in done.out
+    assert f"wrote {path}" in done.err
+    return path
+
+
+def test_files_hold_what_was_found_and_measured(tuned_file, model_folder):
+    tuned = Tuned.load(tuned_file)
+    assert tuned.model == model_folder.name
+    assert [x.min_kv_len for x in tuned.intervals] == [0, 600]
+    assert tuned.provenance["torch"] == torch.__version__
+    for interval, row in zip(tuned.intervals, tuned.measured, strict=True):
+        assert row["config"] == json.loads(interval.config.to_json())
+        assert interval.config.dense_prefix == interval.config.held_out == 0
+        assert row["finished"]
+        assert row["kl_rows"] == row["length"] // 4
+        assert row["searched"]["kl"] <= row["max_kl"] == 5
+        assert row["searched"]["cost"] < 1
+        assert row["searched"] != row["validated"]
+
+
+@pytest.mark.usefixtures("sparse_early")
+def test_run_takes_the_interval_of_the_prompt(cli, tuned_file, model_folder, prompt_file):
+    done = cli("run", model_folder, prompt_file, "--preset", tuned_file, "--max-new-tokens", 2,
+               "--device", "cpu", "--config", "window=96", "--json")  # fmt: skip
+    assert done.code == 0, done.err
+    expected = json.loads(Tuned.load(tuned_file).for_length(700).to_json())
+    assert done.json["config"] == {**expected, "window": 96}
+
+
+def test_inspect_takes_the_interval_of_the_prompt(cli, tuned_file, model_folder, prompt_file):
+    done = cli("inspect", model_folder, prompt_file, "--preset", tuned_file, "--json")
+    assert done.code == 0, done.err
+    expected = Tuned.load(tuned_file).for_length(700)
+    assert done.json["config"] == json.loads(expected.to_json())
+
+
+@pytest.mark.usefixtures("sparse_early")
+@pytest.mark.parametrize("length", [400, 700])
+def test_models_take_the_interval_of_the_call(tuned_file, loaded_tiny, length):
+    ids = torch.arange(length)[None] % 60
+    results = []
+    for config in (str(tuned_file), Tuned.load(tuned_file).for_length(length)):
+        attending = sample_attention_prefill(loaded_tiny.model, config, record=True)
+        with torch.inference_mode(), attending as recorder:
+            results.append(loaded_tiny.model(ids).logits)
+        assert all(layer.decision.sparse for layer in recorder.layers)
+    assert torch.equal(*results)
+
+
+def test_no_budget_is_dense(cli, command):
+    done = cli(*command, "--max-kl", 0, "--json")
+    assert done.code == 0, done.err
+    tuned = Tuned.from_json(done.out)
+    assert all(x.config.dense for x in tuned.intervals)
+    assert all(row["validated"]["cost"] == 1 for row in tuned.measured)
+
+
+def test_the_time_ends_the_search(cli, command):
+    done = cli(*command, "--minutes", 0)
+    assert done.code == 0
+    assert "300 tokens: the time ended the search early" in done.err
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        (("--lengths", "99999"), "accepts 1024; choose shorter lengths"),
+        (("--lengths", "4"), "accepted: rising, from 8 tokens on"),
+        (("--requests", "3"), "requests is 3; accepted: 2, 4, 6"),
+        (("--text", "verse"), "accepted: prose, code"),
+        (("--min-mass", "0"), "min_mass must be a number in (0, 1]"),
+        (("--preset", "paper"), "cannot start from segment=None; accepted: 64, 128, 256"),
+        (("--preset", "no-such"), "unknown preset 'no-such'"),
+    ],
+)
+def test_bad_options(cli, command, options, complaint):
+    done = cli(*command, *options)
+    assert done.code == 2
+    assert complaint in done.err
+
+
+def test_texts_that_are_too_short_are_named(cli, command, monkeypatch):
+    monkeypatch.setattr("sample_attention.tuning.passages.reference_text", lambda _: "w1 " * 500)
+    done = cli(*command)
+    assert done.code == 2
+    assert "half of the text 'prose' has 250 tokens, 300 are needed" in done.err
+
+
+def test_unknown_tuned_names(cli, model_folder, prompt_file):
+    done = cli("run", model_folder, prompt_file, "--preset", "tuned:no-such")
+    assert done.code == 2
+    assert "there is no tuned configuration 'tuned:no-such'" in done.err

@@ -1,0 +1,115 @@
+"""Tuned configurations: files, names, and which configuration a call gets."""
+
+import json
+
+import pytest
+import torch
+
+from sample_attention import SampleAttentionConfig, Tuned, explain, measured_attention, select
+from sample_attention import sample_attention as attention
+from sample_attention.errors import InvalidConfig
+from sample_attention.plan import Interval, as_rule, tuned
+from sample_attention.policy import always_sparse
+from sample_attention.testing import make_qkv
+
+SHORT = SampleAttentionConfig(coverage=0.5, segment=16, row_stride=4, pool=4, window=8,
+                              dense_prefix=0)  # fmt: skip
+LONG = SampleAttentionConfig(coverage=0.9, segment=32, row_stride=8, pool=None, window=16,
+                             dense_prefix=0)  # fmt: skip
+BOTH = Tuned("tiny", (Interval(0, SHORT), Interval(200, LONG)), ({"kl": 0.1},), {"torch": "2"})
+
+
+@pytest.fixture
+def path(tmp_path):
+    target = tmp_path / "folder" / "tuned.json"
+    BOTH.save(target)
+    return target
+
+
+@pytest.mark.parametrize(
+    ("kv_len", "config"), [(1, SHORT), (199, SHORT), (200, LONG), (9999, LONG)]
+)
+def test_resolution_by_length(kv_len, config):
+    assert BOTH.for_length(kv_len) == config
+
+
+def test_files_give_back_what_was_written(path):
+    assert Tuned.load(path) == BOTH
+    assert as_rule(str(path)) == BOTH
+    assert json.loads(path.read_text("utf-8"))["schema"] == tuned.SCHEMA
+
+
+@pytest.mark.parametrize(("length", "config"), [(100, SHORT), (300, LONG)])
+def test_calls_get_the_configuration_of_their_length(path, length, config):
+    q, k, v = make_qkv(length, num_heads=2, num_kv_heads=1)
+    with always_sparse():
+        expected = attention(q, k, v, config)
+        for rule in (BOTH, str(path)):
+            assert torch.equal(attention(q, k, v, rule), expected)
+            assert torch.equal(measured_attention(q, k, v, rule).out, expected)
+            assert torch.equal(select(q, k, rule).indices, select(q, k, config).indices)
+            assert explain(q, k, v, rule).decision.sparse
+
+
+def test_a_dense_interval_runs_dense():
+    dense = Tuned("tiny", (Interval(0, SampleAttentionConfig(coverage=1.0)),))
+    q, k, v = make_qkv(64, num_heads=2, num_kv_heads=1)
+    with always_sparse():
+        assert "coverage 1" in explain(q, k, v, dense).decision.reason
+
+
+def test_fields_are_replaced_everywhere():
+    changed = BOTH.with_fields({"window": 24})
+    assert [x.config.window for x in changed.intervals] == [24, 24]
+    assert [x.config.coverage for x in changed.intervals] == [0.5, 0.9]
+
+
+def test_names_are_those_of_shipped_files(path, monkeypatch):
+    monkeypatch.setattr(tuned, "SHIPPED", path.parent)
+    tuned._shipped.cache_clear()
+    path.rename(path.with_name("tiny.json"))
+    assert Tuned.load("tuned:tiny") == BOTH
+    with pytest.raises(InvalidConfig, match="accepted: tuned:tiny; or the path"):
+        Tuned.load("tuned:huge")
+    tuned._shipped.cache_clear()
+
+
+def test_unknown_names_say_what_there_is():
+    with pytest.raises(InvalidConfig, match="there is no tuned configuration 'tuned:no-such'"):
+        as_rule("tuned:no-such")
+
+
+def test_missing_files_name_the_path(tmp_path):
+    with pytest.raises(InvalidConfig, match=r"nowhere\.json: No such file"):
+        as_rule(str(tmp_path / "nowhere.json"))
+
+
+def _changed(**fields):
+    return json.dumps({**json.loads(BOTH.to_json()), **fields})
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("{", "not JSON"),
+        ("[]", "schema None; accepted: 1"),
+        (_changed(schema=99), "schema 99; accepted: 1"),
+        (_changed(extra=1), "has unknown fields: extra"),
+        ('{"schema": 1, "model": "tiny"}', "lacks fields: intervals"),
+        (_changed(model=3), "model must be a str, got 3"),
+        (_changed(intervals={}), "intervals must be a list"),
+        (_changed(measured={}), "measured must be a list"),
+        (_changed(intervals=[]), "accepted: 0, then rising lengths"),
+        (_changed(intervals=[{"min_kv_len": 5, "config": {}}]), r"is \[5\]; accepted: 0"),
+        (_changed(intervals=[{"min_kv_len": "0", "config": {}}]), "must be an integer"),
+        (_changed(intervals=[3]), "an interval must be an object, got 3"),
+        (_changed(intervals=[{"min_kv_len": 0}]), "an interval lacks fields: config"),
+        (_changed(intervals=[{"min_kv_len": 0, "config": {"alpha": 1}}]), "unknown fields alpha"),
+    ],
+)
+def test_bad_files_say_what_is_wrong(tmp_path, text, words):
+    path = tmp_path / "bad.json"
+    path.write_text(text, "utf-8")
+    with pytest.raises(InvalidConfig, match=words) as raised:
+        Tuned.load(path)
+    assert str(path) in str(raised.value)
