@@ -6,12 +6,12 @@ import json
 import platform
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -89,6 +89,23 @@ def append_record(path: str | os.PathLike[str], row: Mapping[str, object]) -> No
     target.parent.mkdir(parents=True, exist_ok=True)
     with target.open("a", encoding="utf-8") as file:
         file.write(line + "\n")
+
+
+def read_lines(paths: Iterable[Path]) -> Iterator[tuple[str, Any]]:
+    """What the lines of JSON-lines files hold, each with where it stands (`file:line`).
+
+    Raises:
+        InvalidInput: a line is not JSON.
+        OSError: a file cannot be read.
+    """
+    for path in paths:
+        for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+            if line.strip():
+                where = f"{path}:{number}"
+                try:
+                    yield where, json.loads(line)
+                except ValueError as error:
+                    raise InvalidInput(f"{where} is not JSON: {error}") from error
 
 
 def installed_version(distribution: str) -> str | None:

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..config import PRESETS
 from ..errors import InvalidInput
+from ..records import read_lines
 
 Record = dict[str, Any]
 """A row as it is read back: fields that another version wrote may be missing."""
@@ -44,26 +45,15 @@ def read_records(paths: Iterable[Path]) -> list[Record]:
         OSError: a file cannot be read.
     """
     latest: dict[str, Record] = {}
-    for path in paths:
-        for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
-            if line.strip():
-                record = _parse(line, f"{path}:{number}")
-                latest[json.dumps([record.get(name) for name in IDENTITY])] = record
+    for where, record in read_lines(paths):
+        if not isinstance(record, dict) or not MARKERS & record.keys():
+            raise InvalidInput(f"{where} is not a record of `bench attention`, `kernels` or `ttft`")
+        latest[json.dumps([record.get(name) for name in IDENTITY])] = record
     if not latest:
         raise InvalidInput(
             "the files hold no records; `bench attention`, `kernels` and `ttft` make them"
         )
     return list(latest.values())
-
-
-def _parse(line: str, where: str) -> Record:
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise InvalidInput(f"{where} is not JSON: {error}") from error
-    if not isinstance(record, dict) or not MARKERS & record.keys():
-        raise InvalidInput(f"{where} is not a record of `bench attention`, `kernels` or `ttft`")
-    return record
 
 
 MARKERS = {"ms_attend", "kernel", "ttft_ms"}

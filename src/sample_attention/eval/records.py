@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from ..bench.tables import Record
 from ..errors import InvalidInput
+from ..records import read_lines
 from .methods import DENSE
 from .runner import identity_of
 from .statistics import Estimate, paired_difference, paired_ratio
@@ -67,11 +67,10 @@ def read_rows(paths: Iterable[Path]) -> list[Record]:
         OSError: a file cannot be read.
     """
     latest: dict[str, Record] = {}
-    for path in paths:
-        for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
-            if line.strip():
-                row = _parse(line, f"{path}:{number}")
-                latest[identity_of(row)] = row
+    for where, row in read_lines(paths):
+        if not isinstance(row, dict) or not row.keys() >= NEEDED:
+            raise InvalidInput(f"{where} is not a row of `eval`")
+        latest[identity_of(row)] = row
     return list(latest.values())
 
 
@@ -104,13 +103,3 @@ def share_of_dense(pairs: Sequence[tuple[Record, Record]]) -> Estimate | None:
     return paired_ratio(
         [row["scores"] for row, _ in pairs], [dense["scores"] for _, dense in pairs]
     )
-
-
-def _parse(line: str, where: str) -> Record:
-    try:
-        row = json.loads(line)
-    except ValueError as error:
-        raise InvalidInput(f"{where} is not JSON: {error}") from error
-    if not isinstance(row, dict) or not row.keys() >= NEEDED:
-        raise InvalidInput(f"{where} is not a row of `eval`")
-    return row

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import InvalidInput
+from ...records import read_lines
 from ..prompts import Metric, Sample, as_chat, encode_text, seeded
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class Question:
     chat: bool = True
 
 
-def read_lines(path: Path, needed: tuple[str, ...]) -> list[Record]:
+def read_questions(path: Path, needed: tuple[str, ...]) -> list[Record]:
     """The records of a file of JSON lines.
 
     Raises:
@@ -49,18 +49,11 @@ def read_lines(path: Path, needed: tuple[str, ...]) -> list[Record]:
         OSError: the file cannot be read.
     """
     found: list[Record] = []
-    for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except ValueError as error:
-            raise InvalidInput(f"{path}:{number} is not JSON: {error}") from error
+    for where, record in read_lines([path]):
         missing = [x for x in needed if not isinstance(record, dict) or x not in record]
         if missing:
             raise InvalidInput(
-                f"{path}:{number} has no field {missing[0]}; accepted: an object with "
-                f"{', '.join(needed)}"
+                f"{where} has no field {missing[0]}; accepted: an object with {', '.join(needed)}"
             )
         found.append(record)
     if not found:

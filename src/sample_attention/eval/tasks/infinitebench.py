@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from ...errors import InvalidInput
 from .. import metrics
 from ..prompts import Metric, Sample
-from .files import Question, Record, choose_records, read_lines, sample_of
+from .files import Question, Record, choose_records, read_questions, sample_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -104,7 +104,7 @@ class InfiniteBenchTask:
                 f"'{self.path.name}' is not a file of InfiniteBench; accepted: "
                 f"{', '.join(f'{name}.jsonl' for name in KINDS)}"
             )
-        records = choose_records(read_lines(self.path, FIELDS), n, seed)
+        records = choose_records(read_questions(self.path, FIELDS), n, seed)
         kind = KINDS[self.path.stem]
         return [sample_of(tokenizer, _question(kind, record), length) for record in records]
 

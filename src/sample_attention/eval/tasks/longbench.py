@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from ...errors import InvalidInput
 from .. import metrics
 from ..prompts import Metric, Sample
-from .files import Question, Record, choose_records, read_lines, sample_of
+from .files import Question, Record, choose_records, read_questions, sample_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -112,7 +112,7 @@ class LongBenchTask:
             InvalidInput: not such a file, or a data set that is not accepted.
             OSError: the file cannot be read.
         """
-        records = choose_records(read_lines(self.path, FIELDS), n, seed)
+        records = choose_records(read_questions(self.path, FIELDS), n, seed)
         return [sample_of(tokenizer, _question(record), length) for record in records]
 
 
