@@ -9,7 +9,7 @@ from typing import cast
 from torch import Tensor
 
 from .backends import NAMES
-from .backends.base import Backend
+from .backends.base import Backend, Subject
 from .config import SampleAttentionConfig
 from .errors import InvalidConfig, UnsupportedProblem
 from .plan import FixedRule, Selector, StripePlan
@@ -42,13 +42,13 @@ def backend_of(name: str) -> Backend:
     return cast("Backend", module.backend)
 
 
-def verdicts(problem: Problem, config: SampleAttentionConfig | None = None) -> dict[str, str]:
+def verdicts(problem: Problem, subject: Subject = None) -> dict[str, str]:
     """For every backend `accepted` or the reason of its refusal, by preference."""
-    return {name: backend_of(name).refusal(problem, config) or ACCEPTED for name in NAMES}
+    return {name: backend_of(name).refusal(problem, subject) or ACCEPTED for name in NAMES}
 
 
-def choose(name: str, problem: Problem, config: SampleAttentionConfig | None = None) -> Backend:
-    """Who selects by `config`, or attends without one: a name, or `auto` for the first to accept.
+def choose(name: str, problem: Problem, subject: Subject = None) -> Backend:
+    """Who selects by a configuration, or attends to a plan: a name, or the first to accept.
 
     Raises:
         UnsupportedProblem: none, or not the one named, accepts; lists every reason.
@@ -56,11 +56,11 @@ def choose(name: str, problem: Problem, config: SampleAttentionConfig | None = N
     """
     if name != "auto":
         backend = backend_of(name)
-        reason = backend.refusal(problem, config)
+        reason = backend.refusal(problem, subject)
         if reason is not None:
-            raise UnsupportedProblem(str(problem), {**verdicts(problem, config), name: reason})
+            raise UnsupportedProblem(str(problem), {**verdicts(problem, subject), name: reason})
         return backend
-    answers = verdicts(problem, config)
+    answers = verdicts(problem, subject)
     for candidate, answer in answers.items():
         if answer == ACCEPTED:
             return backend_of(candidate)

@@ -1,3 +1,3 @@
 """The implementations; `NAMES` lists them by preference, and each is imported when asked for."""
 
-NAMES = ("triton", "eager")
+NAMES = ("triton", "hopper", "eager")

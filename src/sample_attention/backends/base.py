@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from torch import Tensor
 
@@ -10,14 +10,17 @@ from ..config import SampleAttentionConfig
 from ..plan import StripePlan
 from ..problem import Problem
 
+Subject: TypeAlias = SampleAttentionConfig | StripePlan | None
+"""What a backend is asked about: selecting by a configuration, attending to a plan, or to any."""
+
 
 class Backend(Protocol):
     """Two operations over the `[B, H, S, D]` views of a problem's tensors."""
 
     name: str
 
-    def refusal(self, problem: Problem, config: SampleAttentionConfig | None = None) -> str | None:
-        """Why the backend cannot select by `config`, or attend without one; None when it can."""
+    def refusal(self, problem: Problem, subject: Subject = None) -> str | None:
+        """Why the backend cannot select by a configuration, or attend to a plan; None: it can."""
         ...
 
     def select(

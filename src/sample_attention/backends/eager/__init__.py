@@ -7,6 +7,7 @@ from torch import Tensor
 from ...config import SampleAttentionConfig
 from ...plan import StripePlan
 from ...problem import Problem
+from ..base import Subject
 from .attend import attend
 from .select import select
 
@@ -16,9 +17,9 @@ class EagerBackend:
 
     name = "eager"
 
-    def refusal(self, problem: Problem, config: SampleAttentionConfig | None = None) -> str | None:
+    def refusal(self, problem: Problem, subject: Subject = None) -> str | None:
         """Any device, head dim and dtype that torch multiplies, if there is data."""
-        del config
+        del subject
         return "tensors on the meta device hold no data" if problem.device.type == "meta" else None
 
     def select(

@@ -11,6 +11,7 @@ from torch import Tensor
 from ...config import SampleAttentionConfig
 from ...plan import StripePlan
 from ...problem import Problem
+from ..base import Subject
 
 MAX_HEAD_DIM = 256
 MIN_CAPABILITY = (8, 0)
@@ -25,10 +26,11 @@ class TritonBackend:
 
     name = "triton"
 
-    def refusal(self, problem: Problem, config: SampleAttentionConfig | None = None) -> str | None:
-        """Why the backend cannot select by `config`, or attend without one; None when it can."""
+    def refusal(self, problem: Problem, subject: Subject = None) -> str | None:
+        """See `Backend.refusal`."""
         if importlib.util.find_spec("triton") is None:
             return "triton is not installed"
+        config = subject if isinstance(subject, SampleAttentionConfig) else None
         if config is not None and config.chunk_tails and config.key_block not in BLOCK_SIZES:
             return f"key_block {config.key_block}; accepted: {', '.join(map(str, BLOCK_SIZES))}"
         if problem.head_dim > MAX_HEAD_DIM:

@@ -1,0 +1,424 @@
+"""Attention over a plan's pairs on Hopper: gather, multiply and softmax in warps of their own.
+
+Four warps gather, twice four attend: each of these owns 64 of a tile's 128 rows and starts the
+scores of the next keys before it takes the softmax of the present ones. Programs stay on their
+multiprocessor and fetch tiles of rows from a counter, so that keys of the next tile are on their
+way while the last one is written.
+
+    gather    tile ─► row of K, row of V, ... ─► K, V [STAGES, BLOCK_N, D] in shared memory
+    attend 0  rows  0..63:   s = q k'   p = exp2(s - m)   acc += p v
+    attend 1  rows 64..127:             the same, half a step apart
+
+The keys of a tile are one sequence: its list, then the band (window and causal diagonal). Slot `u`
+below `listed` is a listed key, slot `u` from there on is key `u + shift`. Listed keys lie left of
+all rows, so `u + shift <= row` is the causal mask of both. Tiles of keys go from the last, which
+holds the diagonal, to the first.
+"""
+
+from __future__ import annotations
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+from triton.experimental.gluon.language.nvidia.hopper import (
+    async_copy,
+    fence_async_shared,
+    mbarrier,
+    warpgroup_mma,
+    warpgroup_mma_wait,
+)
+
+load_async = getattr(async_copy, "async_load", None) or async_copy.async_copy_global_to_shared
+"""Its name since triton 3.9, and before."""
+
+FLOOR = gl.constexpr(-1.0e30)
+"""Running maximum before the first key: finite, so that empty rows never meet inf - inf."""
+
+WARPS = gl.constexpr(4)
+"""Warps of each of the three roles: one warp group."""
+
+HALF = gl.constexpr(64)
+"""Rows of a warp group that attends."""
+
+CHUNK = gl.constexpr(32)
+"""Keys whose addresses a thread of the gathering warps holds at once."""
+
+FIELDS = gl.constexpr(8)
+"""Numbers that describe a tile: see `describe`."""
+
+
+@gluon.jit
+def count_below(list_ptr, count, limit, lanes, LANES: gl.constexpr):
+    """Entries of a sorted list that are smaller than `limit`: each step leaves one part in LANES.
+
+    Lists of one tile's own rows end below it, which the last entry tells.
+    """
+    last = gl.load(list_ptr + gl.maximum(count - 1, 0), mask=count > 0, other=0)
+    lo = gl.where(last < limit, count, 0)
+    size = count - lo
+    while size > 0:
+        step = gl.cdiv(size, LANES)
+        end = lanes * step + step - 1  # of a part
+        below = gl.load(list_ptr + lo + end, mask=end < size, other=limit) < limit
+        parts = gl.sum(below.to(gl.int32), 0)
+        lo += parts * step
+        size = gl.minimum(size - parts * step, step - 1)
+    return lo
+
+
+@gluon.jit
+def get(tile, field: gl.constexpr):
+    """One number of a tile's description."""
+    one: gl.constexpr = gl.BlockedLayout([1], [32], [WARPS], [0])
+    return gl.max(tile.slice(field, 1).load(one), 0)
+
+
+@gluon.jit
+def describe(tile, total, shift, row, first, last, b, h, to_row):
+    """Write a tile's description: `total` slots of keys (0: no more tiles), and where it lies."""
+    layout: gl.constexpr = gl.BlockedLayout([1], [32], [WARPS], [0])
+    field = gl.arange(0, FIELDS, layout)
+    x = gl.where(field == 0, total, shift)
+    x = gl.where(field == 2, row, x)
+    x = gl.where(field == 3, first, x)
+    x = gl.where(field == 4, last, x)
+    x = gl.where(field == 5, b, x)
+    x = gl.where(field == 6, h, x)
+    x = gl.where(field == 7, to_row, x)
+    tile.store(x)
+
+
+@gluon.jit
+def key_offset(keys, pages, strides, PAGE_SIZE: gl.constexpr, WIDE: gl.constexpr):
+    """Offsets in elements from the first key of a head to `keys`."""
+    if PAGE_SIZE == 0:
+        if WIDE:
+            keys = keys.to(gl.int64)
+        offsets = keys * strides[2]
+    else:
+        page, slot = gl.load(pages + keys // PAGE_SIZE), keys % PAGE_SIZE
+        if WIDE:
+            page, slot = page.to(gl.int64), slot.to(gl.int64)
+        offsets = page * strides[0] + slot * strides[2]
+    return offsets
+
+
+@gluon.jit
+def copy_rows(
+    buffer, offsets, base, HEAD_DIM: gl.constexpr, BLOCK_N: gl.constexpr, full
+):  # fmt: skip
+    """Start copies of the rows at `offsets` (in shared memory) from `base`, and their arrival."""
+    lanes: gl.constexpr = HEAD_DIM // 8
+    layout: gl.constexpr = gl.BlockedLayout([1, 8], [32 // lanes, lanes], [WARPS, 1], [1, 0])
+    d = gl.arange(0, HEAD_DIM, gl.SliceLayout(0, layout))
+    for i in gl.static_range(BLOCK_N // CHUNK):
+        at = offsets.slice(i * CHUNK, CHUNK).load(gl.SliceLayout(1, layout))
+        source = base + gl.multiple_of(at, 8)[:, None] + d[None, :]
+        load_async(buffer.slice(i * CHUNK, CHUNK), source)
+    async_copy.mbarrier_arrive(full, increment_count=False)
+
+
+@gluon.jit
+def copy_queries(
+    buffer, base, stride, to_row, row, first, last, HEAD_DIM: gl.constexpr, full
+):  # fmt: skip
+    """Start copies of the queries of a tile, zeros for rows outside `first .. last`."""
+    lanes: gl.constexpr = HEAD_DIM // 8
+    layout: gl.constexpr = gl.BlockedLayout([1, 8], [32 // lanes, lanes], [WARPS, 1], [1, 0])
+    d = gl.arange(0, HEAD_DIM, gl.SliceLayout(0, layout))
+    for i in gl.static_range(2 * HALF // CHUNK):
+        rows = row + i * CHUNK + gl.arange(0, CHUNK, gl.SliceLayout(1, layout))
+        source = base + ((to_row + rows).to(gl.int64) * stride)[:, None] + d[None, :]
+        there = (rows >= first) & (rows < last)
+        load_async(buffer.slice(i * CHUNK, CHUNK), source, mask=there[:, None])
+    async_copy.mbarrier_arrive(full, increment_count=False)
+
+
+@gluon.jit
+def gather(
+    Q, K, V, Table, PageTable, Window, Indices, Offsets, Counts, Dense, Counter,
+    q_strides, k_strides, v_strides, page_table_stride, num_tiles, num_segments, segment,
+    num_sequences, k_at, v_at, shared,
+    NUM_KV_HEADS: gl.constexpr, GROUP: gl.constexpr, HEAD_DIM: gl.constexpr,
+    BLOCK_N: gl.constexpr, STAGES: gl.constexpr, PAGE_SIZE: gl.constexpr, WIDE: gl.constexpr,
+    ALIKE: gl.constexpr,
+):  # fmt: skip
+    """Describe tile after tile and copy their queries, keys and values to shared memory."""
+    tile, q_smem, k_smem, v_smem = shared[0], shared[1], shared[2], shared[3]
+    tile_full, tile_free, q_full, q_free = shared[4], shared[5], shared[6], shared[7]
+    k_full, k_free, v_full, v_free = shared[8], shared[9], shared[10], shared[11]
+    BLOCK_M: gl.constexpr = 2 * HALF
+    keys_of: gl.constexpr = gl.BlockedLayout([1], [32], [WARPS], [0])
+    u = gl.arange(0, BLOCK_N, keys_of)
+    stage = 0
+    phase = 1
+    tile_phase = 1
+    work = gl.program_id(0)
+    while work < num_tiles * NUM_KV_HEADS * GROUP * num_sequences:
+        # Query heads that share keys run side by side, heavy rows first.
+        g, left = work % GROUP, work // GROUP
+        t, left = left % num_tiles, left // num_tiles
+        kv_head, n = left % NUM_KV_HEADS, left // NUM_KV_HEADS
+        h = kv_head * GROUP + g
+        b = gl.load(Table + n * 5)
+        q_start, q_len = gl.load(Table + n * 5 + 1), gl.load(Table + n * 5 + 2)
+        kv_start, kv_len = gl.load(Table + n * 5 + 3), gl.load(Table + n * 5 + 4)
+        offset = kv_len - q_len
+        row = ((kv_len - 1) // BLOCK_M - t) * BLOCK_M
+        first, last = gl.maximum(row, offset), gl.minimum(row + BLOCK_M, kv_len)
+        if first < last:
+            entry = (n * NUM_KV_HEADS * GROUP + h) * num_segments
+            entry += first // segment - offset // segment
+            every = gl.load(Dense + entry) != 0
+            edge = gl.maximum(row - gl.load(Window + n) + 1, 0)
+            edge = gl.where(every, 0, edge)  # first key of the band
+            list_ptr = Indices + gl.load(Offsets + entry)
+            count = gl.where(every, 0, gl.load(Counts + entry))
+            listed = count_below(list_ptr, count, edge, u, BLOCK_N)
+            shift = edge - listed
+            # Slots of the tile: listed keys and band; one, masked, where a row has no key at all.
+            total = gl.maximum(last - shift, 1)
+            steps = gl.cdiv(total, BLOCK_N)
+
+            mbarrier.wait(tile_free, tile_phase)
+            describe(tile, total, shift, row, first, last, b, h, q_start - offset)
+            mbarrier.arrive(tile_full)
+
+            q_base = Q + b.to(gl.int64) * q_strides[0] + h.to(gl.int64) * q_strides[1]
+            k_base = K + b.to(gl.int64) * k_strides[0] + kv_head.to(gl.int64) * k_strides[1]
+            v_base = V + b.to(gl.int64) * v_strides[0] + kv_head.to(gl.int64) * v_strides[1]
+            k_base += kv_start.to(gl.int64) * k_strides[2]
+            v_base += kv_start.to(gl.int64) * v_strides[2]
+            pages = PageTable
+            if PAGE_SIZE > 0:  # the sequence's row; batch and first key are 0
+                pages += n.to(gl.int64) * page_table_stride
+            slot = (steps - 1) * BLOCK_N + u
+            keys = gl.load(list_ptr + slot, mask=slot < listed, other=0)
+            for i in range(steps):
+                # Slots past the last key repeat it: the causal mask drops them.
+                band = gl.minimum(slot + shift, last - 1)
+                keys = gl.where(slot < listed, keys, band)
+                k_at.store(key_offset(keys, pages, k_strides, PAGE_SIZE, WIDE))
+                if not ALIKE:
+                    v_at.store(key_offset(keys, pages, v_strides, PAGE_SIZE, WIDE))
+                slot = gl.maximum(slot - BLOCK_N, 0)
+                keys = gl.load(list_ptr + slot, mask=slot < listed, other=0)  # for the next step
+                mbarrier.wait(k_free.index(stage), phase)
+                copy_rows(k_smem.index(stage), k_at, k_base, HEAD_DIM, BLOCK_N, k_full.index(stage))
+                mbarrier.wait(v_free.index(stage), phase)
+                copy_rows(
+                    v_smem.index(stage), k_at if ALIKE else v_at, v_base, HEAD_DIM, BLOCK_N,
+                    v_full.index(stage),
+                )  # fmt: skip
+                if i == 0:  # the keys did not have to wait for the last tile's queries
+                    mbarrier.wait(q_free, tile_phase)
+                    copy_queries(
+                        q_smem, q_base, q_strides[2], q_start - offset, row, first, last, HEAD_DIM,
+                        q_full,
+                    )  # fmt: skip
+                stage += 1
+                if stage == STAGES:
+                    stage = 0
+                    phase ^= 1
+            tile_phase ^= 1
+        work = gl.num_programs(0) + gl.atomic_add(Counter, 1, sem="relaxed")
+    mbarrier.wait(tile_free, tile_phase)
+    describe(tile, 0, 0, 0, 0, 0, 0, 0, 0)
+    mbarrier.arrive(tile_full)
+
+
+@gluon.jit
+def scores(q, k_smem, full, stage, phase, BLOCK_N: gl.constexpr):
+    """Start `q k'` for the keys of a stage; accumulator `[HALF, BLOCK_N]`."""
+    s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, BLOCK_N, 16])
+    mbarrier.wait(full.index(stage), phase)
+    fence_async_shared()
+    zero = gl.zeros([HALF, BLOCK_N], gl.float32, s_layout)
+    return warpgroup_mma(q, k_smem.index(stage).permute([1, 0]), zero, use_acc=False, is_async=True)
+
+
+@gluon.jit
+def softmax(s, m, total, j, shift, rows, scale, BLOCK_N: gl.constexpr, MASKED: gl.constexpr):
+    """Weights `[HALF, BLOCK_N]` fp32, the factor for what came before, new maximum and total."""
+    if MASKED:
+        slots = j * BLOCK_N + gl.arange(0, BLOCK_N, gl.SliceLayout(0, s.type.layout))
+        s = gl.where((slots + shift)[None, :] <= rows[:, None], s, float("-inf"))
+    m_new = gl.maximum(m, gl.max(s, 1) * scale)
+    p = gl.exp2(s * scale - m_new[:, None])
+    shrink = gl.exp2(m - m_new)
+    return p, shrink, m_new, total * shrink + gl.sum(p, 1)
+
+
+@gluon.jit
+def fold_tile(
+    acc, p, m, total, q, k_smem, v_smem, k_full, k_free, v_full, v_free, stage, phase, j, shift,
+    rows, scale, BLOCK_N: gl.constexpr, STAGES: gl.constexpr, MASKED: gl.constexpr,
+):  # fmt: skip
+    """Add `p v` of this stage while the scores of the next become its weights."""
+    ahead = stage + 1
+    ahead_phase = phase
+    if ahead == STAGES:
+        ahead = 0
+        ahead_phase = phase ^ 1
+    s = scores(q, k_smem, k_full, ahead, ahead_phase, BLOCK_N)
+    mbarrier.wait(v_full.index(stage), phase)
+    fence_async_shared()
+    acc = warpgroup_mma(p, v_smem.index(stage), acc, is_async=True)
+    s = warpgroup_mma_wait(1, [s])
+    mbarrier.arrive(k_free.index(ahead))
+    weights, shrink, m, total = softmax(s, m, total, j, shift, rows, scale, BLOCK_N, MASKED)
+    # A branch, which keeps the weights above the next wait: there they run beside the product.
+    mbarrier.wait(v_full.index(stage), phase)
+    acc = warpgroup_mma_wait(0, [acc])
+    mbarrier.arrive(v_free.index(stage))
+    acc_rows: gl.constexpr = gl.SliceLayout(1, acc.type.layout)
+    acc = acc * gl.convert_layout(shrink, acc_rows, assert_trivial=True)[:, None]
+    p = gl.convert_layout(weights.to(p.dtype), p.type.layout, assert_trivial=True)
+    return acc, p, m, total, ahead, ahead_phase
+
+
+@gluon.jit
+def attend_rows(
+    out, shared,
+    PART: gl.constexpr, NUM_HEADS: gl.constexpr, HEAD_DIM: gl.constexpr, BLOCK_N: gl.constexpr,
+    STAGES: gl.constexpr,
+):  # fmt: skip
+    """Attend from rows `64 PART ..` of tile after tile; results go to Out and Lse."""
+    Out, Lse, out_strides, lse_stride, scale = out[0], out[1], out[2], out[3], out[4]
+    tile, q_smem, k_smem, v_smem = shared[0], shared[1], shared[2], shared[3]
+    tile_full, tile_free, q_full, q_free = shared[4], shared[5], shared[6], shared[7]
+    k_full, k_free, v_full, v_free = shared[8], shared[9], shared[10], shared[11]
+    dtype: gl.constexpr = Out.dtype.element_ty
+    s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, BLOCK_N, 16])
+    o_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, HEAD_DIM, 16])
+    p_layout: gl.constexpr = gl.DotOperandLayout(0, o_layout, 2)
+    lanes: gl.constexpr = HEAD_DIM // 8
+    store: gl.constexpr = gl.BlockedLayout([1, 8], [32 // lanes, lanes], [WARPS, 1], [1, 0])
+    s_rows: gl.constexpr = gl.SliceLayout(1, s_layout)
+    o_rows: gl.constexpr = gl.SliceLayout(1, o_layout)
+    stored_rows: gl.constexpr = gl.SliceLayout(1, store)
+    q = q_smem.slice(PART * HALF, HALF)
+    stage = 0
+    phase = 0
+    tile_phase = 0
+    mbarrier.wait(tile_full, tile_phase)
+    slots = get(tile, 0)
+    while slots > 0:
+        shift, first, last = get(tile, 1), get(tile, 3), get(tile, 4)
+        row = get(tile, 2) + PART * HALF
+        b, h, to_row = get(tile, 5).to(gl.int64), get(tile, 6).to(gl.int64), get(tile, 7)
+        mbarrier.arrive(tile_free)
+        steps = gl.cdiv(slots, BLOCK_N)
+        # Tiles of keys that every row sees, at most all but the last.
+        open_steps = gl.minimum(gl.maximum(row + 1 - shift, 0) // BLOCK_N, steps - 1)
+        rows = row + gl.arange(0, HALF, s_rows)
+        mbarrier.wait(q_full, tile_phase)
+        s = scores(q, k_smem, k_full, stage, phase, BLOCK_N)
+        s = warpgroup_mma_wait(0, [s])
+        mbarrier.arrive(k_free.index(stage))
+        m = gl.full([HALF], FLOOR, gl.float32, s_rows)
+        total = gl.zeros([HALF], gl.float32, s_rows)
+        weights, _, m, total = softmax(s, m, total, steps - 1, shift, rows, scale, BLOCK_N, True)
+        p = gl.convert_layout(weights.to(dtype), p_layout, assert_trivial=True)
+        acc = gl.zeros([HALF, HEAD_DIM], gl.float32, o_layout)
+        for i in range(steps - 1 - open_steps):
+            acc, p, m, total, stage, phase = fold_tile(
+                acc, p, m, total, q, k_smem, v_smem, k_full, k_free, v_full, v_free, stage, phase,
+                steps - 2 - i, shift, rows, scale, BLOCK_N, STAGES, True,
+            )  # fmt: skip
+        for _ in range(open_steps):
+            acc, p, m, total, stage, phase = fold_tile(
+                acc, p, m, total, q, k_smem, v_smem, k_full, k_free, v_full, v_free, stage, phase,
+                0, shift, rows, scale, BLOCK_N, STAGES, False,
+            )  # fmt: skip
+        mbarrier.arrive(q_free)
+        mbarrier.wait(v_full.index(stage), phase)
+        fence_async_shared()
+        acc = warpgroup_mma(p, v_smem.index(stage), acc, is_async=True)
+        acc = warpgroup_mma_wait(0, [acc])
+        mbarrier.arrive(v_free.index(stage))
+        stage += 1
+        if stage == STAGES:
+            stage = 0
+            phase ^= 1
+
+        base = Out + b * out_strides[0] + h * out_strides[1]
+        whole = gl.convert_layout(gl.where(total > 0, total, 1.0), o_rows, assert_trivial=True)
+        x = gl.convert_layout((acc / whole[:, None]).to(dtype), store)
+        to = row + gl.arange(0, HALF, stored_rows)
+        d = gl.arange(0, HEAD_DIM, gl.SliceLayout(0, store))
+        at = (to_row + to).to(gl.int64) * out_strides[2]
+        there = (to >= first) & (to < last)
+        gl.store(base + at[:, None] + d[None, :], x, mask=there[:, None])
+        lse = (m + gl.log2(total)) * 0.6931471805599453
+        lse_ptr = Lse + (b * NUM_HEADS + h) * lse_stride + to_row + rows
+        gl.store(lse_ptr, lse, mask=(rows >= first) & (rows < last))
+        tile_phase ^= 1
+        mbarrier.wait(tile_full, tile_phase)
+        slots = get(tile, 0)
+
+
+@gluon.jit
+def barriers(count: gl.constexpr, arrivals: gl.constexpr):
+    """`count` barriers that wait for `arrivals` each."""
+    made = gl.allocate_shared_memory(gl.int64, [count, 1], mbarrier.MBarrierLayout())
+    for i in gl.static_range(count):
+        mbarrier.init(made.index(i), count=arrivals)
+    return made
+
+
+@gluon.jit(
+    do_not_specialize=["lse_stride", "num_tiles", "num_segments", "segment", "num_sequences"]
+)
+def attend_kernel(
+    Q, K, V, Out, Lse, Table, PageTable, Window, Indices, Offsets, Counts, Dense, Counter,
+    q_strides, k_strides, v_strides, out_strides, lse_stride, page_table_stride,
+    num_tiles, num_segments, segment, num_sequences, scale,
+    NUM_KV_HEADS: gl.constexpr, GROUP: gl.constexpr, HEAD_DIM: gl.constexpr,
+    BLOCK_N: gl.constexpr, STAGES: gl.constexpr, PAGE_SIZE: gl.constexpr, WIDE: gl.constexpr,
+    ALIKE: gl.constexpr, REGISTERS: gl.constexpr, GATHER_REGISTERS: gl.constexpr,
+):  # fmt: skip
+    """Tiles of 128 rows until the counter has passed the last; the counter starts at 0.
+
+    PAGE_SIZE 0: PageTable is None and keys lie one after another. WIDE: offsets need 64 bits.
+    ALIKE: k and v have the same strides. REGISTERS: of a thread that attends.
+    """
+    dtype: gl.constexpr = Q.dtype.element_ty
+    tiled: gl.constexpr = gl.NVMMASharedLayout.get_default_for([BLOCK_N, HEAD_DIM], dtype)
+    plain: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
+    at_type: gl.constexpr = gl.int64 if WIDE else gl.int32
+    q_smem = gl.allocate_shared_memory(dtype, [2 * HALF, HEAD_DIM], tiled)
+    k_smem = gl.allocate_shared_memory(dtype, [STAGES, BLOCK_N, HEAD_DIM], tiled)
+    v_smem = gl.allocate_shared_memory(dtype, [STAGES, BLOCK_N, HEAD_DIM], tiled)
+    k_at = gl.allocate_shared_memory(at_type, [BLOCK_N], plain)
+    v_at = k_at
+    if not ALIKE:
+        v_at = gl.allocate_shared_memory(at_type, [BLOCK_N], plain)
+    tile = gl.allocate_shared_memory(gl.int32, [FIELDS], plain)
+    # Copies arrive once for each thread that made them, roles once for all of their threads.
+    tile_full, tile_free = barriers(1, 1), barriers(1, 2)
+    q_full, q_free = barriers(1, 32 * WARPS), barriers(1, 2)
+    k_full, k_free = barriers(STAGES, 32 * WARPS), barriers(STAGES, 2)
+    v_full, v_free = barriers(STAGES, 32 * WARPS), barriers(STAGES, 2)
+    shared = (
+        tile, q_smem, k_smem, v_smem, tile_full.index(0), tile_free.index(0), q_full.index(0),
+        q_free.index(0), k_full, k_free, v_full, v_free,
+    )  # fmt: skip
+    out = (Out, Lse, out_strides, lse_stride, scale)
+    heads: gl.constexpr = NUM_KV_HEADS * GROUP
+    gl.warp_specialize(
+        [
+            (attend_rows, (out, shared, 0, heads, HEAD_DIM, BLOCK_N, STAGES)),
+            (attend_rows, (out, shared, 1, heads, HEAD_DIM, BLOCK_N, STAGES)),
+            (
+                gather,
+                (
+                    Q, K, V, Table, PageTable, Window, Indices, Offsets, Counts, Dense, Counter,
+                    q_strides, k_strides, v_strides, page_table_stride, num_tiles, num_segments,
+                    segment, num_sequences, k_at, v_at, shared,
+                    NUM_KV_HEADS, GROUP, HEAD_DIM, BLOCK_N, STAGES, PAGE_SIZE, WIDE, ALIKE,
+                ),
+            ),
+        ],
+        [WARPS, WARPS],
+        [REGISTERS, GATHER_REGISTERS],
+    )  # fmt: skip

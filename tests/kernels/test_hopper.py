@@ -1,0 +1,190 @@
+"""The Hopper kernel against the oracle: in the emulator, and on an H100 or H200."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+pytest.importorskip("triton.experimental.gluon", reason="no triton with Gluon is installed")
+
+from sample_attention import SampleAttentionConfig, Sequences, select  # noqa: E402
+from sample_attention.backends import hopper  # noqa: E402
+from sample_attention.backends.hopper import attend as launches  # noqa: E402
+from sample_attention.problem import Problem, as_batched  # noqa: E402
+from sample_attention.testing import (  # noqa: E402
+    assert_matches_oracle,
+    make_pages,
+    make_plan,
+    make_qkv,
+    nan_poison,
+)
+
+from .gluon_emulator import emulate  # noqa: E402
+
+PROGRAMS = 3
+"""In the emulator: several tiles for each, and another number of them."""
+
+CONFIGS = {
+    "default": SampleAttentionConfig(dense_prefix=128, window=100, coverage=0.5),
+    "segments-of-256": SampleAttentionConfig(dense_prefix=0, window=100, segment=256, coverage=0.6),
+    "segments-of-512": SampleAttentionConfig(
+        dense_prefix=0, window=1, segment=512, pool=None, row_stride=16, coverage=0.9
+    ),
+}
+each_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
+
+
+class Emulated:
+    """Stands for a kernel: a launch runs in the emulator."""
+
+    def __init__(self, kernel):
+        self.kernel = kernel
+
+    def __getitem__(self, grid):
+        def launch(*args, num_warps, **constants):
+            assert num_warps == 4
+            emulate(self.kernel, grid, *args, **constants)
+
+        return launch
+
+
+@pytest.fixture(params=["emulated", pytest.param("cuda", marks=pytest.mark.gpu)])
+def device(request, monkeypatch):
+    if request.param == "emulated":
+        monkeypatch.setattr(launches, "attend_kernel", Emulated(launches.attend_kernel))
+        monkeypatch.setattr(launches, "multiprocessors", lambda _: PROGRAMS)
+        return torch.device("cpu")
+    if not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0):
+        pytest.skip("no GPU of sm_90")
+    return torch.device("cuda")
+
+
+def inputs(device, q_len, kv_len=None, *, dtype=torch.bfloat16, dim=64, heads=2, kv_heads=1):
+    shape = {"num_heads": heads, "num_kv_heads": kv_heads, "head_dim": dim, "dtype": dtype}
+    return [x.to(device) for x in make_qkv(q_len, kv_len, **shape)]
+
+
+def attend(q, k, v, plan):
+    problem = Problem.of(q, k, v, None if plan.sequences.uniform else plan.sequences)
+    q, k, v = (as_batched(x, problem) for x in (q, k, v))
+    with nan_poison():
+        out, lse = hopper.backend.attend(q, k, v, problem, plan, problem.scale(None))
+    return (out[0].transpose(0, 1), lse[0]) if problem.sequences.packed else (out, lse)
+
+
+def check(q, k, v, plan):
+    out, lse = attend(q, k, v, plan)
+    assert_matches_oracle(out, lse, q, k, v, plan)
+    return out, lse
+
+
+def by_hand(q, k, lists, *, window):
+    sequences = Problem.of(q, k, k).sequences
+    return make_plan(sequences, lists, segment=128, window=window, window_alignment=128)
+
+
+@each_config
+@pytest.mark.parametrize("dim", [64, 128])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bf16", "fp16"])
+def test_matches_the_oracle(device, config, dtype, dim):
+    q, k, v = inputs(device, 900, dtype=dtype, dim=dim)
+    check(q, k, v, select(q, k, config, backend="eager"))
+
+
+@each_config
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "q_len", "kv_len"),
+    [(7, 1, 333, 500), (2, 2, 1, 300), (6, 1, 129, 129), (2, 2, 64, 579), (3, 1, 127, 128)],
+)
+def test_awkward_shapes(device, config, heads, kv_heads, q_len, kv_len):
+    q, k, v = inputs(device, q_len, kv_len, heads=heads, kv_heads=kv_heads)
+    check(q, k, v, select(q, k, config, backend="eager"))
+
+
+def test_rows_without_a_key_are_zero(device):
+    q, k, v = inputs(device, 257, heads=1)
+    out, lse = check(q, k, v, by_hand(q, k, [[[[], [3], []]]], window=0))
+    assert not out[0, 0, 0].any()
+    assert not out[0, 0, 256].any()
+    assert torch.isneginf(lse[0, 0, 256])
+
+
+def test_dense_segments_and_empty_lists(device):
+    q, k, v = inputs(device, 500)
+    lists = [[[-1], [], [-1], [0, 5, 200]], [[], [0], list(range(200)), [-1]]]
+    check(q, k, v, by_hand(q, k, [lists], window=30))
+
+
+@pytest.mark.parametrize("entries", [1, 127, 128, 129, 400])
+def test_lists_that_go_on_past_a_tile(device, entries):
+    """Segments of 1,024 rows: every tile takes what lies left of its own window."""
+    q, k, v = inputs(device, 1024, heads=1)
+    sequences = Problem.of(q, k, k).sequences
+    keys = torch.randperm(900, generator=torch.Generator().manual_seed(entries))[:entries].tolist()
+    plan = make_plan(sequences, [[[keys]]], segment=1024, window=100, window_alignment=128)
+    check(q, k, v, plan)
+
+
+def test_strides_that_rows_cannot_be_copied_by(device):
+    q, k, v = inputs(device, 300)
+    plan = select(q, k, CONFIGS["default"], backend="eager")
+    expected = attend(q, k, v, plan)
+    wide = [torch.cat([x, x[..., :8]], -1)[..., :64] for x in (q, k, v)]
+    out, lse = attend(*wide, plan)
+    assert torch.equal(out, expected[0])
+    assert torch.equal(lse, expected[1])
+
+
+def test_keys_and_values_of_different_strides(device):
+    q, k, v = inputs(device, 300, heads=4, kv_heads=2)
+    plan = select(q, k, CONFIGS["default"], backend="eager")
+    turned = v.transpose(1, 2).contiguous().transpose(1, 2)
+    assert turned.stride() != k.stride()
+    assert torch.equal(attend(q, k, turned, plan)[0], attend(q, k, v, plan)[0])
+
+
+@each_config
+@pytest.mark.parametrize("page_size", [1, 5, 16, 64])
+def test_pages_do_not_change_a_bit(device, page_size, config):
+    q, k, v = (x[0].transpose(0, 1) for x in inputs(device, 500, 900))
+    q_ends, kv_ends = torch.tensor([0, 330, 331, 500]), torch.tensor([0, 500, 501, 900])
+    packed = Sequences.packed_from(q_ends.to(device), kv_ends.to(device))
+    k_pages, v_pages, paged = make_pages(k, v, packed, page_size)
+    plan = select(q, k, config, sequences=packed, backend="eager")
+    expected = check(q, k, v, plan)
+    out, lse = attend(q, k_pages, v_pages, replace(plan, sequences=paged))
+    assert torch.equal(out, expected[0])
+    assert torch.equal(lse, expected[1])
+
+
+def test_a_call_does_not_depend_on_its_batch(device):
+    q, k, v = (torch.cat([x, x.flip(2)]) for x in inputs(device, 600))
+    both = attend(q, k, v, select(q, k, CONFIGS["default"], backend="eager"))
+    alone = select(q[:1], k[:1], CONFIGS["default"], backend="eager")
+    assert torch.equal(attend(q[:1], k[:1], v[:1], alone)[0], both[0][:1])
+
+
+@pytest.mark.parametrize(
+    ("words", "changes"),
+    [
+        ("share their keys", {"segment": None, "pool": None}),
+        ("share their keys", {"segment": 64}),
+        ("dense_tail 7", {"dense_tail": 7}),
+    ],
+)
+def test_plans_of_another_form_are_refused(words, changes):
+    config = SampleAttentionConfig(**changes)
+    q, k, _ = inputs("cpu", 200)
+    plan = select(q, k, config, backend="eager")
+    for subject in (config, plan):
+        assert words in hopper.form_refusal(subject)
+
+
+@pytest.mark.parametrize(
+    ("words", "changes"),
+    [("head dim 32", {"dim": 32}), ("float32", {"dtype": torch.float32}), ("an NVIDIA GPU", {})],
+)
+def test_refusals_say_what_is_accepted(words, changes):
+    answer = hopper.backend.refusal(Problem.of(*inputs("cpu", 20, **changes)))
+    assert words in answer
+    assert "accepted" in answer

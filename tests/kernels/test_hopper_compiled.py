@@ -1,0 +1,94 @@
+"""The Hopper kernel compiles within its registers, and its products run beside its softmax."""
+
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+triton = pytest.importorskip("triton", reason="the extra `triton` is not installed")
+gluon = pytest.importorskip("triton.experimental.gluon._runtime", reason="this triton has no Gluon")
+
+from triton.backends.compiler import GPUTarget  # noqa: E402
+
+from sample_attention.backends.hopper.attend import TILES  # noqa: E402
+from sample_attention.backends.hopper.attend_kernel import attend_kernel  # noqa: E402
+
+SHARED_BYTES = 227 * 1024
+STACK_BYTES = 16
+"""Two or three spilled registers where a tile begins; more mean a slow main loop."""
+
+TYPES = {
+    **dict.fromkeys(("Q", "K", "V", "Out"), "*bf16"),
+    **dict.fromkeys(("Table", "PageTable", "Window", "Indices", "Counts", "Counter"), "*i32"),
+    **dict.fromkeys(("q_strides", "k_strides", "v_strides", "out_strides"), ("i32",) * 3),
+    "Lse": "*fp32", "Offsets": "*i64", "Dense": "*i8", "scale": "fp32",
+}  # fmt: skip
+"""All others are numbers, i32."""
+
+PAGED = {"PAGE_SIZE": 16, "PageTable": ..., "page_table_stride": ...}
+CASES = {
+    "64": {"HEAD_DIM": 64},
+    "128": {},
+    "128, pages": PAGED,
+    "128, pages, wide": {**PAGED, "WIDE": True, "ALIKE": False},
+}
+"""Constants that differ from the usual; `...`: not constant after all."""
+
+
+@pytest.fixture(scope="module", params=CASES, ids=str)
+def compiled(request, tmp_path_factory):
+    constants = {
+        "NUM_KV_HEADS": 2, "GROUP": 6, "HEAD_DIM": 128, "PAGE_SIZE": 0, "PageTable": None,
+        "page_table_stride": None, "WIDE": False, "ALIKE": True, **CASES[request.param],
+    }  # fmt: skip
+    constants.update(TILES[constants["HEAD_DIM"]])
+    kernel = triton.compile(
+        _source(constants), target=GPUTarget("cuda", 90, 32), options={"num_warps": 4}
+    )
+    path = tmp_path_factory.mktemp("cubin") / "kernel.cubin"
+    path.write_bytes(kernel.asm["cubin"])
+    return kernel, path
+
+
+def test_fits(compiled):
+    kernel, path = compiled
+    report = _cuobjdump("--dump-resource-usage", path)
+    used = {name: int(value) for name, value in re.findall(r"(STACK|LOCAL):(\d+)", report)}
+    assert kernel.metadata.shared <= SHARED_BYTES
+    assert used["LOCAL"] == 0
+    assert used["STACK"] <= STACK_BYTES
+
+
+def test_rows_are_copied_sixteen_bytes_at_a_time(compiled):
+    copies = re.findall(r"LDGSTS\.\S*", _cuobjdump("-sass", compiled[1]))
+    assert len(copies) >= 24
+    assert all("128" in x for x in copies)
+
+
+def test_exponentials_run_beside_the_second_product(compiled):
+    """Both products are in flight; the wait for the second comes after the exponentials."""
+    text = _cuobjdump("-sass", compiled[1])
+    events = re.findall(r"DEPBAR\.LE gsb0, 0x[01]|MUFU\.EX2|HGMMA", text)
+    order = "".join({"0": "w", "1": "o"}.get(x[-1], "x" if x[0] == "M" else "p") for x in events)
+    loops = re.findall(r"p+o+(x*)w", order)
+    assert len(loops) == 4  # two roles, with and without a mask
+    assert all(len(x) >= 64 for x in loops)
+
+
+def _source(constants):
+    names = attend_kernel.arg_names
+    fixed = {n: constants[n] for n in names if constants.get(n, ...) is not ...}
+    signature = {n: "constexpr" if n in fixed else TYPES.get(n, "i32") for n in names}
+    aligned = [["tt.divisibility", 16]]
+    attributes = {(i,): aligned for i, n in enumerate(names) if signature[n][0] == "*"}
+    for i, n in enumerate(names):
+        if n.endswith("_strides"):
+            attributes.update({(i, j): aligned for j in range(3)})
+    constexprs = {(names.index(n),): x for n, x in fixed.items()}
+    return gluon.GluonASTSource(attend_kernel, signature, constexprs, attributes)
+
+
+def _cuobjdump(option, path):
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    return subprocess.run([tool, option, path], capture_output=True, text=True, check=True).stdout
