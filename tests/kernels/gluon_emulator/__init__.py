@@ -3,7 +3,7 @@
 Found are accesses outside a tensor, integers that overflow, shared memory that is read before it
 was written or overwritten before it was read, barriers whose counts or phases are wrong, and
 deadlocks. Asynchronous work ends as late as the kernel's waits allow, and partitions take turns in
-one of two orders. Layouts are ignored, warps of a partition run in step, and a fence by any
+an order drawn by a seed. Layouts are ignored, warps of a partition run in step, and a fence by any
 partition counts for all of them: that a kernel also compiles is for another test.
 
 What Gluon 3.6 does, from its sources and from the PTX for sm_90, and what is modelled here:
@@ -18,8 +18,8 @@ What Gluon 3.6 does, from its sources and from the PTX for sm_90, and what is mo
 - `async_copy_global_to_shared` writes zeros where the mask is false; there is no `other`.
 - `warpgroup_mma` is one group of its own; `warpgroup_mma_wait(n)` leaves the last n in flight.
 - Nothing inserts fences: `fence_async_shared` must stand between stores to shared memory from
-  registers and the wgmma that reads them. By PTX also between cp.async and wgmma, which neither
-  Triton nor CUTLASS do; that is not demanded here.
+  registers and the wgmma that reads them. PTX asks for it after cp.async too; neither what Triton
+  makes of `tl.dot` nor CUTLASS has it there, and it is not demanded here.
 - `warp_specialize([(default, args), (worker, args), ...], worker_num_warps, worker_num_regs)`:
   the default partition has the kernel's warps and its tuple comes back; the others' results are
   lost. Workers take pointers, scalars, constants, shared memory and tuples of these, no tensors.

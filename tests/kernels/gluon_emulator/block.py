@@ -1,7 +1,7 @@
 """One thread block: its partitions, its barriers, and what is under way in it.
 
-Partitions are threads of which one runs at a time. One runs until it waits or signals, then the
-others get their turn. Asynchronous work ends as late as it may: copies only when every partition
+Partitions are threads of which one runs at a time. When it waits or signals, a random one of those
+that can go on does so. Asynchronous work ends as late as it may: copies only when every partition
 waits, a wgmma only when its own partition waits for it.
 """
 
@@ -11,7 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from triton.experimental.gluon import language as gl
@@ -19,6 +19,9 @@ from triton.experimental.gluon import language as gl
 from .errors import BarrierError, DeadlockError, EmulationError, RaceError, kernel_line
 from .memory import Memory, Shared
 from .values import Value
+
+if TYPE_CHECKING:
+    from random import Random
 
 THREADS_PER_WARP = 32
 SHARED_BYTES = 227 * 1024
@@ -86,12 +89,15 @@ class Commit:
         """Nothing to do: `wait_group` counts it."""
 
 
-@dataclass
+@dataclass(repr=False)
 class Accumulator:
     """The result of a wgmma, which is there once the partition has waited for it."""
 
     shape: list[int]
     value: Value | None = None
+
+    def __repr__(self) -> str:
+        return "the result of a wgmma that was not waited for"
 
 
 @dataclass(frozen=True)
@@ -151,13 +157,13 @@ class _AbandonedError(Exception):
 
 
 class Block:
-    """A thread block of one program; `backwards`: who goes first where several may go on."""
+    """A thread block of one program; `random` decides who goes on where several can."""
 
-    def __init__(self, num_warps: int, backwards: bool) -> None:
+    def __init__(self, num_warps: int, random: Random) -> None:
         self.main = Partition(num_warps)
         self.partitions = [self.main]
         self.running = self.main
-        self.backwards = backwards
+        self.random = random
         self.failure: BaseException | None = None
         self.barriers: dict[int, Barrier] = {}
         self.allocations: list[Shared] = []
@@ -211,8 +217,7 @@ class Block:
             thread.start()
         default, args = functions[0]
         try:
-            if self.backwards:
-                self.pause()
+            self.pause()
             results = default(*args)
             self.pause(lambda: all(x.done for x in workers))
         except _AbandonedError:
@@ -251,25 +256,20 @@ class Block:
         following.turn.release()
 
     def _next(self) -> Partition:
-        """Who goes on after the running partition, itself last; asynchronous work if nobody can."""
-        i = self.partitions.index(self.running)
-        order = self.partitions[i + 1 :] + self.partitions[:i]
-        if self.backwards:
-            order.reverse()
-        while True:
-            for x in (*order, self.running):
-                if not x.done and x.ready():
-                    return x
+        """Who goes on: one that can, after asynchronous work if none can yet."""
+        while not (able := [x for x in self.partitions if not x.done and x.ready()]):
             if not self._finish_copies():
                 waiting = "\n  ".join(x.line for x in self.partitions if not x.done)
                 raise DeadlockError(f"every partition waits:\n  {waiting}")
+        return self.random.choice(able)
 
     def _finish_copies(self) -> bool:
-        """Finish copies up to the first arrival that waits for some."""
-        for x in reversed(self.partitions) if self.backwards else self.partitions:
-            if any(isinstance(event, Arrival) for event in x.copies):
-                while not isinstance(event := x.copies.popleft(), Arrival):
-                    event.finish()
-                event.finish()
-                return True
-        return False
+        """Finish copies of one partition up to an arrival that waits for them, if any does."""
+        arriving = [x for x in self.partitions if any(isinstance(e, Arrival) for e in x.copies)]
+        if not arriving:
+            return False
+        copies = self.random.choice(arriving).copies
+        while not isinstance(event := copies.popleft(), Arrival):
+            event.finish()
+        event.finish()
+        return True

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
 import linecache
-import sys
 
 MARK = "__gluon_emulator__"
 """A global of every function that the emulator runs."""
@@ -11,7 +11,7 @@ MARK = "__gluon_emulator__"
 
 def kernel_line() -> str:
     """The innermost line of emulated code that is running in this thread."""
-    frame = sys._getframe(1)
+    frame = inspect.currentframe()
     while frame is not None and MARK not in frame.f_globals:
         frame = frame.f_back
     if frame is None:

@@ -103,7 +103,6 @@ class AsyncCopy:
         if increment_count:
             barrier.pending += threads
         block.running.copies.append(Arrival(barrier, threads, kernel_line()))
-        block.pause()
 
     def commit_group(self) -> None:
         self._of.block.running.copies.append(Commit())
@@ -183,6 +182,7 @@ class Wgmma:
                 raise RaceError("wgmma reads what was stored from registers: fence_async_shared()")
             x.reading.add_(1)
         self._of.block.running.mmas.append(mma)
+        self._of.block.pause()
         return result if is_async else self.warpgroup_mma_wait(0, [result])
 
     def warpgroup_mma_wait(

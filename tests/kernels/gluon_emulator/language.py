@@ -11,22 +11,10 @@ from triton.experimental.gluon import language as gl
 
 from .errors import EmulationError
 from .memory import lanes
-from .values import (
-    TORCH,
-    Value,
-    arithmetic,
-    as_value,
-    fits,
-    is_integer,
-    operands,
-)
+from .values import Value, arithmetic, as_value, fits, operands
 
 MASKED_FLOAT, MASKED_INTEGER = math.nan, -77
 """What a masked load yields without `other`: nothing that can be used by mistake."""
-
-
-def _constant(data: torch.Tensor, dtype: Any) -> Value:
-    return Value(data.long() if is_integer(dtype) else data.to(TORCH[dtype]), dtype)
 
 
 def _math(compute: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Any], Value]:
@@ -195,10 +183,9 @@ class Language:
         memory.check(offsets, active, "loads")
         if other is None:
             fill: Any = MASKED_FLOAT if memory.flat.is_floating_point() else MASKED_INTEGER
-            return Value(memory.read(offsets, active, fill), memory.dtype)
-        return Value(
-            memory.read(offsets, active, as_value(other).to(memory.dtype).data), memory.dtype
-        )
+        else:
+            fill = as_value(other).to(memory.dtype).data
+        return Value(memory.read(offsets, active, fill), memory.dtype)
 
     def store(self, pointer: Value, value: Any, mask: Any = None, **hints: Any) -> None:
         memory, offsets, active = lanes(pointer, mask)

@@ -6,6 +6,7 @@ import builtins
 import inspect
 import itertools
 from collections.abc import Iterator
+from random import Random
 from types import CellType, CodeType, FunctionType, ModuleType
 from typing import Any
 
@@ -22,8 +23,8 @@ from .language import Language
 from .memory import Memory
 from .values import Value, as_value
 
-OPTIONS = {"num_stages", "maxnreg"}
-"""Options of a launch that change nothing here."""
+OPTIONS = {"num_warps", "num_stages", "maxnreg"}
+"""Options of a launch, which a kernel may also have as parameters."""
 
 
 class Machine(Language, Partitions):
@@ -37,12 +38,13 @@ class Machine(Language, Partitions):
             id(hopper.mbarrier): barriers, id(ampere.mbarrier): barriers,
             id(builtins.range): _range, id(builtins.min): self._least, id(builtins.max): self._most,
         }  # fmt: skip
-        for module, ours in (
+        modules = (
             (gl, self),
             (hopper, wgmma),
             (hopper.async_copy, copies),
             (hopper.mbarrier, barriers),
-        ):
+        )
+        for module, ours in modules:
             names = [n for n in dir(type(ours)) if not n.startswith("_") and hasattr(module, n)]
             self._known.update({id(getattr(module, n)): getattr(ours, n) for n in names})
 
@@ -102,13 +104,14 @@ def _names(code: CodeType) -> set[str]:
 
 def _range(*bounds: Any) -> Iterator[Value]:
     """`range` with scalars of the type of its bounds."""
-    typed = sum((as_value(x) * 0 for x in bounds), as_value(0))
-    return (typed + i for i in range(*(int(as_value(x)) for x in bounds)))
+    values = [as_value(x) for x in bounds]
+    dtype = gl.int64 if any(x.dtype == gl.int64 for x in values) else gl.int32
+    return (Value(torch.tensor(i), dtype) for i in range(*map(int, values)))
 
 
 def emulate(
     kernel: JITFunction[Any], grid: tuple[int, ...], *args: Any,
-    num_warps: int = 4, backwards: bool = False, **named: Any,
+    num_warps: int = 4, seed: int = 0, **named: Any,
 ) -> None:  # fmt: skip
     """Run every program of a launch of a Gluon kernel on CPU tensors, one after the other.
 
@@ -117,25 +120,25 @@ def emulate(
         grid: programs along up to three axes.
         args: as in a launch; tensors are updated in place.
         num_warps: of the default partition; also passed to the kernel if it has such a parameter.
-        backwards: the order in which partitions go on where several may. Run both.
+        seed: of the order in which partitions go on. Run several.
         named: further arguments of the kernel, and `maxnreg` or `num_stages`, which are ignored.
 
     Raises:
         EmulationError: the kernel is wrong; the message names its line.
     """
-    options = {"num_warps": num_warps, **dict.fromkeys(OPTIONS)}
-    taken = {x: options[x] for x in options if x in kernel.arg_names} | named
-    given = {x: taken[x] for x in taken if x in kernel.arg_names or x not in OPTIONS}
+    named = {"num_warps": num_warps, **named}
+    given = {n: x for n, x in named.items() if n in kernel.arg_names or n not in OPTIONS}
     machine = Machine()
     function = machine.translate(kernel)
     bound = inspect.signature(function).bind(*args, **given)
     bound.apply_defaults()
     fixed = {p.name for p in kernel.params if p.is_constexpr}
     values = {n: x if n in fixed else _argument(x, n) for n, x in bound.arguments.items()}
+    random = Random(seed)
     machine.grid = (*grid, 1, 1)[:3]
     for ids in itertools.product(*(range(n) for n in reversed(machine.grid))):
         machine.program_ids = ids[::-1]
-        machine.block = Block(num_warps, backwards)
+        machine.block = Block(num_warps, random)
         function(**values)
         machine.block.close()
 

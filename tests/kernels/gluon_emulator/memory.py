@@ -49,7 +49,7 @@ class Memory:
         self.flat[offsets[active]] = data[active].to(self.flat.dtype)
 
 
-def lanes(pointer: Value, mask: Any) -> tuple[Memory, torch.Tensor, torch.Tensor]:
+def lanes(pointer: Any, mask: Any) -> tuple[Memory, torch.Tensor, torch.Tensor]:
     """What a pointer points into, its offsets, and which of them are active."""
     if not isinstance(pointer, Value) or pointer.memory is None:
         raise EmulationError(f"not a pointer: {pointer!r}")

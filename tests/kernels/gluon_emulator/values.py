@@ -103,7 +103,7 @@ class Value:
         return bool(self.data)
 
     def __neg__(self) -> Value:
-        return 0 - self
+        return subtract(0, self)
 
     def __invert__(self) -> Value:
         return self.with_data(~self.data)
