@@ -190,9 +190,8 @@ class Block:
     def close(self) -> None:
         """End the program: nothing may be left in flight but copies, which end well."""
         self.main.close()
-        for x in self.partitions:
-            for event in x.copies:
-                event.finish()
+        for event in self.main.copies:
+            event.finish()
 
     def pause(self, ready: Callable[[], bool] = lambda: True) -> None:
         """Let the other partitions go on, and return once `ready`."""
@@ -228,6 +227,8 @@ class Block:
         finally:
             for thread in threads:
                 thread.join()
+        for x in workers:  # what nobody waited for yet may still end
+            self.main.copies.extend(x.copies)
         self.partitions = [self.main]
         return results
 

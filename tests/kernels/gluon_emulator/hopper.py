@@ -36,8 +36,6 @@ class Partitions:
     ) -> Shared:
         if any(n < 1 or n & (n - 1) for n in shape):
             raise EmulationError(f"dimensions of shared memory must be powers of two: {shape}")
-        if len(self.block.partitions) > 1:
-            raise EmulationError("allocate shared memory before the partitions part")
         shared = self.block.allocate(element_ty, shape)
         if value is not None:
             shared.store(value)
@@ -55,8 +53,8 @@ class Partitions:
                 f"{workers} workers, but {len(worker_num_warps)} numbers of warps "
                 f"and {len(worker_num_regs)} of registers"
             )
-        if any(n % 8 or not 24 <= n <= 256 for n in worker_num_regs):
-            raise EmulationError(f"registers are multiples of 8, 24 to 256; got {worker_num_regs}")
+        if any(n < 1 or n & (n - 1) for n in worker_num_warps):
+            raise EmulationError(f"numbers of warps must be powers of two; got {worker_num_warps}")
         if len(self.block.partitions) > 1:
             raise EmulationError("warp_specialize within a partition")
         for _, args in functions_and_args:
@@ -142,7 +140,7 @@ class MBarrier:
         self, mbarrier: Shared, phase: Any, pred: Any = True, deps: Sequence[Any] = ()
     ) -> None:
         parity = as_value(phase)
-        if parity.dtype not in (gl.int32, gl.int1) or int(parity.data) not in (0, 1):
+        if parity.dtype != gl.int32 or int(parity.data) not in (0, 1):
             raise BarrierError(f"a phase is an int32 of 0 or 1; got {parity.dtype} {parity.data}")
         if bool(as_value(pred)):
             barrier = self._of.block.barrier(mbarrier)
