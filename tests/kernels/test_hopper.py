@@ -7,11 +7,11 @@ import torch
 
 pytest.importorskip("triton.experimental.gluon", reason="no triton with Gluon is installed")
 
-from sample_attention import SampleAttentionConfig, Sequences, select  # noqa: E402
-from sample_attention.backends import hopper  # noqa: E402
-from sample_attention.backends.hopper import attend as launches  # noqa: E402
-from sample_attention.problem import Problem, as_batched  # noqa: E402
-from sample_attention.testing import (  # noqa: E402
+from sample_attention import SampleAttentionConfig, Sequences, select
+from sample_attention.backends import hopper
+from sample_attention.backends.hopper import attend as launches
+from sample_attention.problem import Problem, as_batched
+from sample_attention.testing import (
     assert_matches_oracle,
     make_pages,
     make_plan,
@@ -19,7 +19,7 @@ from sample_attention.testing import (  # noqa: E402
     nan_poison,
 )
 
-from .gluon_emulator import emulate  # noqa: E402
+from .gluon_emulator import emulate
 
 PROGRAMS = 3
 """In the emulator: several tiles for each, and another number of them."""
@@ -35,15 +35,16 @@ each_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.ke
 
 
 class Emulated:
-    """Stands for a kernel: a launch runs in the emulator."""
+    """Stands for a kernel: a launch runs in the emulator, roles take turns as the seed says."""
 
-    def __init__(self, kernel):
-        self.kernel = kernel
+    def __init__(self, kernel, seed=0):
+        self.kernel, self.seed = kernel, seed
 
     def __getitem__(self, grid):
         def launch(*args, num_warps, **constants):
-            assert num_warps == 4
-            emulate(self.kernel, grid, *args, **constants)
+            emulate(
+                self.kernel, grid, *args, num_warps=num_warps, seed=self.seed, **constants
+            )  # fmt: skip
 
         return launch
 
@@ -99,6 +100,14 @@ def test_matches_the_oracle(device, config, dtype, dim):
 def test_awkward_shapes(device, config, heads, kv_heads, q_len, kv_len):
     q, k, v = inputs(device, q_len, kv_len, heads=heads, kv_heads=kv_heads)
     check(q, k, v, select(q, k, config, backend="eager"))
+
+
+@pytest.mark.parametrize("seed", range(1, 7))
+def test_roles_may_take_turns_in_any_order(device, monkeypatch, seed):
+    if device.type == "cpu":
+        monkeypatch.setattr(launches.attend_kernel, "seed", seed)
+    q, k, v = inputs(device, 700, heads=3)
+    check(q, k, v, select(q, k, CONFIGS["default"], backend="eager"))
 
 
 def test_rows_without_a_key_are_zero(device):

@@ -34,7 +34,9 @@ class Partitions:
     def allocate_shared_memory(
         self, element_ty: Any, shape: Sequence[int], layout: Any, value: Value | None = None
     ) -> Shared:
-        if any(n < 1 or n & (n - 1) for n in shape):
+        rank = getattr(layout, "rank", None) or len(layout.order)
+        tile = shape[-rank:]  # a dimension before those of the layout counts buffers
+        if any(n < 1 or n & (n - 1) for n in tile):
             raise EmulationError(f"dimensions of shared memory must be powers of two: {shape}")
         shared = self.block.allocate(element_ty, shape)
         if value is not None:
