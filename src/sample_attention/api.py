@@ -198,9 +198,7 @@ def sample_attention(
     problem = Problem.of(q, k, v, sequences)
     rule = fixed_rule(config, problem)
     if backend == "auto" and not decide(problem, rule).sparse:  # the quick way: no statistics
-        if problem.sequences.packed:
-            q, k, v = (as_batched(x, problem) for x in (q, k, v))
-        return _unbatched(dense(q, k, v, problem, problem.scale(scale)), problem)
+        return _dense(q, k, v, problem, problem.scale(scale))
     return measured_attention(
         q, k, v, rule, scale=scale, sequences=sequences, backend=backend, keep_plan=False
     ).out
@@ -235,17 +233,17 @@ def measured_attention(
     """
     problem = Problem.of(q, k, v, sequences)
     rule = fixed_rule(config, problem)
+    decision, factor = decide(problem, rule), problem.scale(scale)
+    if backend == "auto" and not decision.sparse:
+        return Measured(_dense(q, k, v, problem, factor), decision)
     guard = rule.guard if isinstance(rule, SampleAttentionConfig) else None
     if isinstance(rule, SampleAttentionConfig) and not keep_plan and guard is None:
-        rule = replace(rule, held_out=0)  # nobody will see what is measured on them
-    factor = problem.scale(scale)
-    if problem.sequences.packed:
-        q, k, v = (as_batched(x, problem) for x in (q, k, v))
-    decision = decide(problem, rule)
+        rule = replace(rule, held_out=0) if rule.held_out else rule  # nobody would see the mass
     selector, chosen = selector_of(backend, problem, rule), choose(backend, problem)
-    if not decision.sparse:
-        return Measured(_unbatched(dense(q, k, v, problem, factor), problem), decision)
+    if not decision.sparse:  # a backend that was named accepts, or has raised
+        return Measured(_dense(q, k, v, problem, factor), decision)
     _refuse_gradient(q, k, v)
+    q, k, v = (as_batched(x, problem) for x in (q, k, v))
     if not keep_plan and guard is None:
         out, lse = _in_spans(q, k, v, problem, spans(problem, rule), factor, (selector, chosen))
         lse = lse[0] if problem.sequences.packed else lse
@@ -331,9 +329,16 @@ def _names(backend: str, problem: Problem, rule: FixedRule) -> list[str]:
     return list(dict.fromkeys((selector, choose(backend, problem).name)))
 
 
-def _refuse_gradient(*tensors: Tensor) -> None:
+def _dense(q: Tensor, k: Tensor, v: Tensor, problem: Problem, scale: float) -> Tensor:
+    """Dense attention of tensors as they were given, packed or not."""
+    if problem.sequences.packed:
+        q, k, v = (as_batched(x, problem) for x in (q, k, v))
+    return _unbatched(dense(q, k, v, problem, scale), problem)
+
+
+def _refuse_gradient(q: Tensor, k: Tensor, v: Tensor) -> None:
     """Sparse attention has no backward: a wrong gradient must not pass in silence."""
-    if needs_gradient(*tensors):
+    if needs_gradient(q, k, v):
         raise InvalidInput(
             "q, k or v requires a gradient, and sparse attention has no backward; "
             "call it under torch.no_grad() or torch.inference_mode()"

@@ -60,11 +60,10 @@ def choose(name: str, problem: Problem, subject: Subject = None) -> Backend:
         if reason is not None:
             raise UnsupportedProblem(str(problem), {**verdicts(problem, subject), name: reason})
         return backend
-    answers = verdicts(problem, subject)
-    for candidate, answer in answers.items():
-        if answer == ACCEPTED:
-            return backend_of(candidate)
-    raise UnsupportedProblem(str(problem), answers)
+    for backend in map(backend_of, NAMES):
+        if backend.refusal(problem, subject) is None:
+            return backend
+    raise UnsupportedProblem(str(problem), verdicts(problem, subject))
 
 
 def selector_of(name: str, problem: Problem, rule: FixedRule) -> Selector:

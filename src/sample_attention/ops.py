@@ -91,9 +91,9 @@ def spread(sequences: Sequences | None) -> tuple[list[Tensor], list[int]]:
         return [], []
     total = -1 if sequences.total_q_len is None else sequences.total_q_len
     kind = int(sequences.packed), int(sequences.uniform)
-    pages = [] if sequences.page_table is None else [sequences.page_table]
+    others = [x for x in (sequences.page_table, sequences.totals) if x is not None]
     bounds = [sequences.max_q_len, sequences.max_kv_len, *kind, total, sequences.page_size]
-    return [sequences.table, *pages], bounds
+    return [sequences.table, *others], bounds
 
 
 def gather(tables: list[Tensor], bounds: list[int]) -> Sequences | None:
@@ -104,7 +104,7 @@ def gather(tables: list[Tensor], bounds: list[int]) -> Sequences | None:
     return Sequences(
         tables[0], max_q_len, max_kv_len, packed=bool(packed), uniform=bool(uniform),
         page_table=tables[1] if page_size else None, page_size=page_size,
-        total_q_len=None if total < 0 else total,
+        total_q_len=None if total < 0 else total, totals=None if total < 0 else tables[1],
     )  # fmt: skip
 
 

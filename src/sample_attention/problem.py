@@ -23,6 +23,9 @@ from .paging import check_page_table, check_pages, gather_pages
 Row: TypeAlias = tuple[int, int, int, int, int]
 """(batch, q_start, q_len, kv_start, kv_len) of one sequence."""
 
+Form: TypeAlias = tuple[torch.Size, tuple[int, ...], torch.dtype, torch.device]
+"""(shape, strides, dtype, device): all of a tensor that is checked, so that once is enough."""
+
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _INTEGERS = (torch.int32, torch.int64)
 
@@ -43,6 +46,7 @@ class Sequences:
         host_rows: the table on the host; None: `rows` waits for the device.
         total_q_len: queries of a packed batch where q and k each hold one sequence after another,
             without gaps; None: they lie in another way.
+        totals: int32 `[2, N + 1]`, for such a batch the running totals of queries and of keys.
     """
 
     table: Tensor
@@ -54,6 +58,7 @@ class Sequences:
     page_size: int = 0
     host_rows: tuple[Row, ...] | None = field(default=None, compare=False, repr=False)
     total_q_len: int | None = None
+    totals: Tensor | None = None
 
     @classmethod
     def packed_from(cls, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor | None = None) -> Sequences:
@@ -80,7 +85,8 @@ class Sequences:
         spans = list(zip(q_ends, q_ends[1:], kv_ends, kv_ends[1:], strict=False))
         rows = [(0, q0, q1 - q0, k0, k1 - k0) for q0, q1, k0, k1 in spans]
         sequences = cls._from_rows(rows, cu_seqlens_q.device, packed=True)
-        return replace(sequences, total_q_len=q_ends[-1])
+        totals = torch.tensor([q_ends, kv_ends], dtype=torch.int32, device=cu_seqlens_q.device)
+        return replace(sequences, total_q_len=q_ends[-1], totals=totals)
 
     @classmethod
     def left_padded(cls, kv_lens: Tensor, q_len: int, kv_len: int) -> Sequences:
@@ -154,6 +160,16 @@ class Sequences:
             _check_lengths(q_len, kv_len, f"sequence {n}")
         return cls(table, *bounds, packed=packed, host_rows=tuple(rows))
 
+    @functools.cached_property
+    def ends(self) -> tuple[int, int, int]:
+        """What the rows reach to: batch rows, queries and keys (waits where `rows` does)."""
+        rows = self.rows()
+        return (
+            max(row[0] for row in rows) + 1,
+            max(row[1] + row[2] for row in rows),
+            max(row[3] + row[4] for row in rows),
+        )
+
     def rows(self) -> list[Row]:
         """The table as Python integers (waits for the device where the host has no copy)."""
         if self.host_rows is not None:
@@ -172,8 +188,8 @@ class Problem:
     dtype: torch.dtype
     device: torch.device
 
-    @classmethod
-    def of(cls, q: Tensor, k: Tensor, v: Tensor, sequences: Sequences | None = None) -> Problem:
+    @staticmethod
+    def of(q: Tensor, k: Tensor, v: Tensor, sequences: Sequences | None = None) -> Problem:
         """Check the tensors and describe them; the only validation of inputs in the package.
 
         Args:
@@ -186,15 +202,14 @@ class Problem:
         Raises:
             InvalidInput: anything that does not form an attention problem.
         """
-        if sequences is None and _well_formed(q, k, v):
-            return _uniform_problem(cls, q.shape, k.shape, q.dtype, q.device)
-        _check_tensors(q, k, v, *_layouts(sequences))
+        forms = _form("q", q), _form("k", k), _form("v", v)
         if sequences is None:
-            return _uniform_problem(cls, q.shape, k.shape, q.dtype, q.device)
+            return _uniform_problem(*forms)
+        _check_forms(*forms, *_layouts(sequences))
         kv_heads = k.shape[1 if sequences.page_table is None else 2]
         _check_heads(q.shape[1], kv_heads)
         _check_extent(sequences, q, k)
-        return cls(sequences, q.shape[1], kv_heads, q.shape[-1], q.dtype, q.device)
+        return Problem(sequences, q.shape[1], kv_heads, q.shape[-1], q.dtype, q.device)
 
     @property
     def group_size(self) -> int:
@@ -260,63 +275,50 @@ def _layouts(sequences: Sequences | None) -> tuple[str, str]:
 
 
 @functools.lru_cache(maxsize=256)
-def _uniform_problem(
-    cls: type[Problem], q: torch.Size, k: torch.Size, dtype: torch.dtype, device: torch.device
-) -> Problem:
-    """The problem of tensors of these shapes, each batch row one full sequence."""
-    _check_heads(q[1], k[1])
-    _check_lengths(q[2], k[2], "the batch")
-    rows = tuple((b, 0, q[2], 0, k[2]) for b in range(q[0]))
+def _uniform_problem(q: Form, k: Form, v: Form) -> Problem:
+    """The problem of tensors of these forms, each batch row one full sequence; checked once."""
+    _check_forms(q, k, v, *_layouts(None))
+    (batch, num_heads, q_len, dim), _, dtype, device = q
+    _, kv_heads, kv_len, _ = k[0]
+    _check_heads(num_heads, kv_heads)
+    _check_lengths(q_len, kv_len, "the batch")
+    rows = tuple((b, 0, q_len, 0, kv_len) for b in range(batch))
     table = torch.tensor(rows, dtype=torch.int32, device=device)
-    sequences = Sequences(table, q[2], k[2], uniform=True, host_rows=rows)
-    return cls(sequences, q[1], k[1], q[3], dtype, device)
+    sequences = Sequences(table, q_len, kv_len, uniform=True, host_rows=rows)
+    return Problem(sequences, num_heads, kv_heads, dim, dtype, device)
 
 
-def _well_formed(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether `_check_tensors` has nothing to say of a batch: the quick way for good input."""
-    try:
-        (batch, _, _, dim), kv = q.shape, k.shape
-        return (
-            kv == v.shape
-            and len(kv) == 4
-            and (batch, dim) == (kv[0], kv[3])
-            and q.dtype == k.dtype == v.dtype
-            and q.dtype in DTYPES
-            and q.device == k.device == v.device
-            and q.numel() > 0 < k.numel()
-            and q.stride(3) == k.stride(3) == v.stride(3) == 1
-        )
-    except (AttributeError, ValueError):
-        return False
+def _form(name: str, x: Tensor) -> Form:
+    if not isinstance(x, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InvalidInput(f"{name} must be a torch.Tensor, got {type(x).__name__}")
+    return x.shape, x.stride(), x.dtype, x.device
 
 
-def _check_tensors(q: Tensor, k: Tensor, v: Tensor, q_layout: str, kv_layout: str) -> None:
-    for name, x, layout in (("q", q, q_layout), ("k", k, kv_layout), ("v", v, kv_layout)):
-        if not isinstance(x, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise InvalidInput(f"{name} must be a torch.Tensor, got {type(x).__name__}")
-        if x.dim() != layout.count(",") + 1:
-            raise InvalidInput(f"{name} has shape {tuple(x.shape)}; accepted: {layout}")
-        if 0 in x.shape:
-            raise InvalidInput(f"{name} is empty: shape {tuple(x.shape)}; every size must be >= 1")
-        if x.dtype not in DTYPES:
+def _check_forms(q: Form, k: Form, v: Form, q_layout: str, kv_layout: str) -> None:
+    for name, form, layout in (("q", q, q_layout), ("k", k, kv_layout), ("v", v, kv_layout)):
+        shape, stride, dtype, device = form
+        if len(shape) != layout.count(",") + 1:
+            raise InvalidInput(f"{name} has shape {tuple(shape)}; accepted: {layout}")
+        if 0 in shape:
+            raise InvalidInput(f"{name} is empty: shape {tuple(shape)}; every size must be >= 1")
+        if dtype not in DTYPES:
             names = ", ".join(str(d).removeprefix("torch.") for d in DTYPES)
-            raise InvalidInput(f"{name} is {x.dtype}; accepted: {names}")
-        if x.dtype != q.dtype or x.device != q.device:
+            raise InvalidInput(f"{name} is {dtype}; accepted: {names}")
+        if (dtype, device) != q[2:]:
             raise InvalidInput(
-                f"{name} is {x.dtype} on {x.device} and q is {q.dtype} on {q.device}; "
-                "all three must agree"
+                f"{name} is {dtype} on {device} and q is {q[2]} on {q[3]}; all three must agree"
             )
-        if x.stride(-1) != 1 and x.shape[-1] > 1:
+        if stride[-1] != 1 and shape[-1] > 1:
             raise InvalidInput(
-                f"{name} has strides {x.stride()}; its last dimension must be contiguous "
+                f"{name} has strides {stride}; its last dimension must be contiguous "
                 "(call .contiguous())"
             )
-    if k.shape != v.shape:
-        raise InvalidInput(f"k {tuple(k.shape)} and v {tuple(v.shape)} must have the same shape")
-    if q.shape[-1] != k.shape[-1]:
-        raise InvalidInput(f"head dims differ: q has {q.shape[-1]}, k has {k.shape[-1]}")
-    if q.dim() == 4 and q.shape[0] != k.shape[0]:
-        raise InvalidInput(f"batch sizes differ: q has {q.shape[0]}, k has {k.shape[0]}")
+    if k[0] != v[0]:
+        raise InvalidInput(f"k {tuple(k[0])} and v {tuple(v[0])} must have the same shape")
+    if q[0][-1] != k[0][-1]:
+        raise InvalidInput(f"head dims differ: q has {q[0][-1]}, k has {k[0][-1]}")
+    if len(q[0]) == 4 and q[0][0] != k[0][0]:
+        raise InvalidInput(f"batch sizes differ: q has {q[0][0]}, k has {k[0][0]}")
 
 
 def _check_heads(heads: int, kv_heads: int) -> None:
@@ -356,16 +358,14 @@ def _check_extent(sequences: Sequences, q: Tensor, k: Tensor) -> None:
             raise InvalidInput(f"a sequence has {length} tokens and {name} only {size}")
     if sequences.host_rows is None and q.device.type != "cpu":
         return  # the ends are only known on the device; the kernels bound their reads
-    batch, q_start, q_len, kv_start, kv_len = zip(*sequences.rows(), strict=True)
-    q_end = max(s + n for s, n in zip(q_start, q_len, strict=True))
-    kv_end = max(s + n for s, n in zip(kv_start, kv_len, strict=True))
+    batch, q_end, kv_end = sequences.ends
     if q_end > q_size or kv_end > kv_size:
         raise InvalidInput(
             f"sequences end at query {q_end} and key {kv_end}; the tensors hold "
             f"{q_size} and {kv_size}"
         )
-    if not sequences.packed and max(batch) >= q.shape[0]:
-        raise InvalidInput(f"sequences name batch row {max(batch)} of {q.shape[0]}")
+    if not sequences.packed and batch > q.shape[0]:
+        raise InvalidInput(f"sequences name batch row {batch - 1} of {q.shape[0]}")
 
 
 def _check_integers(name: str, x: Tensor, least: int) -> None:

@@ -2,18 +2,29 @@
 
 import itertools
 import sys
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 
 import sample_attention as sa
 from sample_attention import SampleAttentionConfig, Sequences
-from sample_attention.backends.dense import attention, dense, dense_with_lse, provider
+from sample_attention.backends.dense import (
+    attention,
+    dense,
+    dense_with_lse,
+    flash_attention,
+    provider,
+)
 from sample_attention.backends.dense.base import Facts
 from sample_attention.backends.dense.flash_attention import FlashAttention3, FlashAttention4
 from sample_attention.backends.dense.fused import CUDNN_VERSION, CudnnAttention, FlashAttention2
-from sample_attention.backends.dense.gpu import ALIGNMENT, aligned, import_first
+from sample_attention.backends.dense.gpu import (
+    ALIGNMENT,
+    aligned,
+    import_first,
+    on_device_of,
+)
 from sample_attention.backends.dense.registry import PROVIDERS, choose_provider, provider_verdicts
 from sample_attention.backends.dense.sdpa import MergedAttention
 from sample_attention.problem import Problem
@@ -72,6 +83,47 @@ class Interface3(Interface):
         return (out, lse) if return_attn_probs else out
 
 
+LIBRARY = "sample_attention_test_fa3"
+# The schema of fa3-fwd 0.0.3, and of flash-attention's `hopper` folder at 0251105a.
+SCHEMA = """fwd(
+    Tensor q, Tensor k, Tensor v, Tensor(k_new!)? k_new = None, Tensor(v_new!)? v_new = None,
+    Tensor? q_v = None, Tensor(out!)? out = None, Tensor? cu_seqlens_q = None,
+    Tensor? cu_seqlens_k = None, Tensor? cu_seqlens_k_new = None, Tensor? seqused_q = None,
+    Tensor? seqused_k = None, int? max_seqlen_q = None, int? max_seqlen_k = None,
+    Tensor? page_table = None, Tensor? kv_batch_idx = None, Tensor? leftpad_k = None,
+    Tensor? rotary_cos = None, Tensor? rotary_sin = None, Tensor? seqlens_rotary = None,
+    Tensor? q_descale = None, Tensor? k_descale = None, Tensor? v_descale = None,
+    float? softmax_scale = None, bool is_causal = False, int window_size_left = -1,
+    int window_size_right = -1, int attention_chunk = 0, float softcap = 0.0,
+    bool is_rotary_interleaved = False, Tensor? scheduler_metadata = None, int num_splits = 0,
+    bool? pack_gqa = None, int sm_margin = 0) -> (Tensor(out!), Tensor, Tensor, Tensor)"""
+
+
+class Operator3(Interface3):
+    """The operator of FlashAttention 3 under its functions, which must not be called then."""
+
+    def fwd(self, *args):
+        given = dict(zip(flash_attention.ARGUMENTS, args, strict=False))
+        assert given["num_splits"] == 1
+        q, k, v, scale, causal = (
+            given[name] for name in ("q", "k", "v", "softmax_scale", "is_causal")
+        )
+        totals = given["cu_seqlens_q"], given["cu_seqlens_k"]
+        longest = [given["max_seqlen_q"], given["max_seqlen_k"]]
+        packed = totals[0] is not None
+        out = (
+            self.packed(q, k, v, totals, longest, scale, causal)
+            if packed
+            else self.batched(q, k, v, scale, causal)
+        )
+        return *out, q.new_empty(0), q.new_empty(0)
+
+    def flash_attn_func(self, *_, return_attn_probs=False, **__):
+        raise NotImplementedError
+
+    flash_attn_varlen_func = flash_attn_func
+
+
 class Interface4(Interface):
     """The signatures of FlashAttention 4, likewise; it always returns two."""
 
@@ -125,6 +177,30 @@ def machine(monkeypatch):
 @pytest.fixture
 def fa3(machine):
     return machine(FA3_MODULES[0], Interface3(FA3_MODULES[0]))
+
+
+@pytest.fixture
+def install_operator(machine, monkeypatch):
+    """A function from a schema and an interface to the operator's registration on the CPU."""
+    libraries = []
+
+    def install(schema, interface):
+        library = torch.library.Library(LIBRARY, "FRAGMENT")
+        library.define(schema)
+        library.impl("fwd", getattr(interface, "fwd", None) or bottom_right, "CPU")
+        libraries.append(library)
+        monkeypatch.setitem(flash_attention.OPERATORS, FA3_MODULES[0], LIBRARY)
+        return machine(FA3_MODULES[0], interface)
+
+    yield install
+    for library in libraries:
+        library._destroy()
+    vars(torch.ops).pop(LIBRARY, None)
+
+
+@pytest.fixture
+def fa3_operator(install_operator):
+    return install_operator(SCHEMA, Operator3(FA3_MODULES[0]))
 
 
 @pytest.fixture
@@ -300,11 +376,43 @@ def every_key(q, k, sequences=None):
     return sa.select(q, k, SampleAttentionConfig(coverage=1), sequences=sequences)
 
 
-@pytest.mark.parametrize("package", ["fa3", "fa4"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda schema: schema.replace(", int sm_margin = 0", ""),
+        lambda schema: schema.replace("sm_margin = 0", "sm_margin = 0, Tensor? sinks = None"),
+        lambda schema: schema.replace("is_causal", "causal"),
+    ],
+    ids=["fewer", "more", "another name"],
+)
+def test_an_operator_that_is_not_known_is_left_to_the_package(install_operator, change):
+    interface = install_operator(change(SCHEMA), Interface3(FA3_MODULES[0]))
+    q, k, v = make_qkv(60, 100, num_heads=4, num_kv_heads=2)
+    out, lse = FlashAttention3()(q, k, v, 0.1)
+    assert_matches_oracle(out, lse, q, k, v, every_key(q, k), scale=0.1)
+    assert len(interface.calls) == 1
+
+
+def test_the_current_gpu_is_not_set_again(monkeypatch):
+    entered = []
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "device_of", lambda x: entered.append(x) or "guard")
+    for device, guarded in ((1, False), (0, True), (-1, False)):
+        x = SimpleNamespace(is_cuda=device >= 0, get_device=lambda device=device: device)
+        assert (on_device_of(x) == "guard") == guarded
+    assert len(entered) == 1
+
+
+PACKAGES = {
+    "fa3": FlashAttention3, "fa3_operator": FlashAttention3, "fa4": FlashAttention4
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("package", PACKAGES)
 @pytest.mark.parametrize("q_len", [60, 100])
 def test_batches_reach_flash_attention_without_a_copy(request, package, q_len):
     interface = request.getfixturevalue(package)
-    candidate = {"fa3": FlashAttention3, "fa4": FlashAttention4}[package]()
+    candidate = PACKAGES[package]()
     q, k, v = make_qkv(q_len, 100, batch=2, num_heads=4, num_kv_heads=2)
     out, lse = candidate(q, k, v, 0.1)
     assert_matches_oracle(out, lse, q, k, v, every_key(q, k), scale=0.1)
@@ -313,10 +421,10 @@ def test_batches_reach_flash_attention_without_a_copy(request, package, q_len):
         assert given.data_ptr() == ours.data_ptr()
 
 
-@pytest.mark.parametrize("package", ["fa3", "fa4"])
+@pytest.mark.parametrize("package", PACKAGES)
 def test_packed_sequences_reach_flash_attention_in_one_call(request, monkeypatch, package):
     interface = request.getfixturevalue(package)
-    candidate = {"fa3": FlashAttention3, "fa4": FlashAttention4}[package]()
+    candidate = PACKAGES[package]()
     q, k, v = (x[0].transpose(0, 1) for x in make_qkv(150, 200, num_heads=4, num_kv_heads=2))
     sequences = Sequences.packed_from(torch.tensor([0, 90, 140]), torch.tensor([0, 120, 200]))
     asked = []

@@ -97,7 +97,7 @@ def layout_of_call(
     positions = others.get("position_ids")
     padded = layout.holes is not None or (layout.rows is not None and not layout.packed)
     if cu_q is not None and cu_k is not None:
-        if padded or len(q) > 1:
+        if padded or q.shape[0] > 1:
             raise unsupported(
                 module, "cu_seq_lens_q", "comes with a padding mask or a batch of several rows",
                 "pack all sequences into one batch row without a mask",
@@ -108,14 +108,16 @@ def layout_of_call(
     if positions.dim() != 2 or positions.shape[1] != q.shape[2]:
         return layout
     try:
-        read = partial(rows_of_positions, positions, len(q))
+        read = partial(rows_of_positions, positions, q.shape[0])
         rows = remembered_rows(read, positions, layer=getattr(module, "layer_idx", None))
     except InvalidInput as error:
         raise unsupported(
             module, "position_ids", f"do not number one sequence or packed ones: {error}",
             "pass an attention_mask for padding, or positions that count up",
         ) from error  # fmt: skip
-    if rows is not None and q.shape[2] != layout.width:
+    if rows is None:
+        return layout
+    if q.shape[2] != layout.width:
         raise unsupported(
             module, "position_ids", "start again after a cached prefix, so that the keys of each "
             "sequence are unknown", "pass packed sequences in one call, without a cached prefix",

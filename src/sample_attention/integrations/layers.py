@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..api import Measured, measured_attention
-from ..backends.dense import dense_with_lse, limited
+from ..backends.dense import dense, dense_with_lse, limited
 from ..plan import Rule, fixed_rule
 from ..policy import Decision, decide
 from ..problem import Problem, Sequences
@@ -124,19 +124,17 @@ def _compute_part(call: LayerCall, sequences: Sequences | None) -> LayerPart:
             window=window, softcap=call.softcap,
         )  # fmt: skip
         measured = Measured(out, Decision(sparse=False, reason=reason), lse=lse)
-    elif call.sinks is not None and not decision.sparse:
+    elif decision.sparse:
+        measured = measured_attention(
+            call.q, call.k, call.v, call.config,
+            scale=call.scale, sequences=sequences, keep_plan=call.keep_plan,
+        )  # fmt: skip
+    elif call.sinks is None:
+        out = dense(call.q, call.k, call.v, problem, problem.scale(call.scale))
+        measured = Measured(out, decision)
+    else:
         out, lse = dense_with_lse(call.q, call.k, call.v, problem, problem.scale(call.scale))
         measured = Measured(out, decision, lse=lse)
-    else:
-        measured = measured_attention(
-            call.q,
-            call.k,
-            call.v,
-            call.config,
-            scale=call.scale,
-            sequences=sequences,
-            keep_plan=call.keep_plan,
-        )
     if call.sinks is not None and measured.lse is not None:
         measured = replace(measured, out=_with_sinks(measured.out, measured.lse, call.sinks))
     return LayerPart(measured, problem, window)

@@ -80,16 +80,13 @@ def rows_of_positions(positions: Tensor, batch: int) -> Rows | None:
     Raises:
         InvalidInput: positions that jump elsewhere: neither one sequence nor packed ones.
     """
-    restarts = torch.zeros_like(positions, dtype=torch.bool)
-    restarts[:, 1:] = positions[:, 1:] != positions[:, :-1] + 1
-    jumps = (restarts & (positions != 0)).any()
-    any_restart, any_jump = torch.stack([restarts.any(), jumps]).tolist()
-    if any_jump:
-        raise InvalidInput("they jump to a position other than 0")
-    if not any_restart:
+    restarts = positions[:, 1:] != positions[:, :-1] + 1
+    if not restarts.any():
         return None
-    restarts[:, 0] = True
-    return _rows_from_starts(restarts.expand(batch, -1))
+    if (restarts & (positions[:, 1:] != 0)).any():
+        raise InvalidInput("they jump to a position other than 0")
+    starts = torch.nn.functional.pad(restarts, (1, 0), value=True)
+    return _rows_from_starts(starts.expand(batch, -1))
 
 
 def rows_of_totals(cu_seqlens_q: Tensor, cu_seqlens_k: Tensor) -> Rows:

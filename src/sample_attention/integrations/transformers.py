@@ -178,7 +178,8 @@ def _attention(  # noqa: PLR0913, PLR0917
     """What a model calls: q `[B, H, Sq, D]`, k and v `[B, Hkv, Skv, D]`; out `[B, Sq, H, D]`."""
     refuse(module, (query, key, value), dropout, is_causal, kwargs)
     layout = layout_of_call(module, attention_mask, query, key, kwargs)
-    key, value = key[:, :, : layout.width], value[:, :, : layout.width]
+    if layout.width < key.shape[2]:
+        key, value = key[:, :, : layout.width], value[:, :, : layout.width]
     window = sliding_window or layout.window
     call = LayerCall(query, key, value, config, scaling, window, softcap or None, s_aux)
     if layout.holes is None:

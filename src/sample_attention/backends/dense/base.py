@@ -39,7 +39,7 @@ class Facts(NamedTuple):
         layout: Layout = "several"
         if s.uniform:
             layout = layout_of(s.max_q_len, s.max_kv_len)
-        elif s.total_q_len is not None and s.max_q_len > 1:
+        elif s.totals is not None and s.max_q_len > 1:
             layout = "packed"
         return cls(problem.device, problem.dtype, problem.head_dim, layout, lse, gradient)
 
@@ -73,6 +73,6 @@ def layout_of(q_len: int, kv_len: int) -> Layout:
     return "square" if q_len == kv_len else "chunk"
 
 
-def needs_gradient(*tensors: Tensor) -> bool:
+def needs_gradient(q: Tensor, k: Tensor, v: Tensor) -> bool:
     """Whether what is computed from the tensors now may be differentiated."""
-    return torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    return torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)

@@ -1,21 +1,50 @@
 """FlashAttention 3 and 4: one interface, in packages of their own; tensors are `[B, S, H, D]`.
 
-Splitting the keys of one row over several blocks stays off (the default of both): how many blocks
-there would be depends on the batch, and with it the rounding.
+Splitting the keys of one row over several blocks stays off: how many blocks there would be depends
+on the batch, and with it the rounding.
 """
 
 from __future__ import annotations
 
+import functools
 import inspect
+from collections.abc import Callable, Mapping
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 
 from ...problem import Sequences
 from .base import Facts
-from .gpu import HALVES, aligned, gpu_refusal, import_first
+from .gpu import HALVES, aligned, gpu_refusal, import_first, on_device_of
+
+OPERATORS = {"fa3_fwd_interface": "fa3_fwd", "flash_attn_interface": "flash_attn_3"}
+"""Interfaces of FlashAttention 3, and the library of torch that each registers its kernels in."""
+
+ARGUMENTS = (
+    "q", "k", "v", "k_new", "v_new", "q_v", "out", "cu_seqlens_q", "cu_seqlens_k",
+    "cu_seqlens_k_new", "seqused_q", "seqused_k", "max_seqlen_q", "max_seqlen_k", "page_table",
+    "kv_batch_idx", "leftpad_k", "rotary_cos", "rotary_sin", "seqlens_rotary", "q_descale",
+    "k_descale", "v_descale", "softmax_scale", "is_causal", "window_size_left",
+    "window_size_right", "attention_chunk", "softcap", "is_rotary_interleaved",
+    "scheduler_metadata", "num_splits", "pack_gqa", "sm_margin",
+)  # fmt: skip
+"""Of the operator `fwd` of FlashAttention 3, as far as it is known here."""
+
+
+class Entry(NamedTuple):
+    """Where a package is entered: what takes a batch, and what takes packed sequences.
+
+    Attributes:
+        batched: of q, k, v `[B, S, H, D]`; returns out, lse and what else it likes.
+        packed: of q, k, v `[T, H, D]` and their running totals; returns the same.
+        options: what both are told beside the tensors and the scale.
+    """
+
+    batched: Callable[..., tuple[Tensor, ...]]
+    packed: Callable[..., tuple[Tensor, ...]]
+    options: Mapping[str, Any]
 
 
 class FlashAttention:
@@ -44,24 +73,31 @@ class FlashAttention:
         """Why this build of the package cannot take a call that others can."""
         raise NotImplementedError
 
+    def entry(self, module: ModuleType) -> Entry:
+        """The functions that the package documents."""
+        options = {"causal": True, self.lse_keyword: True}
+        return Entry(module.flash_attn_func, module.flash_attn_varlen_func, options)
+
     def __call__(
         self, q: Tensor, k: Tensor, v: Tensor, scale: float, sequences: Sequences | None = None
     ) -> tuple[Tensor, Tensor]:
         """See `DenseProvider.__call__`."""
-        module: Any = import_first(*self.modules)
-        options = {"softmax_scale": scale, "causal": True, self.lse_keyword: True}
+        entry = self.entry(cast("ModuleType", import_first(*self.modules)))
         q, k, v = (aligned(x).transpose(1, 2) for x in (q, k, v))
-        with torch.cuda.device_of(q):
+        with on_device_of(q):
             if sequences is None:
-                out, lse = module.flash_attn_func(q, k, v, **options)
+                out, lse, *_ = entry.batched(q, k, v, softmax_scale=scale, **entry.options)
                 return out.transpose(1, 2), lse
-            out, lse = module.flash_attn_varlen_func(
-                q[0], k[0], v[0],
-                cu_seqlens_q=_totals(sequences, 1), cu_seqlens_k=_totals(sequences, 3),
-                max_seqlen_q=sequences.max_q_len, max_seqlen_k=sequences.max_kv_len, **options,
+            totals = cast("Tensor", sequences.totals)
+            out, lse, *_ = entry.packed(
+                q[0], k[0], v[0], cu_seqlens_q=totals[0], cu_seqlens_k=totals[1],
+                max_seqlen_q=sequences.max_q_len, max_seqlen_k=sequences.max_kv_len,
+                softmax_scale=scale, **entry.options,
             )  # fmt: skip
-        out[sequences.total_q_len :] = 0  # tokens of no sequence
-        lse[:, sequences.total_q_len :] = -torch.inf
+        last = cast("int", sequences.total_q_len)
+        if last < out.shape[0]:  # tokens of no sequence
+            out[last:] = 0
+            lse[:, last:] = -torch.inf
         return out.transpose(0, 1)[None], lse[None]
 
 
@@ -72,6 +108,10 @@ class FlashAttention3(FlashAttention):
     modules = ("fa3_fwd_interface", "flash_attn_interface")
     majors = (9,)
     lse_keyword = "return_attn_probs"
+
+    def entry(self, module: ModuleType) -> Entry:
+        """The operator under the package's functions, or these where it is not the known one."""
+        return _operator(module) or super().entry(module)
 
     def build_refusal(self, module: ModuleType, facts: Facts) -> str | None:
         """Kernels that the build leaves out are listed in the module beside the interface."""
@@ -109,7 +149,11 @@ class FlashAttention4(FlashAttention):
         return f"head dim {facts.head_dim}; accepted on sm_{major}x: up to 128, and 256"
 
 
-def _totals(sequences: Sequences, start: int) -> Tensor:
-    """Running totals int32 `[N + 1]`: where each packed sequence starts, and the last ends."""
-    starts, lengths = sequences.table[:, start], sequences.table[:, start + 1]
-    return torch.cat([starts, starts[-1:] + lengths[-1:]])
+@functools.cache
+def _operator(module: ModuleType) -> Entry | None:
+    """What the functions of FlashAttention 3 end in, for a fifth of the host's time."""
+    library: Any = getattr(torch.ops, OPERATORS[module.__name__])
+    operator: Any = getattr(getattr(library, "fwd", None), "default", None)
+    if operator is None or tuple(x.name for x in operator._schema.arguments) != ARGUMENTS:
+        return None
+    return Entry(operator, operator, {"is_causal": True, "num_splits": 1})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib
 from types import ModuleType
@@ -13,7 +14,9 @@ from .base import Facts
 
 HALVES = (torch.bfloat16, torch.float16)
 ALIGNMENT = 16
-"""Bytes that a kernel reads at once: addresses and strides must be multiples."""
+"""Bytes that a kernel reads at once, a power of two: addresses and strides must be multiples."""
+
+_HERE = contextlib.nullcontext()
 
 
 def gpu_refusal(facts: Facts, majors: tuple[int, ...], max_head_dim: int = 256) -> str | None:
@@ -34,10 +37,18 @@ def gpu_refusal(facts: Facts, majors: tuple[int, ...], max_head_dim: int = 256) 
 
 def aligned(x: Tensor) -> Tensor:
     """The tensor itself, or a copy where a kernel could not read it 16 bytes at a time."""
-    step = ALIGNMENT // x.element_size()
-    if x.data_ptr() % ALIGNMENT == 0 and not any(stride % step for stride in x.stride()[:-1]):
+    batch, heads, rows, _ = x.stride()
+    strides = (batch | heads | rows) * x.element_size()  # a multiple where each of them is one
+    if not (x.data_ptr() % ALIGNMENT or strides % ALIGNMENT):
         return x
     return x.clone(memory_format=torch.contiguous_format)
+
+
+def on_device_of(x: Tensor) -> contextlib.AbstractContextManager[object]:
+    """Makes the GPU of a tensor the current one, where it is another."""
+    if not x.is_cuda or x.get_device() == torch.cuda.current_device():
+        return _HERE
+    return torch.cuda.device_of(x)
 
 
 @functools.cache
