@@ -12,7 +12,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .backends.base import Backend
 from .backends.dense import (
     dense,
     dense_with_lse,
@@ -172,7 +171,7 @@ def attend(
     problem = Problem.of(q, k, v, None if plan.sequences.uniform else plan.sequences)
     plan.check_covers(problem)
     _refuse_gradient(q, k, v)
-    chosen = choose(backend, problem)
+    chosen = choose(backend, problem, plan)
     q, k, v = (as_batched(x, problem) for x in (q, k, v))
     out, lse = chosen.attend(q, k, v, problem, plan, problem.scale(scale))
     if problem.sequences.packed:
@@ -239,17 +238,18 @@ def measured_attention(
     guard = rule.guard if isinstance(rule, SampleAttentionConfig) else None
     if isinstance(rule, SampleAttentionConfig) and not keep_plan and guard is None:
         rule = replace(rule, held_out=0) if rule.held_out else rule  # nobody would see the mass
-    selector, chosen = selector_of(backend, problem, rule), choose(backend, problem)
+    selector = selector_of(backend, problem, rule)
+    choose(backend, problem)
     if not decision.sparse:  # a backend that was named accepts, or has raised
         return Measured(_dense(q, k, v, problem, factor), decision)
     _refuse_gradient(q, k, v)
     q, k, v = (as_batched(x, problem) for x in (q, k, v))
     if not keep_plan and guard is None:
-        out, lse = _in_spans(q, k, v, problem, spans(problem, rule), factor, (selector, chosen))
+        out, lse = _in_spans(q, k, v, problem, spans(problem, rule), factor, (selector, backend))
         lse = lse[0] if problem.sequences.packed else lse
         return Measured(_unbatched(out, problem), decision, lse=lse)
     plan = selector.select(q, k, problem, factor)
-    out, lse = chosen.attend(q, k, v, problem, plan, factor)
+    out, lse = choose(backend, problem, plan).attend(q, k, v, problem, plan, factor)
     mass = plan.retained_mass(lse) if plan.probe is not None else None
     guarded = None
     if guard is not None and mass is not None:
@@ -282,20 +282,20 @@ def explain(
 
 def _in_spans(
     q: Tensor, k: Tensor, v: Tensor, problem: Problem, parts: list[range], scale: float,
-    who: tuple[Selector, Backend],
+    who: tuple[Selector, str],
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Select and attend span by span: out like q and lse `[B, H, Sq]`."""
-    selector, attender = who
+    selector, backend = who
     if len(parts) == 1:
         plan = selector.select(q, k, problem, scale)
-        return attender.attend(q, k, v, problem, plan, scale)
+        return choose(backend, problem, plan).attend(q, k, v, problem, plan, scale)
     offset, outs, lses = k.shape[2] - q.shape[2], list[Tensor](), list[Tensor]()
     for rows in parts:
         last = offset + rows.stop
         some = q[:, :, rows.start : rows.stop], k[:, :, :last], v[:, :, :last]
         part = Problem.of(*some)
         plan = selector.select(*some[:2], part, scale)
-        out, lse = attender.attend(*some, part, plan, scale)
+        out, lse = choose(backend, part, plan).attend(*some, part, plan, scale)
         outs.append(out)
         lses.append(lse)
     return torch.cat(outs, 2), torch.cat(lses, 2)
@@ -323,10 +323,9 @@ def _redo_dense(
 
 def _names(backend: str, problem: Problem, rule: FixedRule) -> list[str]:
     """Who would select and who would attend: one name where they are the same."""
-    selector = type(rule).__name__
     if isinstance(rule, SampleAttentionConfig):
-        selector = choose(backend, problem, rule).name
-    return list(dict.fromkeys((selector, choose(backend, problem).name)))
+        return [choose(backend, problem, rule).name]
+    return [type(rule).__name__, choose(backend, problem).name]
 
 
 def _dense(q: Tensor, k: Tensor, v: Tensor, problem: Problem, scale: float) -> Tensor:

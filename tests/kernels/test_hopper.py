@@ -52,7 +52,9 @@ class Emulated:
 @pytest.fixture(params=["emulated", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request, monkeypatch):
     if request.param == "emulated":
-        monkeypatch.setattr(launches, "attend_kernel", Emulated(launches.attend_kernel))
+        monkeypatch.setattr(
+            launches, "gather_attend_kernel", Emulated(launches.gather_attend_kernel)
+        )
         monkeypatch.setattr(launches, "multiprocessors", lambda _: PROGRAMS)
         return torch.device("cpu")
     if not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0):
@@ -105,7 +107,7 @@ def test_awkward_shapes(device, config, heads, kv_heads, q_len, kv_len):
 @pytest.mark.parametrize("seed", range(1, 7))
 def test_roles_may_take_turns_in_any_order(device, monkeypatch, seed):
     if device.type == "cpu":
-        monkeypatch.setattr(launches.attend_kernel, "seed", seed)
+        monkeypatch.setattr(launches.gather_attend_kernel, "seed", seed)
     q, k, v = inputs(device, 700, heads=3)
     check(q, k, v, select(q, k, CONFIGS["default"], backend="eager"))
 

@@ -12,7 +12,7 @@ gluon = pytest.importorskip("triton.experimental.gluon._runtime", reason="this t
 from triton.backends.compiler import GPUTarget  # noqa: E402
 
 from sample_attention.backends.hopper.attend import TILES  # noqa: E402
-from sample_attention.backends.hopper.attend_kernel import attend_kernel  # noqa: E402
+from sample_attention.backends.hopper.gather_kernel import gather_attend_kernel  # noqa: E402
 
 SHARED_BYTES = 227 * 1024
 STACK_BYTES = 16
@@ -77,7 +77,7 @@ def test_exponentials_run_beside_the_second_product(compiled):
 
 
 def _source(constants):
-    names = attend_kernel.arg_names
+    names = gather_attend_kernel.arg_names
     fixed = {n: constants[n] for n in names if constants.get(n, ...) is not ...}
     signature = {n: "constexpr" if n in fixed else TYPES.get(n, "i32") for n in names}
     aligned = [["tt.divisibility", 16]]
@@ -86,7 +86,7 @@ def _source(constants):
         if n.endswith("_strides"):
             attributes.update({(i, j): aligned for j in range(3)})
     constexprs = {(names.index(n),): x for n, x in fixed.items()}
-    return gluon.GluonASTSource(attend_kernel, signature, constexprs, attributes)
+    return gluon.GluonASTSource(gather_attend_kernel, signature, constexprs, attributes)
 
 
 def _cuobjdump(option, path):

@@ -10,6 +10,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[2] / "src" / "sample_attention"
 OPTIONAL = ("transformers", "accelerate", "triton", "matplotlib", "gguf", "typer", "rich")
 # What may need an extra; everything else of the package has to import with torch alone.
+KERNELS = {"triton", "hopper"}
 MAY_NEED_EXTRAS = ("cli", "integrations", "models", "bench", "tuning", "eval", "baselines")
 
 # Runs in a fresh process: blocks the optional packages, then imports and reports.
@@ -66,7 +67,7 @@ def core_modules():
     for path in sorted(PACKAGE.rglob("*.py")):
         parts = path.relative_to(PACKAGE).with_suffix("").parts
         parts = parts[:-1] if parts[-1] == "__init__" else parts
-        if parts and parts[0] not in MAY_NEED_EXTRAS and "triton" not in parts:
+        if parts and parts[0] not in MAY_NEED_EXTRAS and not KERNELS & set(parts):
             names.append(".".join(("sample_attention", *parts)))
     return names
 

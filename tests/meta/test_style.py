@@ -117,7 +117,7 @@ def parameter_count(source):
         f"{f.name} has {len(_parameters(f, method))} parameters; the limit is {MAX_PARAMETERS}"
         for f, public, method in source.functions()
         if public and len(_parameters(f, method)) > MAX_PARAMETERS
-        if not f.decorator_list or not ast.unparse(f.decorator_list[0]).startswith("triton.jit")
+        if not _is_device_code(f)
     ]
 
 

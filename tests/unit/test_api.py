@@ -216,8 +216,8 @@ def test_explain_names_decision_backend_and_verdicts(monkeypatch):
 class Refuser:
     name = "refuser"
 
-    def refusal(self, problem, config=None):
-        return f"does not {'attend' if config is None else 'select'} heads of {problem.head_dim}"
+    def refusal(self, problem, subject=None):
+        return f"does not {'select' if subject else 'attend'} heads of {problem.head_dim}"
 
 
 @pytest.fixture

@@ -12,10 +12,8 @@ from torch import Tensor
 from ...plan import StripePlan
 from ...problem import Problem
 from ..triton.layout import LOG2E, needs_int64, page_table_stride
-from .attend_kernel import attend_kernel
-
-BLOCK_M = 128
-"""Rows of a tile."""
+from . import BLOCK_M
+from .gather_kernel import gather_attend_kernel
 
 TILES = {
     64: {"BLOCK_N": 128, "STAGES": 3, "REGISTERS": 208, "GATHER_REGISTERS": 88},
@@ -36,7 +34,7 @@ def attend(
     counter = torch.zeros(1, dtype=torch.int32, device=q.device)
     tiles = triton.cdiv(sequences.max_q_len, BLOCK_M) + 1
     num_tiles = tiles * problem.num_heads * len(sequences.table)
-    launch: Any = attend_kernel[(min(multiprocessors(q.device), num_tiles),)]
+    launch: Any = gather_attend_kernel[(min(multiprocessors(q.device), num_tiles),)]
     launch(
         q, k, v, out, lse, sequences.table, pages, plan.window, plan.indices, plan.offsets,
         plan.counts, plan.dense.view(torch.int8), counter,

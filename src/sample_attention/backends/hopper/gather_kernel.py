@@ -47,7 +47,7 @@ FIELDS = gl.constexpr(8)
 
 
 @gluon.jit
-def count_below(list_ptr, count, limit, lanes, LANES: gl.constexpr):
+def find_end(list_ptr, count, limit, lanes, LANES: gl.constexpr):
     """Entries of a sorted list that are smaller than `limit`: each step leaves one part in LANES.
 
     Lists of one tile's own rows end below it, which the last entry tells.
@@ -134,7 +134,7 @@ def copy_queries(
 
 
 @gluon.jit
-def gather(
+def gather_tiles(
     Q, K, V, Table, PageTable, Window, Indices, Offsets, Counts, Dense, Counter,
     q_strides, k_strides, v_strides, page_table_stride, num_tiles, num_segments, segment,
     num_sequences, k_at, v_at, shared,
@@ -173,7 +173,7 @@ def gather(
             edge = gl.where(every, 0, edge)  # first key of the band
             list_ptr = Indices + gl.load(Offsets + entry)
             count = gl.where(every, 0, gl.load(Counts + entry))
-            listed = count_below(list_ptr, count, edge, u, BLOCK_N)
+            listed = find_end(list_ptr, count, edge, u, BLOCK_N)
             shift = edge - listed
             # Slots of the tile: listed keys and band; one, masked, where a row has no key at all.
             total = gl.maximum(last - shift, 1)
@@ -249,7 +249,7 @@ def softmax(s, m, total, j, shift, rows, scale, BLOCK_N: gl.constexpr, MASKED: g
 
 
 @gluon.jit
-def fold_tile(
+def fold_step(
     acc, p, m, total, q, k_smem, v_smem, k_full, k_free, v_full, v_free, stage, phase, j, shift,
     rows, scale, BLOCK_N: gl.constexpr, STAGES: gl.constexpr, MASKED: gl.constexpr,
 ):  # fmt: skip
@@ -321,12 +321,12 @@ def attend_rows(
         p = gl.convert_layout(weights.to(dtype), p_layout, assert_trivial=True)
         acc = gl.zeros([HALF, HEAD_DIM], gl.float32, o_layout)
         for i in range(steps - 1 - open_steps):
-            acc, p, m, total, stage, phase = fold_tile(
+            acc, p, m, total, stage, phase = fold_step(
                 acc, p, m, total, q, k_smem, v_smem, k_full, k_free, v_full, v_free, stage, phase,
                 steps - 2 - i, shift, rows, scale, BLOCK_N, STAGES, True,
             )  # fmt: skip
         for _ in range(open_steps):
-            acc, p, m, total, stage, phase = fold_tile(
+            acc, p, m, total, stage, phase = fold_step(
                 acc, p, m, total, q, k_smem, v_smem, k_full, k_free, v_full, v_free, stage, phase,
                 0, shift, rows, scale, BLOCK_N, STAGES, False,
             )  # fmt: skip
@@ -369,7 +369,7 @@ def barriers(count: gl.constexpr, arrivals: gl.constexpr):
 @gluon.jit(
     do_not_specialize=["lse_stride", "num_tiles", "num_segments", "segment", "num_sequences"]
 )
-def attend_kernel(
+def gather_attend_kernel(
     Q, K, V, Out, Lse, Table, PageTable, Window, Indices, Offsets, Counts, Dense, Counter,
     q_strides, k_strides, v_strides, out_strides, lse_stride, page_table_stride,
     num_tiles, num_segments, segment, num_sequences, scale,
@@ -410,7 +410,7 @@ def attend_kernel(
             (attend_rows, (out, shared, 0, heads, HEAD_DIM, BLOCK_N, STAGES)),
             (attend_rows, (out, shared, 1, heads, HEAD_DIM, BLOCK_N, STAGES)),
             (
-                gather,
+                gather_tiles,
                 (
                     Q, K, V, Table, PageTable, Window, Indices, Offsets, Counts, Dense, Counter,
                     q_strides, k_strides, v_strides, page_table_stride, num_tiles, num_segments,
