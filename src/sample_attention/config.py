@@ -1,17 +1,19 @@
 """What the user wants: one configuration space, of which both published algorithms are points.
 
-| field            | symbol in the paper            | paper (v1) | mlsys (v3)     | default      |
-|------------------|--------------------------------|------------|----------------|--------------|
-| `coverage`       | alpha, alpha_c                 | 0.95       | 0.95           | 0.95         |
-| `slash_coverage` | alpha_s                        | -          | 0.95           | -            |
-| `segment`        | - (v3: one set for all rows)   | whole call | whole call     | 128 rows     |
-| `row_stride`     | 1 / r_row                      | 20 (5 %)   | -              | 8            |
-| `chunk_tails`    | chunk_n                        | -          | 2 x 128 rows   | -            |
-| `pool`           | -                              | -          | -              | 32 rows      |
-| `key_block`      | blk                            | 1          | 128            | 1            |
-| `window`         | w = ceil(r_w S)                | 8 % of Skv | -              | 256          |
-| `dense_tail`     | bottom area                    | 128        | -              | 0            |
-| `dense_prefix`   | -                              | 0          | 0              | 1024         |
+| field            | symbol in the paper          | paper (v1) | mlsys (v3)   | default  | fast     |
+|------------------|------------------------------|------------|--------------|----------|----------|
+| `coverage`       | alpha, alpha_c               | 0.95       | 0.95         | 0.95     | 0.95     |
+| `slash_coverage` | alpha_s                      | -          | 0.95         | -        | -        |
+| `segment`        | - (v3: one set for all rows) | whole call | whole call   | 128 rows | 128 rows |
+| `row_stride`     | 1 / r_row                    | 20 (5 %)   | -            | 8        | 2        |
+| `chunk_tails`    | chunk_n                      | -          | 2 x 128 rows | -        | -        |
+| `pool`           | -                            | -          | -            | 32 rows  | 128 rows |
+| `spread`         | -                            | -          | -            | no       | yes      |
+| `probes`         | -                            | -          | -            | all      | 512      |
+| `key_block`      | blk                          | 1          | 128          | 1        | 1        |
+| `window`         | w = ceil(r_w S)              | 8 % of Skv | -            | 256      | 256      |
+| `dense_tail`     | bottom area                  | 128        | -            | 0        | 0        |
+| `dense_prefix`   | -                            | 0          | 0            | 1024     | 1024     |
 """
 
 from __future__ import annotations
@@ -31,6 +33,12 @@ CLASSES_PER_OCTAVE = 8
 LOWEST_OCTAVE = -31
 """Ranks below `2 ** LOWEST_OCTAVE` share the lowest class."""
 
+MOST_HEAVY = 512
+"""With `spread`, columns of more than this share of all ranks, 1 in 512, are heavy: all probed."""
+
+LOWEST_RANK, HIGHEST_RANK = -128, 127
+"""With `spread`, ranks 16 octaves and more below or above the first heavy one share a class."""
+
 LARGEST = 2**30
 """Largest count that a field takes: beyond every prompt, and within int32."""
 
@@ -49,6 +57,10 @@ class SampleAttentionConfig:
             strided rows (v3); None: strided rows.
         pool: rank columns by mean queries of this many rows, so that the sampled rows only
             decide how many; None: the sampled rows rank as well.
+        spread: rank by the mean and the variance of the queries of a segment; needs
+            `pool=segment`.
+        probes: columns at even distances that the sampled rows score, beside those of high rank;
+            None: they score all. Needs `spread`.
         key_block: keys are kept in aligned blocks of this many; 1 is single keys.
         window: latest keys that every query keeps, itself included.
         window_ratio: window as a share of the key length; overrides `window`.
@@ -73,6 +85,8 @@ class SampleAttentionConfig:
     row_stride: int = 8
     chunk_tails: int | None = None
     pool: int | None = 32
+    spread: bool = False
+    probes: int | None = None
     key_block: int = 1
     window: int = 256
     window_ratio: float | None = None
@@ -89,8 +103,9 @@ class SampleAttentionConfig:
             check_share(name, getattr(self, name))
         for name, lowest in _LOWEST.items():
             check_count(name, getattr(self, name), lowest)
-        if not isinstance(self.residual, bool):  # pyright: ignore[reportUnnecessaryIsInstance]
-            raise InvalidConfig(f"residual must be True or False, got {self.residual!r}")
+        for name in ("residual", "spread"):
+            if not isinstance(getattr(self, name), bool):
+                raise InvalidConfig(f"{name} must be True or False, got {getattr(self, name)!r}")
         self._check_combinations()
         # Kept from the start: torch.compile reads one text where it would trace every number.
         pairs = [f'"{name}": {_literal(getattr(self, name))}' for name in _FIELDS]
@@ -113,6 +128,13 @@ class SampleAttentionConfig:
                 raise InvalidConfig("a plan with segments needs window >= 1; set window=1 or more")
         elif self.pool is not None:
             raise InvalidConfig("pool needs segments; set segment=128 or pool=None")
+        if self.spread and (self.pool != self.segment or (self.segment or 0) > WINDOW_ALIGNMENT):
+            raise InvalidConfig(
+                f"spread needs pool=segment, of at most {WINDOW_ALIGNMENT} rows; "
+                f"got pool={self.pool}, segment={self.segment}"
+            )
+        if self.probes is not None and not self.spread:
+            raise InvalidConfig("probes needs spread=True, which ranks the columns")
         if (self.chunk_tails is None) != (self.slash_coverage is None):
             raise InvalidConfig(
                 "chunk_tails and slash_coverage belong together (the mlsys preset); "
@@ -143,7 +165,7 @@ class SampleAttentionConfig:
 
     @classmethod
     def preset(cls, name: str, **overrides: object) -> SampleAttentionConfig:
-        """The preset called `name` (`default`, `paper` or `mlsys`) with fields replaced.
+        """The preset called `name` (`default`, `fast`, `paper` or `mlsys`) with fields replaced.
 
         Raises:
             InvalidConfig: there is no such preset, or an override is out of range.
@@ -203,7 +225,7 @@ def as_config(config: object) -> SampleAttentionConfig:
 
 _FIELDS = tuple(field.name for field in fields(SampleAttentionConfig))
 _LOWEST = {
-    "segment": 1, "row_stride": 1, "chunk_tails": 1, "pool": 1, "key_block": 1,
+    "segment": 1, "row_stride": 1, "chunk_tails": 1, "pool": 1, "probes": 16, "key_block": 1,
     "window": 0, "dense_tail": 0, "dense_prefix": 0, "held_out": 0,
 }  # fmt: skip
 
@@ -227,7 +249,7 @@ def check_share(name: str, value: object) -> None:
 
 def check_count(name: str, value: object, lowest: int) -> None:
     """Raise InvalidConfig unless the value is an integer from `lowest` on, or may be None."""
-    if value is None and name in ("segment", "chunk_tails", "pool"):
+    if value is None and name in ("segment", "chunk_tails", "pool", "probes"):
         return
     if isinstance(value, bool) or not isinstance(value, int) or not lowest <= value <= LARGEST:
         raise InvalidConfig(f"{name} must be an integer from {lowest} to {LARGEST}, got {value!r}")
@@ -239,6 +261,7 @@ PRESETS = {
         segment=None, row_stride=20, pool=None, window_ratio=0.08, residual=False, dense_tail=128,
         dense_prefix=0,
     ),
+    "fast": SampleAttentionConfig(row_stride=2, pool=128, spread=True, probes=512),
     "mlsys": SampleAttentionConfig(
         slash_coverage=0.95, segment=None, chunk_tails=2, pool=None, key_block=128, window=0,
         residual=False, dense_prefix=0,

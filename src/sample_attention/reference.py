@@ -11,7 +11,14 @@ import math
 import torch
 from torch import Tensor
 
-from .config import CLASSES_PER_OCTAVE, LOWEST_OCTAVE, SampleAttentionConfig
+from .config import (
+    CLASSES_PER_OCTAVE,
+    HIGHEST_RANK,
+    LOWEST_OCTAVE,
+    LOWEST_RANK,
+    MOST_HEAVY,
+    SampleAttentionConfig,
+)
 
 
 def probabilities(q: Tensor, k: Tensor, scale: float | None = None) -> Tensor:
@@ -91,21 +98,26 @@ def _segments(
             if not bool(sampled.any()):
                 keep[h, rows] = True
                 continue
+            if config.spread:
+                keep[h, rows] = _spread_segment(
+                    q[h, rows], _per_head(k, q)[h], p[rows, 0], outside[0], config, scale
+                )
+                continue
             exact = (prob[h, rows] * outside)[sampled].mean(0)
             rank = exact
             if config.pool is not None:
                 rank = _pooled_rank(q[h, rows], _per_head(k, q)[h], p[rows], outside, config, scale)
-            chosen = _filter(rank, exact, selectable, config)
+            chosen = _filter(_class(rank), exact, selectable, config)
             keep[h, rows] = chosen
     return keep
 
 
 def _filter(
-    rank: Tensor, exact: Tensor, selectable: Tensor, config: SampleAttentionConfig
+    classes: Tensor, exact: Tensor, selectable: Tensor, config: SampleAttentionConfig
 ) -> Tensor:
     """Stage 2: columns by class of rank until window and columns hold `coverage` of the mass."""
     need = _need(exact, selectable, config)
-    chosen = selectable & _smallest_classes(_class(rank), exact * selectable, need)
+    chosen = selectable & _smallest_classes(classes, exact * selectable, need)
     if chosen.sum() > config.dense_above * selectable.sum():
         return torch.ones_like(selectable)
     return chosen
@@ -130,6 +142,44 @@ def _pooled_rank(
         scores = (k @ mean).masked_fill(torch.arange(len(k)) > first, -math.inf)
         ranks.append(torch.softmax(scores, -1) * outside[rows].all(0))
     return torch.stack(ranks).mean(0)
+
+
+def _spread_segment(
+    q: Tensor, k: Tensor, p: Tensor, selectable: Tensor, config: SampleAttentionConfig,
+    scale: float | None,
+) -> Tensor:  # fmt: skip
+    """Ours, cheaper: mean and variance of the queries rank, exact rows count on probed columns.
+
+    The log of the mean over rows of exp(q.k) is mu.k + sum(var k^2) / 2 for normal queries. Probed
+    are columns at equal distances, each standing for `step`, and heavy ones: no more than MOST_HEAVY
+    can be, if the others tell the sum of all ranks right.
+    """
+    factor = q.shape[-1] ** -0.5 if scale is None else scale
+    count, probes = int(selectable.sum()), config.probes or len(k)
+    if count == 0:
+        return selectable
+    exponent = factor * (k @ q.mean(0)) + factor**2 / 2 * (k.square() @ q.var(0, unbiased=False))
+    step = 1
+    while step * probes < count:
+        step *= 2
+    regular = selectable & ((torch.arange(len(k)) + 1) % step == 0)
+    octave = torch.floor(exponent / math.log(2) * CLASSES_PER_OCTAVE)  # one class, one value
+    top = octave[regular].max()
+    total = step * torch.exp2((octave[regular] - top) / CLASSES_PER_OCTAVE).sum()
+    heavy_from = top + torch.ceil(CLASSES_PER_OCTAVE * torch.log2(total / MOST_HEAVY))
+    classes = (octave - heavy_from).clamp(LOWEST_RANK, HIGHEST_RANK)
+    heavy = selectable & (classes >= 0)
+    if step > 1 and heavy.sum() > 2 * MOST_HEAVY:
+        return torch.ones_like(selectable)
+    weight = torch.where(heavy, 1.0, step * regular.double()) * selectable
+
+    sampled = _sampled(p[:, None], config)
+    scores = factor * q[sampled] @ k.T
+    hidden = torch.arange(len(k)) > p[sampled, None]
+    scores = scores.masked_fill(hidden, -math.inf)
+    weighted = torch.softmax(scores + torch.log(torch.where(selectable, weight, 1.0)), -1)
+    exact = weighted.mean(0) * selectable
+    return _filter(classes, exact, selectable, config)
 
 
 def _blocks(prob: Tensor, p: Tensor, j: Tensor, config: SampleAttentionConfig) -> Tensor:
