@@ -1,19 +1,19 @@
 """What the user wants: one configuration space, of which both published algorithms are points.
 
-| field            | symbol in the paper          | paper (v1) | mlsys (v3)   | default  | fast     |
-|------------------|------------------------------|------------|--------------|----------|----------|
-| `coverage`       | alpha, alpha_c               | 0.95       | 0.95         | 0.95     | 0.95     |
-| `slash_coverage` | alpha_s                      | -          | 0.95         | -        | -        |
-| `segment`        | - (v3: one set for all rows) | whole call | whole call   | 128 rows | 128 rows |
-| `row_stride`     | 1 / r_row                    | 20 (5 %)   | -            | 8        | 2        |
-| `chunk_tails`    | chunk_n                      | -          | 2 x 128 rows | -        | -        |
-| `pool`           | -                            | -          | -            | 32 rows  | 128 rows |
-| `spread`         | -                            | -          | -            | no       | yes      |
-| `probes`         | -                            | -          | -            | all      | 512      |
-| `key_block`      | blk                          | 1          | 128          | 1        | 1        |
-| `window`         | w = ceil(r_w S)              | 8 % of Skv | -            | 256      | 256      |
-| `dense_tail`     | bottom area                  | 128        | -            | 0        | 0        |
-| `dense_prefix`   | -                            | 0          | 0            | 1024     | 1024     |
+| field            | symbol in the paper     | paper (v1) | mlsys (v3)   | default  | fast     |
+|------------------|-------------------------|------------|--------------|----------|----------|
+| `coverage`       | alpha, alpha_c          | 0.95       | 0.95         | 0.95     | 0.95     |
+| `slash_coverage` | alpha_s                 | -          | 0.95         | -        | -        |
+| `segment`        | - (v3: one set for all) | whole call | whole call   | 128 rows | 128 rows |
+| `row_stride`     | 1 / r_row               | 20 (5 %)   | -            | 8        | 2        |
+| `chunk_tails`    | chunk_n                 | -          | 2 x 128 rows | -        | -        |
+| `pool`           | -                       | -          | -            | 32 rows  | 128 rows |
+| `spread`         | -                       | -          | -            | no       | yes      |
+| `probes`         | -                       | -          | -            | all      | 512      |
+| `key_block`      | blk                     | 1          | 128          | 1        | 1        |
+| `window`         | w = ceil(r_w S)         | 8 % of Skv | -            | 256      | 256      |
+| `dense_tail`     | bottom area             | 128        | -            | 0        | 0        |
+| `dense_prefix`   | -                       | 0          | 0            | 1024     | 1024     |
 """
 
 from __future__ import annotations

@@ -151,8 +151,8 @@ def _spread_segment(
     """Ours, cheaper: mean and variance of the queries rank, exact rows count on probed columns.
 
     The log of the mean over rows of exp(q.k) is mu.k + sum(var k^2) / 2 for normal queries. Probed
-    are columns at equal distances, each standing for `step`, and heavy ones: no more than MOST_HEAVY
-    can be, if the others tell the sum of all ranks right.
+    are columns at equal distances, each standing for `step`, and heavy ones, of more than one in
+    MOST_HEAVY of the sum of all ranks, which the former tell.
     """
     factor = q.shape[-1] ** -0.5 if scale is None else scale
     count, probes = int(selectable.sum()), config.probes or len(k)
