@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ...config import SampleAttentionConfig
 from ...selection.classes import NUM_CLASSES
 
 
@@ -21,22 +22,31 @@ def smallest_set(mass: Tensor, need: Tensor) -> Tensor:
     return torch.zeros_like(keep).scatter_(-1, order, keep)
 
 
-def smallest_classes(classes: Tensor, mass: Tensor, need: Tensor) -> Tensor:
+def smallest_classes(
+    classes: Tensor, mass: Tensor, need: Tensor, num_classes: int = NUM_CLASSES
+) -> Tensor:
     """The lowest class to keep so that the kept classes' mass reaches `need`.
 
     Args:
-        classes: int32 `[..., K]` in [0, NUM_CLASSES).
+        classes: integers `[..., K]` in [0, num_classes).
         mass: `[..., K]`, non-negative, same order as `classes`.
         need: `[...]`; 0 or less keeps nothing.
+        num_classes: how many classes there are.
 
     Returns:
-        int32 `[...]`: keep `classes >= threshold`; NUM_CLASSES where nothing is kept, 0 where even
+        int32 `[...]`: keep `classes >= threshold`; num_classes where nothing is kept, 0 where even
         all classes fall short.
     """
-    histogram = mass.new_zeros(*need.shape, NUM_CLASSES).scatter_add_(-1, classes.long(), mass)
+    histogram = mass.new_zeros(*need.shape, num_classes).scatter_add_(-1, classes.long(), mass)
     above = histogram.flip(-1).cumsum(-1)  # mass of the highest 1, 2, ... classes
     kept = (above < need[..., None]).sum(-1) + (need > 0)
-    return (NUM_CLASSES - kept).clamp(min=0).int()
+    return (num_classes - kept).clamp(min=0).int()
+
+
+def needed(mass: Tensor, config: SampleAttentionConfig) -> Tensor:
+    """What columns have to hold, `[...]`, if those outside the window hold `mass` `[..., K]`."""
+    outside = mass.sum(-1)
+    return config.coverage - (1 - outside) if config.residual else config.coverage * outside
 
 
 def lists_of(keep: Tensor) -> list[Tensor]:

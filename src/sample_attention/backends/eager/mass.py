@@ -43,6 +43,11 @@ class GroupRows:
     scale: float
     buffer: ScoreBuffer
 
+    @functools.cached_property
+    def powers(self) -> Tensor:
+        """Keys beside their squares: `[Skv, 2 D]`."""
+        return torch.cat([self.k, self.k.square()], -1)
+
     def softmax(self, positions: Tensor) -> Tensor:
         """Causal softmax of the rows at `positions` (on the host): `[G, R, last + 1]`."""
         return self._softmax(self.q[:, positions - self.offset], positions)

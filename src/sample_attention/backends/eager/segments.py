@@ -1,4 +1,4 @@
-"""Selection per segment: mean queries rank the columns, exactly sampled rows decide how many."""
+"""Selection per segment: its queries rank the columns, exactly sampled rows decide how many."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ from torch import Tensor
 from ...config import SampleAttentionConfig
 from ...selection.classes import rank_classes
 from ...selection.lists import SegmentLists
+from ...selection.probes import probe_step
 from ...selection.rows import strided_rows
-from .filtering import lists_of, smallest_classes
+from .filtering import lists_of, needed, smallest_classes
 from .mass import GroupRows, column_mass
+from .spread import spread_columns
 
 SCORES_AT_ONCE = 2**20
 """Scores of sampled rows held at once, about: bounds the memory of stage 1 and fits the caches."""
@@ -24,20 +26,42 @@ def select_segments(rows: GroupRows, n: int, lists: SegmentLists) -> None:
         _select_run(rows, n, run, lists)
 
 
+def scores_of_segment(config: SampleAttentionConfig, segment: int, kv_len: int) -> int:
+    """Scores that one head of a segment holds at once, about, with `kv_len` keys to see."""
+    sampled = max(1, segment // config.row_stride)
+    if not config.spread:
+        return sampled * kv_len
+    probed = min(kv_len, config.probes or kv_len) + config.window_for(kv_len) + segment
+    return sampled * min(probed, kv_len) + kv_len
+
+
 def _runs(rows: GroupRows, n: int, lists: SegmentLists) -> Iterator[list[int]]:
-    """Consecutive segments of equal length that are selected at once; dense ones are marked."""
+    """Consecutive segments of equal length that are selected at once; dense ones are marked.
+
+    Segments without columns to choose from are left out. Those of a run have the same probes.
+    """
     config, size = lists.config, lists.segment
+    window = config.window_for(len(rows.k))
     run: list[int] = []
+    run_step = 1
     for g, (lo, hi) in enumerate(lists.starts(n)):
         nominal_end = (lo // size + 1) * size
         if nominal_end <= config.dense_prefix or not len(strided_rows(lo, hi, config.row_stride)):
             lists.dense[n, rows.heads.start : rows.heads.stop, g] = True
             continue
+        columns = int(_edges(torch.tensor(hi - 1), window, config))
+        if columns == 0:
+            continue
         if hi - lo < size:  # a segment that the call cuts has fewer rows than its neighbours
             yield [g]
             continue
+        step = probe_step(columns, config.probes)
+        if run and step != run_step:
+            yield run
+            run = []
+        run_step = step
         run.append(g)
-        if len(run) * len(rows.heads) * (size // config.row_stride) * hi >= SCORES_AT_ONCE:
+        if len(run) * len(rows.heads) * scores_of_segment(config, size, hi) >= SCORES_AT_ONCE:
             yield run
             run = []
     if run:
@@ -48,20 +72,13 @@ def _select_run(rows: GroupRows, n: int, run: list[int], lists: SegmentLists) ->
     config = lists.config
     spans = [lists.starts(n)[g] for g in run]
     window = config.window_for(len(rows.k))
-    edges = _edges(torch.tensor([hi - 1 for _, hi in spans]), window, config)
-    limit, limits = int(edges.max()), edges.to(rows.k.device)
-    if limit == 0:
-        return
+    limits = _edges(torch.tensor([hi - 1 for _, hi in spans]), window, config)
+    if config.spread:
+        keep, sure = spread_columns(rows, spans, limits, config)
+    else:
+        keep, sure = _pooled_columns(rows, spans, limits, config)
     heads, segments = slice(rows.heads.start, rows.heads.stop), slice(run[0], run[-1] + 1)
-    positions = torch.cat([strided_rows(lo, hi, config.row_stride) for lo, hi in spans])
-    prob = rows.softmax(positions)
-    exact = ranked = column_mass(prob, _edges(positions, window, config), len(run), limit)
-    if config.pool is not None:
-        prob, firsts = rows.pooled_softmax(spans[0][0], spans[-1][1], config.pool)
-        ranked = column_mass(prob, _edges(firsts, window, config), len(run), limit)
-    keep = _kept(ranked, exact, limits, config)
-    too_many = keep.sum(-1) > config.dense_above * limits
-    dense = too_many | ~exact.sum(-1).isfinite() | ~ranked.sum(-1).isfinite()
+    dense = ~sure | (keep.sum(-1) > config.dense_above * limits.to(keep.device))
     lists.dense[n, heads, segments] = dense.cpu()
     columns = lists_of((keep & ~dense[..., None]).flatten(0, 1))
     for i, h in enumerate(rows.heads):
@@ -69,12 +86,25 @@ def _select_run(rows: GroupRows, n: int, run: list[int], lists: SegmentLists) ->
             lists.put(n, h, g, columns[i * len(run) + j])
 
 
+def _pooled_columns(
+    rows: GroupRows, spans: list[tuple[int, int]], limits: Tensor, config: SampleAttentionConfig
+) -> tuple[Tensor, Tensor]:
+    """Columns ranked by mean queries of pools, or by the sampled rows; see `spread_columns`."""
+    window, limit = config.window_for(len(rows.k)), int(limits.max())
+    positions = torch.cat([strided_rows(lo, hi, config.row_stride) for lo, hi in spans])
+    prob = rows.softmax(positions)
+    exact = ranked = column_mass(prob, _edges(positions, window, config), len(spans), limit)
+    if config.pool is not None:
+        prob, firsts = rows.pooled_softmax(spans[0][0], spans[-1][1], config.pool)
+        ranked = column_mass(prob, _edges(firsts, window, config), len(spans), limit)
+    keep = _kept(ranked, exact, limits.to(rows.k.device), config)
+    return keep, exact.sum(-1).isfinite() & ranked.sum(-1).isfinite()
+
+
 def _kept(rank: Tensor, mass: Tensor, limits: Tensor, config: SampleAttentionConfig) -> Tensor:
     """Columns in the fewest classes of `rank` that hold the share of `mass`: bool `[G, M, K]`."""
-    outside = mass.sum(-1)
-    need = config.coverage - (1 - outside) if config.residual else config.coverage * outside
     classes = rank_classes(rank.float())
-    keep = classes >= smallest_classes(classes, mass, need)[..., None]
+    keep = classes >= smallest_classes(classes, mass, needed(mass, config))[..., None]
     last = int(limits.min())
     keep[..., last:] &= torch.arange(last, keep.shape[-1], device=keep.device) < limits[:, None]
     return keep

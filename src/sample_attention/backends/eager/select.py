@@ -12,7 +12,7 @@ from ...plan import Probe, StripePlan
 from ...problem import Problem, keys_of
 from ...selection.lists import SegmentLists
 from .mass import GroupRows, ScoreBuffer
-from .segments import SCORES_AT_ONCE, select_segments
+from .segments import SCORES_AT_ONCE, scores_of_segment, select_segments
 from .whole import CHUNK_ROWS, select_blocks, select_whole
 
 
@@ -44,8 +44,11 @@ def select(
 
 def _head_groups(problem: Problem, config: SampleAttentionConfig, kv_len: int) -> Iterator[range]:
     """Heads that share keys, as many at a time as keep the scores of a segment in the caches."""
-    sampled = CHUNK_ROWS if config.segment is None else max(1, config.segment // config.row_stride)
-    at_once = max(1, SCORES_AT_ONCE // (sampled * kv_len))
+    if config.segment is None:
+        scores = CHUNK_ROWS * kv_len
+    else:
+        scores = scores_of_segment(config, config.segment, kv_len)
+    at_once = max(1, SCORES_AT_ONCE // scores)
     for kv_head in range(problem.num_kv_heads):
         first, stop = kv_head * problem.group_size, (kv_head + 1) * problem.group_size
         for h in range(first, stop, at_once):

@@ -8,7 +8,7 @@ from torch import Tensor
 from ...config import SampleAttentionConfig
 from ...selection.lists import SegmentLists
 from ...selection.rows import chunk_tail_rows, strided_rows
-from .filtering import smallest_set
+from .filtering import needed, smallest_set
 from .mass import GroupRows, column_mass
 
 CHUNK_ROWS = 128
@@ -24,11 +24,9 @@ def select_whole(rows: GroupRows, n: int, lists: SegmentLists) -> None:
         lists.dense[n, rows.heads.start : rows.heads.stop] = True
         return
     total = _total_mass(rows, positions, config)
-    outside = total.sum(-1)
-    need = config.coverage - (1 - outside) if config.residual else config.coverage * outside
-    keep = smallest_set(total, need)
+    keep, finite = smallest_set(total, needed(total, config)), total.sum(-1).isfinite()
     for i, h in enumerate(rows.heads):
-        if bool(outside[i].isfinite()):
+        if bool(finite[i]):
             lists.put(n, h, 0, keep[i].nonzero()[:, 0].int())
         else:
             lists.dense[n, h, 0] = True
