@@ -113,7 +113,7 @@ def rank_kernel(
 
 
 @triton.jit
-def probe_step(limit, probes):
+def distance_of_probes(limit, probes):
     """Distance of the regular probes: the smallest power of two at which they are not too many."""
     step = 1
     while step * probes < limit:
@@ -141,7 +141,7 @@ def probe_kernel(
         return
     scratch = head * tl.num_programs(0) + g
     Class += scratch.to(tl.int64) * pitch
-    step = probe_step(limit, PROBES)
+    step = distance_of_probes(limit, PROBES)
     t = tl.arange(0, BLOCK_P)
     j = t * step + step - 1
     there = (t < PROBES) & (j < limit)
@@ -230,7 +230,7 @@ def count_kernel(
     Mass += scratch * SLOTS
     Bins += scratch * SLOTS
     heavy_from, heavy_count = tl.load(HeavyFrom + scratch), tl.load(HeavyCounts + scratch)
-    step = probe_step(limit, PROBES)
+    step = distance_of_probes(limit, PROBES)
     log_step = tl.log2(step.to(tl.float32))
     tiles = tl.cdiv(tl.minimum(limit // step, PROBES), BLOCK_N)
     every = tiles + tl.cdiv(heavy_count, BLOCK_N)
