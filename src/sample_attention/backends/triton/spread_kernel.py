@@ -13,6 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .filter_kernel import load_block
 from .mass_kernel import FLOOR, key_pointer, load_keys, page_pointer
 
 BINS = tl.constexpr(256)
@@ -78,7 +79,10 @@ def rank_kernel(
     BLOCK_S: tl.constexpr, BLOCK_N: tl.constexpr, CHUNK: tl.constexpr,
     PAGE_SIZE: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Classes of CHUNK columns for a tile of segments: floor(8 log2 of their rank)."""
+    """Classes of CHUNK columns for a tile of segments: floor(8 log2 of their rank).
+
+    BLOCK_N divides the pitch: the last tile may write past a segment's limit.
+    """
     n, h = tl.program_id(2), tl.program_id(1)
     chunks = tl.cdiv(pitch, CHUNK)
     head = (n * NUM_HEADS + h).to(tl.int64)
@@ -109,7 +113,7 @@ def rank_kernel(
         s = tl.dot(small * small, tl.trans(spreads), s)
         steps = tl.floor(s * (8 * scale))
         rank_class = tl.minimum(tl.maximum(steps, -32767.0), 32767.0).to(tl.int16)
-        tl.store(Class + out + keys[:, None], rank_class, mask=keys[:, None] < limit[None, :])
+        tl.store(Class + out + keys[:, None], rank_class, mask=inside[None, :])
 
 
 @triton.jit
@@ -154,9 +158,8 @@ def probe_kernel(
     used = 0
     bins = tl.zeros([BINS], tl.int32)
     for start in range(0, limit, BLOCK):
-        keys = start + tl.arange(0, BLOCK)
-        inside = keys < limit
-        above = tl.load(Class + keys, mask=inside, other=EVERY_CLASS).to(tl.int32) - heavy_from
+        above, inside, keys = load_block(Class, start, limit, pitch, BLOCK)
+        above = above.to(tl.int32) - heavy_from
         above = tl.minimum(tl.maximum(above, -HEAVY_BIN), BINS - 1 - HEAVY_BIN)
         heavy = (above >= 0) & inside
         place = used + tl.cumsum(heavy.to(tl.int32), 0) - 1
