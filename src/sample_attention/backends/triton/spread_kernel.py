@@ -252,8 +252,10 @@ def count_kernel(
     pages = page_pointer(PageTable, n, page_table_stride, PAGE_SIZE)
     lane = tl.arange(0, BLOCK_N)
 
-    m = tl.zeros([BLOCK_M], tl.float32) + FLOOR
-    total = tl.zeros([BLOCK_M], tl.float32)
+    # Keys x rows, and a running softmax of every entry of the tile: nothing is reduced before the
+    # last tile.
+    m = tl.zeros([BLOCK_N, BLOCK_M], tl.float32) + FLOOR
+    total = tl.zeros([BLOCK_N, BLOCK_M], tl.float32)
     band = tl.cdiv(stop - limit, BLOCK_N)
     for i in range(0, band + every):
         in_band = i < band
@@ -261,18 +263,19 @@ def count_kernel(
             tl.maximum(i - band, 0), Class, Heavy, heavy_from, heavy_count, limit, step, log_step,
             tiles, PROBES, BLOCK_N,
         )  # fmt: skip
-        near = limit + i * BLOCK_N + lane
-        keys = tl.where(in_band, near, keys)
+        keys = tl.where(in_band, limit + i * BLOCK_N + lane, keys)
         k = load_keys(
             K, keys, keys < stop, pages, k_strides, HEAD_DIM, BLOCK_D, PAGE_SIZE, WIDE, True
         )
-        s = tl.dot(q, tl.trans(k)) * scale + tl.where(in_band, 0.0, weight)[None, :]
-        s = tl.where(keys[None, :] <= p[:, None], s, float("-inf"))
-        m_new = tl.maximum(m, tl.max(s, 1))
-        total = total * tl.exp2(m - m_new) + tl.sum(tl.exp2(s - m_new[:, None]), 1)
+        s = tl.dot(k, tl.trans(q)) * scale + tl.where(in_band, 0.0, weight)[:, None]
+        s = tl.where(keys[:, None] <= p[None, :], s, float("-inf"))
+        m_new = tl.maximum(m, s)
+        total = total * tl.exp2(m - m_new) + tl.exp2(s - m_new)
         m = m_new
+    largest = tl.max(m, 0)
+    lse = largest + tl.log2(tl.sum(total * tl.exp2(m - largest[None, :]), 0))
+    lse = tl.where(there, lse, float("inf"))
     share = 1.0 / tl.sum(there.to(tl.float32))
-    lse = tl.where(there, m + tl.log2(total), float("inf"))
     for i in range(0, every):
         keys, weight, bins = probe_keys(
             i, Class, Heavy, heavy_from, heavy_count, limit, step, log_step, tiles, PROBES, BLOCK_N
@@ -280,8 +283,8 @@ def count_kernel(
         k = load_keys(
             K, keys, keys < stop, pages, k_strides, HEAD_DIM, BLOCK_D, PAGE_SIZE, WIDE, True
         )
-        s = tl.dot(q, tl.trans(k)) * scale + weight[None, :]
-        mass = tl.sum(tl.exp2(s - lse[:, None]), 0) * share
+        s = tl.dot(k, tl.trans(q)) * scale + weight[:, None]
+        mass = tl.sum(tl.exp2(s - lse[None, :]), 1) * share
         tl.store(Mass + i * BLOCK_N + lane, mass)
         tl.store(Bins + i * BLOCK_N + lane, bins.to(tl.uint8))
 
