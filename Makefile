@@ -46,10 +46,12 @@ test: setup ## all checks: style, types, layers, then every test and documentati
 test-gpu: setup ## the tests that need a GPU: writes benchmarks/records/gpu_tests.json
 	@$(PY) -m pytest -m gpu --record benchmarks/records/gpu_tests.json $(PYTEST)
 
-sanitize-gpu: setup ## selection under compute-sanitizer: reads, writes and races
+sanitize-gpu: setup ## kernels under compute-sanitizer: reads, writes and races
 	@for tool in memcheck racecheck; do \
 	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 \
-	    $(PY) -m pytest tests/kernels/test_gpu_select.py -k equals_the_reference || exit 1; \
+	    $(PY) -m pytest tests/kernels/test_gpu_select.py -k equals_the_reference && \
+	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 \
+	    $(PY) -m pytest tests/kernels/test_hopper.py -m gpu -k awkward || exit 1; \
 	done
 
 lint: setup ## style and format
@@ -97,17 +99,21 @@ PROMPTS     := "--text prose --lengths 32768" "--text code --lengths 32768" \
 bench-gpu: setup ## measure an NVIDIA GPU: writes benchmarks/records/h100_*.jsonl
 	@rm -f $(GPU_RECORDS)_*.jsonl
 	@echo "== random lists at a density of 0.1"
-	@$(GPU_BENCH) attention $(GPU_OUTPUT)_attention.jsonl --lengths 8192,32768,131072
+	@for backend in triton hopper; do \
+	  $(GPU_BENCH) attention $(GPU_OUTPUT)_attention.jsonl --lengths 8192,32768,131072 \
+	    --backend $$backend || exit 1; \
+	done
 	@echo "== short prompts, which the policy may run dense"
 	@$(CAPTURED) --layers 17 --lengths 1024,2048,4096,8192 --routed
 	@echo "== real prompts"
 	@for prompt in $(PROMPTS); do \
 	  $(CAPTURED) --layers 3,10,17,24 $$prompt --preset default --preset paper $(COVERAGES) && \
+	  $(CAPTURED) --layers 3,10,17,24 $$prompt --preset fast --backend hopper $(COVERAGES) && \
 	  $(CAPTURED) --layers 3,10,17,24 $$prompt $(ONE_IN_32) $(COVERAGES) --coverage 0.8 \
 	    || exit 1; \
 	done
 	@echo "== kernels"
-	@$(GPU_BENCH) kernels $(GPU_OUTPUT)_kernels.jsonl --preset default --preset paper
+	@$(GPU_BENCH) kernels $(GPU_OUTPUT)_kernels.jsonl --preset default --preset fast --preset paper
 	@$(GPU_BENCH) kernels $(GPU_OUTPUT)_kernels.jsonl $(ONE_IN_32)
 	@echo "== time to first token"
 	@$(GPU_BENCH) ttft $(GPU_MODEL) $(GPU_OUTPUT)_ttft.jsonl --lengths 8192,16384,32768

@@ -5,11 +5,11 @@
 | `coverage`       | alpha, alpha_c          | 0.95       | 0.95         | 0.95     | 0.95     |
 | `slash_coverage` | alpha_s                 | -          | 0.95         | -        | -        |
 | `segment`        | - (v3: one set for all) | whole call | whole call   | 128 rows | 128 rows |
-| `row_stride`     | 1 / r_row               | 20 (5 %)   | -            | 8        | 2        |
+| `row_stride`     | 1 / r_row               | 20 (5 %)   | -            | 8        | 4        |
 | `chunk_tails`    | chunk_n                 | -          | 2 x 128 rows | -        | -        |
 | `pool`           | -                       | -          | -            | 32 rows  | 128 rows |
 | `spread`         | -                       | -          | -            | no       | yes      |
-| `probes`         | -                       | -          | -            | all      | 512      |
+| `probes`         | -                       | -          | -            | all      | 2048     |
 | `key_block`      | blk                     | 1          | 128          | 1        | 1        |
 | `window`         | w = ceil(r_w S)         | 8 % of Skv | -            | 256      | 256      |
 | `dense_tail`     | bottom area             | 128        | -            | 0        | 0        |
@@ -35,6 +35,10 @@ LOWEST_OCTAVE = -31
 
 MOST_HEAVY = 512
 """With `spread`, columns of more than this share of all ranks, 1 in 512, are heavy: all probed."""
+
+SPREAD_SHARE = 0.5
+"""Share of the variance term that ranks. All of it, right for normal queries, ranks no better than
+none: queries of a segment differ in ways that move many scores together, and a softmax ignores."""
 
 LOWEST_RANK, HIGHEST_RANK = -128, 127
 """With `spread`, ranks 16 octaves and more below or above the first heavy one share a class."""
@@ -261,7 +265,7 @@ PRESETS = {
         segment=None, row_stride=20, pool=None, window_ratio=0.08, residual=False, dense_tail=128,
         dense_prefix=0,
     ),
-    "fast": SampleAttentionConfig(row_stride=2, pool=128, spread=True, probes=512),
+    "fast": SampleAttentionConfig(row_stride=4, pool=128, spread=True, probes=2048),
     "mlsys": SampleAttentionConfig(
         slash_coverage=0.95, segment=None, chunk_tails=2, pool=None, key_block=128, window=0,
         residual=False, dense_prefix=0,

@@ -17,6 +17,7 @@ from .config import (
     LOWEST_OCTAVE,
     LOWEST_RANK,
     MOST_HEAVY,
+    SPREAD_SHARE,
     SampleAttentionConfig,
 )
 
@@ -150,19 +151,18 @@ def _spread_segment(
 ) -> Tensor:  # fmt: skip
     """Ours, cheaper: mean and variance of the queries rank, exact rows count on probed columns.
 
-    The log of the mean over rows of exp(q.k) is mu.k + sum(var k^2) / 2 for normal queries. Probed
-    are columns at equal distances, each standing for `step`, and heavy ones, of more than one in
-    MOST_HEAVY of the sum of all ranks, which the former tell.
+    Probed are columns at equal distances, each standing for `step`, and heavy ones, of more than
+    one in MOST_HEAVY of the sum of all ranks, which the former tell.
     """
     factor = q.shape[-1] ** -0.5 if scale is None else scale
     count, probes = int(selectable.sum()), config.probes or len(k)
     if count == 0:
         return selectable
-    exponent = factor * (k @ q.mean(0)) + factor**2 / 2 * (k.square() @ q.var(0, unbiased=False))
     step = 1
     while step * probes < count:
         step *= 2
     regular = selectable & ((torch.arange(len(k)) + 1) % step == 0)
+    exponent = spread_exponent(q, k, scale)
     octave = torch.floor(exponent / math.log(2) * CLASSES_PER_OCTAVE)  # one class, one value
     top = octave[regular].max()
     total = step * torch.exp2((octave[regular] - top) / CLASSES_PER_OCTAVE).sum()
@@ -180,6 +180,17 @@ def _spread_segment(
     weighted = torch.softmax(scores + torch.log(torch.where(selectable, weight, 1.0)), -1)
     exact = weighted.mean(0) * selectable
     return _filter(classes, exact, selectable, config)
+
+
+def spread_exponent(q: Tensor, k: Tensor, scale: float | None = None) -> Tensor:
+    """What ranks a key for the rows of q `[R, D]`, as a logarithm: k `[Skv, D]` to `[Skv]`.
+
+    scale mu.k + SPREAD_SHARE scale^2 / 2 sum_d var_d k_d^2, of the rows' mean and variance. With a
+    share of 1 it would be the log of the mean of exp(scale q.k) over normal queries.
+    """
+    factor = q.shape[-1] ** -0.5 if scale is None else scale
+    mean, variance = q.mean(0), q.var(0, unbiased=False)
+    return factor * (k @ mean) + SPREAD_SHARE * factor**2 / 2 * (k.square() @ variance)
 
 
 def _blocks(prob: Tensor, p: Tensor, j: Tensor, config: SampleAttentionConfig) -> Tensor:

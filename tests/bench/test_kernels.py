@@ -28,21 +28,23 @@ CONFIGS = {
     "paper": SampleAttentionConfig.preset("paper"),
     "mlsys": SampleAttentionConfig.preset("mlsys"),
     "held out": SampleAttentionConfig(window=32, held_out=3),
+    "fast": SampleAttentionConfig.preset("fast", window=32, probes=64),
 }
+LSE = ("row_lse_kernel", "merge_lse_kernel")
+LISTS = ("place_kernel", "compact_kernel")
+BY_SPREAD = ("rank_kernel", "probe_kernel", "count_kernel", *LISTS)
 LAUNCHES = {
-    "default": ["finite_kernel", "row_lse_kernel", "mean_query_kernel", "row_lse_kernel",
-                "segment_mass_kernel", "segment_mass_kernel", "threshold_kernel", "place_kernel",
-                "compact_kernel", "segment_mass_kernel", "column_mass_kernel", "threshold_kernel",
-                "place_kernel", "compact_kernel", "fill"],
-    "no pool": ["finite_kernel", "finite_kernel", "row_lse_kernel", "segment_mass_kernel",
-                "threshold_kernel", "place_kernel", "compact_kernel"],
-    "paper": ["finite_kernel", "finite_kernel", "row_lse_kernel", "column_mass_kernel", "sort",
-              "gather", "place_kernel", "compact_kernel"],
-    "mlsys": ["finite_kernel", "finite_kernel", "row_lse_kernel", "block_mass_kernel", "sort",
-              "place_kernel", "compact_kernel"],
-    "held out": ["finite_kernel", "row_lse_kernel", "mean_query_kernel", "row_lse_kernel",
-                 "segment_mass_kernel", "segment_mass_kernel", "threshold_kernel", "place_kernel",
-                 "compact_kernel", "row_lse_kernel"],
+    "default": ["finite_kernel", *LSE, "mean_query_kernel", *LSE, "segment_mass_kernel",
+                "segment_mass_kernel", "threshold_kernel", *LISTS, "segment_mass_kernel",
+                "column_mass_kernel", "threshold_kernel", *LISTS, "fill"],
+    "no pool": ["finite_kernel", "finite_kernel", *LSE, "segment_mass_kernel", "threshold_kernel",
+                *LISTS],
+    "paper": ["finite_kernel", "finite_kernel", *LSE, "column_mass_kernel", "sort", "gather",
+              *LISTS],
+    "mlsys": ["finite_kernel", "finite_kernel", *LSE, "block_mass_kernel", "sort", *LISTS],
+    "held out": ["finite_kernel", *LSE, "mean_query_kernel", *LSE, "segment_mass_kernel",
+                 "segment_mass_kernel", "threshold_kernel", *LISTS, *LSE],
+    "fast": ["finite_kernel", "moments_kernel", *BY_SPREAD, *BY_SPREAD],
 }  # fmt: skip
 
 
@@ -112,12 +114,12 @@ def test_every_part_of_a_selection_has_its_work(name):
 def test_launches_go_to_their_parts_in_turn():
     timed = [(name, float(i)) for i, name in enumerate(LAUNCHES["default"])]
     parts = parts_of(timed, CONFIGS["default"])
-    assert (parts["row_lse_rows"], parts["row_lse_means"]) == ([1.0], [3.0])
-    assert (parts["class_pass"], parts["mass_pass"]) == ([4.0, 9.0], [5.0, 10.0])
-    assert parts["place_compact"] == [7.0, 8.0, 12.0, 13.0]
-    assert parts["torch_operators"] == [14.0]
+    assert (parts["row_lse_rows"], parts["row_lse_means"]) == ([1.0, 2.0], [4.0, 5.0])
+    assert (parts["class_pass"], parts["mass_pass"]) == ([6.0, 11.0], [7.0, 12.0])
+    assert parts["place_compact"] == [9.0, 10.0, 14.0, 15.0]
+    assert parts["torch_operators"] == [16.0]
     with pytest.raises(UnknownLaunches, match="3 launches of the kernels for 'mass'"):
-        parts_of(timed[:10], CONFIGS["default"])
+        parts_of(timed[:12], CONFIGS["default"])
 
 
 def test_the_backend_launches_in_that_order(monkeypatch):
@@ -147,14 +149,15 @@ def test_the_backend_launches_in_that_order(monkeypatch):
         select._select_segments(inputs.q, select.Keys(inputs.k, problem, 1.0), config, lists)
         stages = {kernel: kernels._parts_of_stage(stage, config)
                   for kernel, stage in kernels.STAGES.items()}  # fmt: skip
-        assert tuple(order) == stages["row_lse_kernel"] + stages["segment_mass_kernel"]
+        scored = dict.fromkeys(stages["row_lse_kernel"])  # each is launched, then merged
+        assert tuple(order) == (*scored, *stages["segment_mass_kernel"])
 
 
 def test_every_kernel_of_the_backend_has_a_stage():
-    folder = Path(sample_attention.__file__).parent / "backends" / "triton"
+    folder = Path(sample_attention.__file__).parent / "backends"
     defined = {
         node.name
-        for path in folder.glob("*_kernel.py")
+        for path in folder.glob("*/*_kernel.py")
         for node in ast.parse(path.read_text("utf-8")).body
         if isinstance(node, ast.FunctionDef) and node.name.endswith("_kernel")
     }

@@ -35,15 +35,25 @@ def _assert_selected(plan, q, k, config, n=0):
     fewest, most = (reference.select(q, k, _covering(config, x)) for x in (1 - sums, 1 + sums))
     wrong = (given & ~most) | (fewest & ~given)
     assert config.segment is not None or not wrong.any(), f"{int(wrong.sum())} pairs"
-    largest = q.shape[-1] ** -0.5 * q.norm(dim=-1).max() * k.norm(dim=-1).max()
-    step = (1 + 1 / CLASSES_PER_OCTAVE) * math.exp(2 * rounding * float(largest) + sums)
     segment = torch.arange(k.shape[1] - q.shape[1], k.shape[1]) // config.segment
     for h, g in {(h, int(segment[i])) for h, i in wrong.any(-1).nonzero().tolist()}:
-        ranks = _ranks(q[h], k[h * len(k) // len(q)], segment == g, config)
+        rows, keys = q[h, segment == g], k[h * len(k) // len(q)]
+        largest = _largest_exponent(rows, keys, spread=config.spread)
+        step = (1 + 1 / CLASSES_PER_OCTAVE) * math.exp(2 * rounding * largest + sums)
+        ranks = _ranks(q[h], keys, segment == g, config)
         ranks = ranks[wrong[h, segment == g].any(0)]
         assert ranks.max() <= ranks.min() * step, (
             f"head {h}, segment {g}: {len(ranks)} columns of ranks {ranks.min()} to {ranks.max()}"
         )
+
+
+def _largest_exponent(q, k, *, spread):
+    """Bounds what is rounded: products of a query, or of a mean and a variance, with a key."""
+    factor = q.shape[-1] ** -0.5
+    largest = factor * q.norm(dim=-1).max() * k.norm(dim=-1).max()
+    if spread:
+        largest = largest + factor**2 * (k.square() @ q.var(0, unbiased=False)).max()
+    return float(largest)
 
 
 def _covering(config, factor):
@@ -58,6 +68,8 @@ def _ranks(q, k, rows, config):
     p = torch.arange(len(k) - len(q), len(k))[:, None]
     edge = p // config.window_alignment * config.window_alignment - config.window_for(len(k))
     outside = (torch.arange(len(k)) <= edge)[rows]
+    if config.spread:
+        return torch.exp(reference.spread_exponent(q[rows], k)) * outside[0]
     if config.pool is not None:
         return reference._pooled_rank(q[rows], k, p[rows], outside, config, None)
     probability = reference.probabilities(q[None], k[None])[0, rows] * outside

@@ -17,11 +17,15 @@ pytestmark = [
 
 CONFIGS = {
     "default": SampleAttentionConfig(dense_prefix=128, window=100, coverage=0.7),
+    "fast": SampleAttentionConfig.preset(
+        "fast", dense_prefix=128, window=100, coverage=0.7, probes=64
+    ),
     "paper": SampleAttentionConfig.preset("paper", coverage=0.7),
     "mlsys": SampleAttentionConfig.preset("mlsys", coverage=0.5, slash_coverage=0.5),
 }
 BY_SEGMENT = {
     "default": CONFIGS["default"],
+    "fast": CONFIGS["fast"],
     "many rows": SampleAttentionConfig(
         segment=512, row_stride=2, pool=None, dense_prefix=0, window=100, coverage=0.7
     ),

@@ -48,11 +48,11 @@ def compiled(request, tmp_path_factory):
     )
     path = tmp_path_factory.mktemp("cubin") / "kernel.cubin"
     path.write_bytes(kernel.asm["cubin"])
-    return kernel, path
+    return kernel, path, request.param
 
 
 def test_fits(compiled):
-    kernel, path = compiled
+    kernel, path, _ = compiled
     report = _cuobjdump("--dump-resource-usage", path)
     used = {name: int(value) for name, value in re.findall(r"(STACK|LOCAL):(\d+)", report)}
     assert kernel.metadata.shared <= SHARED_BYTES
@@ -73,7 +73,8 @@ def test_exponentials_run_beside_the_second_product(compiled):
     order = "".join({"0": "w", "1": "o"}.get(x[-1], "x" if x[0] == "M" else "p") for x in events)
     loops = re.findall(r"p+o+(x*)w", order)
     assert len(loops) == 4  # two roles, with and without a mask
-    assert all(len(x) >= 64 for x in loops)
+    tile = TILES[64 if "64" in compiled[2] else 128]
+    assert all(len(x) >= 64 * tile["BLOCK_N"] / 128 for x in loops)  # of a thread
 
 
 def _source(constants):

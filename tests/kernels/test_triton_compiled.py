@@ -17,6 +17,8 @@ from sample_attention.backends.triton import (  # noqa: E402
     filter_kernel,
     mass,
     mass_kernel,
+    spread,
+    spread_kernel,
 )
 from sample_attention.backends.triton.attend import tile_shape  # noqa: E402
 from sample_attention.backends.triton.blocks import MASS_LAUNCH  # noqa: E402
@@ -34,14 +36,15 @@ Tiles are measured on an H100; nothing was tuned for sm_100 yet, where one more 
 
 # Types by the name of the argument, which means the same in every kernel.
 TYPES = {
-    **dict.fromkeys(("Q", "K", "V", "X", "Out", "Means"), "*bf16"),
+    **dict.fromkeys(("Q", "K", "V", "X", "Out", "Means", "Spreads"), "*bf16"),
     **dict.fromkeys(("Lse", "Parts", "Share", "Column", "Slash"), "*fp32"),
     **dict.fromkeys(
         ("Table", "PageTable", "Window", "Indices", "Counts", "At", "Position", "Edge", "Low",
-         "High", "Nearest", "Limits", "Ends", "Threshold"), "*i32",
+         "High", "Nearest", "Limits", "Ends", "Threshold", "HeavyFrom", "HeavyCounts", "Heavy",
+         "Histogram"), "*i32",
     ),
     **dict.fromkeys(("Offsets", "Used"), "*i64"),
-    **dict.fromkeys(("coverage", "dense_above", "scale"), "fp32"),
+    **dict.fromkeys(("coverage", "dense_above", "scale", "half"), "fp32"),
     **dict.fromkeys(
         ("strides", "q_strides", "k_strides", "v_strides", "out_strides"), ("i64",) * 3
     ),
@@ -58,6 +61,10 @@ KEYS = {
 """Constants by the name of the argument; each kernel takes those that it has."""
 
 WIDEST = {"HEAD_DIM": 256, "BLOCK_D": 256}
+SPREAD = {
+    "SEGMENT": 128, "ROW_STRIDE": 4, "PROBES": 2048, "BLOCK_P": 2048, "MOST_HEAVY": 512,
+    "ROOM": spread.ROOM, "SLOTS": 4096, "TYPES": {"Class": "*i16", "Mass": "*fp32", "Bins": "*u8"},
+}  # fmt: skip
 PAGED = {"PAGE_SIZE": 16, "PageTable": ..., "page_table_stride": ...}
 RANKS, COUNTS = {"Mass": None}, {"Class": None}
 NORMALISE = {"CHUNK": mass.LSE_CHUNK, **mass.LSE_LAUNCH}
@@ -86,6 +93,26 @@ CASES = {
     "threshold": (filter_kernel.threshold_kernel, {"BLOCK": BLOCK_CLASSES}),
     "place": (filter_kernel.place_kernel, {"BLOCK": 1024}),
     "compact": (filter_kernel.compact_kernel, {"BLOCK": BLOCK_CLASSES}),
+    "moments": (spread_kernel.moments_kernel, {**SPREAD, "num_warps": 4}),
+    "spread ranks": (
+        spread_kernel.rank_kernel,
+        {**SPREAD, "BLOCK_S": spread.RANKED_TOGETHER, **spread.RANK_LAUNCH},
+    ),
+    "spread ranks, 256": (
+        spread_kernel.rank_kernel,
+        {**SPREAD, "BLOCK_S": spread.RANKED_TOGETHER // 2, **spread.RANK_LAUNCH, **WIDEST},
+    ),
+    "probes": (spread_kernel.probe_kernel, {**SPREAD, **spread.PROBE_LAUNCH}),
+    "probed counts": (
+        spread_kernel.count_kernel, {**SPREAD, "BLOCK_M": 32, **spread.COUNT_LAUNCH},
+    ),
+    "probed counts, 256": (
+        spread_kernel.count_kernel, {**SPREAD, "BLOCK_M": 32, **spread.COUNT_LAUNCH, **WIDEST},
+    ),
+    "probed counts, pages": (
+        spread_kernel.count_kernel, {**SPREAD, "BLOCK_M": 32, **spread.COUNT_LAUNCH, **PAGED},
+    ),
+    "compact of spread": (filter_kernel.compact_kernel, {**SPREAD, "BLOCK": BLOCK_CLASSES}),
     "attend": (attend_kernel.attend_kernel, {"ALIGN": 128, "KEY_BLOCK": 1, "LISTS_LEFT": True}),
     "attend, blocks": (
         attend_kernel.attend_kernel,
@@ -120,7 +147,7 @@ def test_compiles(capability, name, tmp_path):
 
 
 def test_every_kernel_is_compiled():
-    modules = (attend_kernel, blocks_kernel, filter_kernel, mass_kernel)
+    modules = (attend_kernel, blocks_kernel, filter_kernel, mass_kernel, spread_kernel)
     entries = {x for m in modules for name, x in vars(m).items() if name.endswith("_kernel")}
     assert entries == {kernel for kernel, _ in CASES.values()}
 
@@ -128,7 +155,8 @@ def test_every_kernel_is_compiled():
 def _source(kernel, constants):
     names = kernel.arg_names
     fixed = {n: constants[n] for n in names if constants.get(n, ...) is not ...}
-    signature = {n: "constexpr" if n in fixed else TYPES.get(n, "i32") for n in names}
+    types = {**TYPES, **constants.get("TYPES", {})}
+    signature = {n: "constexpr" if n in fixed else types.get(n, "i32") for n in names}
     aligned = [["tt.divisibility", 16]]
     attributes = {(i,): aligned for i, n in enumerate(names) if signature[n][0] == "*"}
     for i, n in enumerate(names):

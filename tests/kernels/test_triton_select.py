@@ -8,6 +8,7 @@ import torch
 
 import sample_attention as sa
 from sample_attention import SampleAttentionConfig, Sequences
+from sample_attention.errors import UnsupportedProblem
 from sample_attention.plan import segment_starts
 from sample_attention.testing import (
     assert_matches_oracle,
@@ -46,6 +47,18 @@ SEGMENTS = {
     "dense above little": {"dense_above": 0.1},
     "held out": {"held_out": 5},
 }
+SPREAD = {
+    "spread": {"probes": 16},
+    "spread, segments of 128": {"segment": 128, "pool": 128, "probes": 32, "row_stride": 2},
+    "spread, segments of 32": {"segment": 32, "pool": 32, "probes": 20, "row_stride": 1},
+    "spread, segments of 16": {"segment": 16, "pool": 16, "probes": 16, "row_stride": 4},
+    "spread, every column": {"probes": 512},
+    "spread, no residual": {"residual": False, "coverage": 0.7, "probes": 16, "row_stride": 4},
+    "spread, coverage low": {"coverage": 0.4, "probes": 16, "window": 1},
+    "spread, coverage high": {"coverage": 0.999, "dense_above": 1.0, "probes": 16},
+    "spread, dense prefix": {"dense_prefix": 140, "probes": 16},
+    "spread, held out": {"held_out": 5, "probes": 16},
+}
 PAPER = {
     "paper": {},
     "paper, many tiles": {"row_stride": 1, "coverage": 0.6},
@@ -65,10 +78,17 @@ MLSYS = {
 }  # fmt: skip
 CONFIGS = (
     {name: SampleAttentionConfig(**{**DEFAULT, **fields}) for name, fields in SEGMENTS.items()}
+    | {
+        name: SampleAttentionConfig(**{**DEFAULT, "pool": 64, "spread": True, **fields})
+        for name, fields in SPREAD.items()
+    }
     | {name: SampleAttentionConfig.preset("paper", **fields) for name, fields in PAPER.items()}
     | {name: SampleAttentionConfig.preset("mlsys", **fields) for name, fields in MLSYS.items()}
 )
-FEW = ["segments of 64", "two tiles of sampled rows", "paper, residual", "mlsys, blocks of 64"]
+FEW = [
+    "segments of 64", "two tiles of sampled rows", "spread", "paper, residual",
+    "mlsys, blocks of 64",
+]  # fmt: skip
 
 
 def select(q, k, config, **options):
@@ -119,7 +139,7 @@ def test_configurations_select():
     assert len(set(kept)) > len(kept) / 2
 
 
-@pytest.mark.parametrize("preset", ["default", "paper", "mlsys"])
+@pytest.mark.parametrize("preset", ["default", "fast", "paper", "mlsys"])
 def test_presets_as_they_are(assert_selected, preset):
     q, k, _ = make_qkv(1400, num_heads=1, head_dim=16)
     plan = select(q, k, preset)
@@ -168,7 +188,7 @@ def test_pages_change_nothing(page_size, name):
     assert every_list(select(q, pages, CONFIGS[name], sequences=paged)) == every_list(expected)
 
 
-@pytest.mark.parametrize("name", ["segments of 64", "sampled rows rank"])
+@pytest.mark.parametrize("name", ["segments of 64", "sampled rows rank", "spread"])
 def test_chunks_of_a_prompt_change_nothing(name):
     q, k, _ = make_qkv(320, num_kv_heads=1, head_dim=16)
     whole = lists_of(select(q, k, CONFIGS[name]), 0)
@@ -181,12 +201,16 @@ def module(name):
     return importlib.import_module(f"sample_attention.backends.triton.{name}")
 
 
-@pytest.mark.parametrize("name", ["segments of 16", "two tiles of sampled rows"])
+@pytest.mark.parametrize(
+    "name", ["segments of 16", "two tiles of sampled rows", "spread, segments of 16"]
+)
 def test_groups_of_segments_change_nothing(monkeypatch, name):
     q, k, _, sequences = packed()
     expected = select(q, k, CONFIGS[name], sequences=sequences)
-    monkeypatch.setattr(module("select"), "SCRATCH_BYTES", 1)
-    monkeypatch.setattr(module("select"), "STEP", 2 if CONFIGS[name].segment < 256 else 1)
+    monkeypatch.setattr(module("geometry"), "SCRATCH_BYTES", 1)
+    together = 2 if CONFIGS[name].segment < 256 else 1
+    monkeypatch.setattr(module("select"), "FILTERED_TOGETHER", together)
+    monkeypatch.setattr(module("spread"), "RANKED_TOGETHER", 16)
     again = select(q, k, CONFIGS[name], sequences=sequences)
     assert every_list(again) == every_list(expected)
 
@@ -293,3 +317,11 @@ def test_offsets_beyond_32_bits(name, strides):
     assert lists_of(there, 0) == lists_of(near, 0)
     expected = sa.attend(*qkv, near, backend="triton")
     assert torch.equal(sa.attend(q, k, v, near, backend="triton").out, expected.out)
+
+
+@pytest.mark.parametrize(("probes", "words"), [(None, "without probes"), (8192, "8192 probes")])
+def test_probes_have_a_bound(probes, words):
+    q, k, _ = make_qkv(100)
+    config = SampleAttentionConfig(pool=128, spread=True, probes=probes)
+    with pytest.raises(UnsupportedProblem, match=words):
+        sa.select(q, k, config, backend="triton")

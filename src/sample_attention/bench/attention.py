@@ -97,7 +97,7 @@ def measure_random(
     decision = decide(Problem.of(q, k, v), config)
     return {
         **_measured(inputs, plan, {}, settings, dense=False),
-        "backend": choose(settings.backend, Problem.of(q, k, v)).name,
+        "backend": choose(settings.backend, Problem.of(q, k, v), plan).name,
         "preset": None, "coverage": None, **_fields(config), "row_stride": None, "config": None,
         "route": "sparse" if decision.sparse else "dense", "route_reason": decision.reason,
         "routed": False, "target_density": density, "retained_mass_mean": None,

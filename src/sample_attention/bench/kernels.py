@@ -33,7 +33,8 @@ STAGES = {
     "row_lse_kernel": "lse", "merge_lse_kernel": "lse",
     "segment_mass_kernel": "mass", "column_mass_kernel": "mass", "block_mass_kernel": "block",
     "threshold_kernel": "threshold", "place_kernel": "lists", "compact_kernel": "lists",
-    "attend_kernel": "attend",
+    "moments_kernel": "moments", "rank_kernel": "rank", "probe_kernel": "probe",
+    "count_kernel": "count", "attend_kernel": "attend", "gather_attend_kernel": "attend",
 }  # fmt: skip
 """What each Triton kernel is launched for."""
 
@@ -196,12 +197,14 @@ def profile_launches(run: Callable[[], object]) -> list[Launch]:
 
 def _parts_of_stage(stage: str, config: SampleAttentionConfig) -> tuple[str, ...]:
     ranked = config.pool is not None
-    scored = ("row_lse_rows", *["row_lse_means"] * ranked)
+    scored = [] if config.spread else ["row_lse_rows", *["row_lse_means"] * ranked]
+    scored += ["row_lse_held_out"] * (config.held_out > 0)
     mass = ("class_pass", "mass_pass") if ranked else ("mass_and_class_pass",)
     return {
         "finite": ("finite_check",), "mean": ("mean_queries",), "block": ("block_mass",),
-        "lists": ("place_compact",),
-        "lse": (*scored, *["row_lse_held_out"] * (config.held_out > 0)),
+        "lists": ("place_compact",), "rank": ("rank_pass",), "probe": ("find_probes",),
+        "count": ("count_on_probes",),
+        "lse": tuple(x for part in scored for x in (part, part)),  # in chunks, then merged
         "mass": mass if config.segment is not None else ("column_mass",),
     }.get(stage, (stage,))  # fmt: skip
 

@@ -13,11 +13,13 @@ from torch import Tensor
 from ..config import SampleAttentionConfig
 from ..plan import StripePlan, segment_starts
 from ..plan.stripe import WHOLE
+from ..selection.probes import probe_step
 from ..selection.rows import chunk_tail_rows, held_out_rows, strided_rows
 from .inputs import Inputs
 from .rates import Rates
 
-FLAG_BYTES, CLASS_BYTES, BF16_BYTES, ENTRY_BYTES, FP32_BYTES = 1, 1, 2, 4, 4
+FLAG_BYTES, CLASS_BYTES, RANK_BYTES, BF16_BYTES = 1, 1, 2, 2
+ENTRY_BYTES, FP32_BYTES = 4, 4
 
 
 @dataclass(frozen=True)
@@ -97,12 +99,14 @@ def work_of_selection(call: Call, plan: StripePlan) -> dict[str, Work]:
     """
     config, listed = call.config, listed_columns(call)
     exact, entries = exact_positions(call), int(plan.counts.sum())
+    class_bytes = RANK_BYTES if config.spread else CLASS_BYTES
     queries = call.q_bytes if config.pool is None else 0.0
     found = {
         "finite_check": Work(bytes=call.k_bytes + queries),
-        "row_lse_rows": row_lse(call, exact),
-        "place_compact": Work(bytes=call.heads * listed * CLASS_BYTES + entries * ENTRY_BYTES),
+        "place_compact": Work(bytes=call.heads * listed * class_bytes + entries * ENTRY_BYTES),
     }
+    if not config.spread:
+        found["row_lse_rows"] = row_lse(call, exact)
     if config.held_out:
         found["row_lse_held_out"] = row_lse(call, _held_out_positions(call))
     if config.chunk_tails is not None:
@@ -115,6 +119,8 @@ def work_of_selection(call: Call, plan: StripePlan) -> dict[str, Work]:
         mass_and_flags = (FP32_BYTES + FLAG_BYTES) * call.heads * call.length
         found["torch_operators"] = Work(bytes=mass_and_flags)
         return found
+    if config.spread:
+        return found | _work_by_spread(call, listed)
     found["threshold"] = Work(bytes=call.heads * listed * (CLASS_BYTES + BF16_BYTES))
     counted = window_edges(call, exact)
     if config.pool is None:
@@ -126,6 +132,29 @@ def work_of_selection(call: Call, plan: StripePlan) -> dict[str, Work]:
     found["class_pass"] = _mass(call, means, window_edges(call, means), CLASS_BYTES * listed)
     found["mass_pass"] = _mass(call, exact, counted, BF16_BYTES * listed)
     return found
+
+
+def _work_by_spread(call: Call, listed: int) -> dict[str, Work]:
+    means = 2 * call.heads * len(_segments(call)) * call.row_bytes
+    ranks = call.heads * listed
+    pairs = call.heads * probed_pairs(call)
+    read = call.k_bytes + call.q_bytes / call.config.row_stride
+    return {
+        "moments": Work(bytes=call.q_bytes + means),
+        "rank_pass": Work(4 * call.head_dim * ranks, 0, call.k_bytes + means + RANK_BYTES * ranks),
+        "find_probes": Work(bytes=RANK_BYTES * ranks),
+        "count_on_probes": Work(2 * 2 * call.head_dim * pairs, 2 * pairs, read),
+    }
+
+
+def probed_pairs(call: Call) -> float:
+    """Pairs of one head that exact rows score: their windows and the regular probes."""
+    config, pairs = call.config, 0
+    for lo, hi in _segments(call):
+        left = int(window_edges(call, torch.tensor([hi - 1])))
+        regular = left // probe_step(left, config.probes)
+        pairs += len(strided_rows(lo, hi, config.row_stride)) * (regular + hi - left)
+    return float(pairs)
 
 
 def row_lse(call: Call, positions: Tensor) -> Work:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from ..bench.work import Call, causal_pairs, exact_positions
+from ..bench.work import Call, causal_pairs, exact_positions, listed_columns, probed_pairs
 from ..config import SampleAttentionConfig
 
 
@@ -13,7 +13,9 @@ def sampling_density(config: SampleAttentionConfig, length: int) -> float:
 
     A row that is scored, sampled or mean query, is scored against its causal keys in two passes
     (normaliser, then mass), each of one product where attention has two: 2 passes x 1/2. So the
-    share is (pairs of scored rows) / (causal pairs), about 1 / row_stride + 1 / pool.
+    share is (pairs of scored rows) / (causal pairs), about 1 / row_stride + 1 / pool. With `spread`
+    every segment has two rows, mean and variance, in one pass, and sampled rows see their windows
+    and probes alone.
 
     Args:
         config: how keys are selected; nothing is sampled where it keeps every key.
@@ -22,6 +24,9 @@ def sampling_density(config: SampleAttentionConfig, length: int) -> float:
     if config.dense:
         return 0.0
     call = Call(heads=1, kv_heads=1, length=length, head_dim=1, element=1, config=config)
+    if config.spread:
+        passes = float(listed_columns(call)) + probed_pairs(call)
+        return passes / causal_pairs(call)
     rows = exact_positions(call)
     if config.pool is not None:
         rows = torch.cat([rows, torch.arange(0, length, config.pool)])

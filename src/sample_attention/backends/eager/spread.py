@@ -1,6 +1,6 @@
 """Selection per segment where mean and variance of its queries rank and rows count on probes.
 
-The rank of key k under queries of mean m and variance s has the exponent m.k + s.(k k) / 2: one
+The rank of key k under queries of mean m and variance s has the exponent m.k + s.(k k) / 4: one
 product per segment over all keys and no softmax. The sampled rows score the keys of their window
 and probed columns only: those at even distances, each of which stands for its neighbours as well,
 and heavy ones, which stand for themselves.
@@ -14,7 +14,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...config import CLASSES_PER_OCTAVE, LOWEST_RANK, MOST_HEAVY, SampleAttentionConfig
+from ...config import (
+    CLASSES_PER_OCTAVE,
+    LOWEST_RANK,
+    MOST_HEAVY,
+    SPREAD_SHARE,
+    SampleAttentionConfig,
+)
 from ...selection.probes import NUM_RANKS, probe_step
 from ...selection.rows import strided_rows
 from .filtering import needed, smallest_classes
@@ -92,7 +98,8 @@ def _ranks(rows: GroupRows, segments: Segments) -> tuple[Tensor, Tensor]:
     queries = rows.q[:, lo:hi].unflatten(1, (len(limits), -1))
     mean = queries.mean(2)  # var_mean over a middle dimension is slow on a CPU
     variance = (queries - mean[:, :, None]).square_().mean(2)
-    both = torch.cat([mean * rows.scale, variance * (rows.scale**2 / 2)], -1) * CLASSES_PER_E
+    second = variance * (SPREAD_SHARE * rows.scale**2 / 2)
+    both = torch.cat([mean * rows.scale, second], -1) * CLASSES_PER_E
     rank = (both.flatten(0, 1) @ rows.powers[:limit].T).unflatten(0, both.shape[:2])
     beyond = torch.arange(first, limit) >= limits[:, None]
     rank[..., first:].masked_fill_(beyond.to(rank.device), -math.inf)

@@ -37,7 +37,10 @@ class HopperBackend:
             return f"head dim {problem.head_dim}; accepted: {', '.join(map(str, HEAD_DIMS))}"
         if problem.dtype not in DTYPES:
             return f"{problem.dtype}; accepted: {', '.join(map(str, DTYPES))}"
-        return _device_refusal(problem.device) or (subject and form_refusal(subject))
+        refused = _device_refusal(problem.device) or (subject and form_refusal(subject))
+        if refused is None and isinstance(subject, SampleAttentionConfig):
+            return selecting.refusal(problem, subject)
+        return refused
 
     def select(
         self, q: Tensor, k: Tensor, problem: Problem, config: SampleAttentionConfig, scale: float

@@ -16,10 +16,12 @@ from . import BLOCK_M
 from .gather_kernel import gather_attend_kernel
 
 TILES = {
-    64: {"BLOCK_N": 128, "STAGES": 3, "REGISTERS": 208, "GATHER_REGISTERS": 88},
-    128: {"BLOCK_N": 128, "STAGES": 2, "REGISTERS": 208, "GATHER_REGISTERS": 88},
+    64: {"BLOCK_N": 128, "STAGES": 4, "REGISTERS": 208, "GATHER_REGISTERS": 88},
+    128: {"BLOCK_N": 64, "STAGES": 5, "REGISTERS": 208, "GATHER_REGISTERS": 88},
 }
-"""By head dim: keys in a tile, tiles in shared memory, registers of a thread by role."""
+"""By head dim: keys in a tile, tiles in shared memory, registers of a thread by role.
+
+Small tiles leave registers for the queries, and most of the shared memory waits for copies."""
 
 
 def attend(

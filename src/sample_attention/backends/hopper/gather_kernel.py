@@ -209,7 +209,7 @@ def gather_tiles(
                     v_smem.index(stage), k_at if ALIKE else v_at, v_base, HEAD_DIM, BLOCK_N,
                     v_full.index(stage),
                 )  # fmt: skip
-                if i == 0:  # the keys did not have to wait for the last tile's queries
+                if i == 0:  # keys before queries, which may have to wait for the last tile's
                     mbarrier.wait(q_free, tile_phase)
                     copy_queries(
                         q_smem, q_base, q_strides[2], q_start - offset, row, first, last, HEAD_DIM,
@@ -291,12 +291,12 @@ def attend_rows(
     s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, BLOCK_N, 16])
     o_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, HEAD_DIM, 16])
     p_layout: gl.constexpr = gl.DotOperandLayout(0, o_layout, 2)
+    q_layout: gl.constexpr = gl.DotOperandLayout(0, s_layout, 2)
     lanes: gl.constexpr = HEAD_DIM // 8
     store: gl.constexpr = gl.BlockedLayout([1, 8], [32 // lanes, lanes], [WARPS, 1], [1, 0])
     s_rows: gl.constexpr = gl.SliceLayout(1, s_layout)
     o_rows: gl.constexpr = gl.SliceLayout(1, o_layout)
     stored_rows: gl.constexpr = gl.SliceLayout(1, store)
-    q = q_smem.slice(PART * HALF, HALF)
     stage = 0
     phase = 0
     tile_phase = 0
@@ -312,6 +312,8 @@ def attend_rows(
         open_steps = gl.minimum(gl.maximum(row + 1 - shift, 0) // BLOCK_N, steps - 1)
         rows = row + gl.arange(0, HALF, s_rows)
         mbarrier.wait(q_full, tile_phase)
+        q = q_smem.slice(PART * HALF, HALF).load(q_layout)
+        mbarrier.arrive(q_free)
         s = scores(q, k_smem, k_full, stage, phase, BLOCK_N)
         s = warpgroup_mma_wait(0, [s])
         mbarrier.arrive(k_free.index(stage))
@@ -330,7 +332,6 @@ def attend_rows(
                 acc, p, m, total, q, k_smem, v_smem, k_full, k_free, v_full, v_free, stage, phase,
                 0, shift, rows, scale, BLOCK_N, STAGES, False,
             )  # fmt: skip
-        mbarrier.arrive(q_free)
         mbarrier.wait(v_full.index(stage), phase)
         fence_async_shared()
         acc = warpgroup_mma(p, v_smem.index(stage), acc, is_async=True)

@@ -17,6 +17,9 @@ MAX_HEAD_DIM = 256
 MIN_CAPABILITY = (8, 0)
 
 
+MOST_PROBES = 4096
+"""Largest `probes`: one program holds what they found."""
+
 BLOCK_SIZES = (16, 32, 64, 128)
 """Accepted `key_block` of a preset that selects blocks."""
 
@@ -30,9 +33,9 @@ class TritonBackend:
         """See `Backend.refusal`."""
         if importlib.util.find_spec("triton") is None:
             return "triton is not installed"
-        config = subject if isinstance(subject, SampleAttentionConfig) else None
-        if config is not None and config.chunk_tails and config.key_block not in BLOCK_SIZES:
-            return f"key_block {config.key_block}; accepted: {', '.join(map(str, BLOCK_SIZES))}"
+        refused = _config_refusal(subject) if isinstance(subject, SampleAttentionConfig) else None
+        if refused is not None:
+            return refused
         if problem.head_dim > MAX_HEAD_DIM:
             return f"head dim {problem.head_dim}; accepted: up to {MAX_HEAD_DIM}"
         interpreted = os.environ.get("TRITON_INTERPRET") == "1" and problem.device.type == "cpu"
@@ -56,6 +59,16 @@ class TritonBackend:
         from .attend import attend
 
         return attend(q, k, v, problem, plan, scale)
+
+
+def _config_refusal(config: SampleAttentionConfig) -> str | None:
+    if config.chunk_tails and config.key_block not in BLOCK_SIZES:
+        return f"key_block {config.key_block}; accepted: {', '.join(map(str, BLOCK_SIZES))}"
+    if config.spread and config.probes is None:
+        return f"spread without probes; accepted: probes of 16 to {MOST_PROBES}"
+    if config.spread and (config.probes or 0) > MOST_PROBES:
+        return f"{config.probes} probes; accepted: up to {MOST_PROBES}"
+    return None
 
 
 def _device_refusal(device: torch.device) -> str | None:

@@ -7,14 +7,26 @@ import triton.language as tl
 
 
 @triton.jit
-def sums_from(Class, Mass, limit, low, step, BLOCK: tl.constexpr):
+def load_block(X, start, limit, pitch, BLOCK: tl.constexpr):
+    """BLOCK entries of a row of `pitch`, which of them lie below `limit`, and their numbers.
+
+    The mask ends at the pitch, a multiple of many entries, so that they are loaded many at a time;
+    what lies between means nothing.
+    """
+    keys = start + tl.arange(0, BLOCK)
+    return tl.load(X + keys, mask=keys < pitch, other=0), keys < limit, keys
+
+
+@triton.jit
+def sums_from(Class, Mass, limit, pitch, low, step, BLOCK: tl.constexpr):
     """Mass of all columns, and of those of classes >= low + step, low + 2 step, low + 3 step."""
     every = tl.zeros([BLOCK], tl.float32)
     one, two, three = every, every, every
     for j in range(0, limit, BLOCK):
-        keys = j + tl.arange(0, BLOCK)
-        above = tl.load(Class + keys, mask=keys < limit, other=0).to(tl.int32) - low
-        mass = tl.load(Mass + keys, mask=keys < limit, other=0.0).to(tl.float32)
+        above, _, _ = load_block(Class, j, limit, pitch, BLOCK)
+        mass, inside, _ = load_block(Mass, j, limit, pitch, BLOCK)
+        above = above.to(tl.int32) - low
+        mass = tl.where(inside, mass.to(tl.float32), 0.0)
         every += mass
         one += tl.where(above >= step, mass, 0.0)
         two += tl.where(above >= 2 * step, mass, 0.0)
@@ -43,20 +55,19 @@ def threshold_kernel(
     Mass += scratch
     limit = tl.load(Limits + n * num_segments + first_segment + g)
     # four quarters of the 256 classes, four quarters of the chosen one, and so on
-    outside, one, two, three = sums_from(Class, Mass, limit, 0, 64, BLOCK)
+    outside, one, two, three = sums_from(Class, Mass, limit, pitch, 0, 64, BLOCK)
     need = coverage - (1.0 - outside) if RESIDUAL else coverage * outside
     low = 64 * ((one >= need).to(tl.int32) + (two >= need) + (three >= need))
     step = 16
     while step > 0:
-        _, one, two, three = sums_from(Class, Mass, limit, low, step, BLOCK)
+        _, one, two, three = sums_from(Class, Mass, limit, pitch, low, step, BLOCK)
         low += step * ((one >= need).to(tl.int32) + (two >= need) + (three >= need))
         step = step // 4
     threshold = tl.where(need > 0, low, NUM_CLASSES)
     count = tl.zeros([BLOCK], tl.int32)
     for j in range(0, limit, BLOCK):
-        keys = j + tl.arange(0, BLOCK)
-        rank_class = tl.load(Class + keys, mask=keys < limit, other=0).to(tl.int32)
-        count += ((rank_class >= threshold) & (keys < limit)).to(tl.int32)
+        rank_class, inside, _ = load_block(Class, j, limit, pitch, BLOCK)
+        count += ((rank_class.to(tl.int32) >= threshold) & inside).to(tl.int32)
     kept = tl.sum(count)
     sparse = (kept <= dense_above * limit) & (tl.abs(outside) < float("inf"))
     sparse = sparse & (tl.load(Ends + n * num_segments + first_segment + g) > dense_prefix)
@@ -81,9 +92,8 @@ def compact_kernel(
     threshold = tl.load(Threshold + entry)
     Indices += tl.load(Offsets + entry)
     for j in range(0, limit, BLOCK):
-        keys = j + tl.arange(0, BLOCK)
-        rank_class = tl.load(Class + keys, mask=keys < limit, other=0).to(tl.int32)
-        keep = (rank_class >= threshold) & (keys < limit)
+        rank_class, inside, keys = load_block(Class, j, limit, pitch, BLOCK)
+        keep = (rank_class.to(tl.int32) >= threshold) & inside
         place = tl.cumsum(keep.to(tl.int32), 0)
         tl.store(Indices + place - 1, keys, mask=keep)
         Indices += tl.sum(keep.to(tl.int32))

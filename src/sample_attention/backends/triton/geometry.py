@@ -8,6 +8,7 @@ kernels do on a short prompt.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -18,6 +19,9 @@ from ...plan.stripe import WHOLE
 from ...problem import Problem
 from . import rows
 from .rows import Pools, RowTable
+
+SCRATCH_BYTES = 2**29
+"""Most memory of what is kept per column of segments that are filtered together, about."""
 
 KEPT = 64
 """Geometries that are kept: the last used ones."""
@@ -83,3 +87,24 @@ def _make(problem: Problem, config: SampleAttentionConfig) -> Geometry:
         size, segments, rows.windows(problem, config), ends, rows.limits(problem, config, ends),
         exact, None if config.pool is None else rows.pools(problem, config, segments), columns,
     )  # fmt: skip
+
+
+def groups(
+    problem: Problem, facts: Geometry, column_bytes: int, step: int
+) -> Iterator[tuple[range, int]]:
+    """Runs of segments, a multiple of `step`, whose scratch fits, and a bound of their columns."""
+    s = problem.sequences
+    before = max((kv_len - q_len) // facts.size for _, _, q_len, _, kv_len in s.rows())
+    lists = len(s.table) * problem.num_heads
+    first = 0
+    while first < facts.segments:
+        last, pitch = first, 0
+        while last < facts.segments:
+            keys = min((before + last + step) * facts.size, s.max_kv_len)
+            wider = -(-keys // 128) * 128
+            if pitch and column_bytes * lists * (last + step - first) * wider > SCRATCH_BYTES:
+                break
+            last, pitch = last + step, wider
+        last = min(last, facts.segments)
+        yield range(first, last), pitch
+        first = last

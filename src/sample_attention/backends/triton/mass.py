@@ -56,9 +56,13 @@ class Keys:
     def constants(self) -> dict[str, int]:
         """Compile-time facts that both passes need."""
         return {
-            **_layout(self.k, self.problem), "NUM_HEADS": self.problem.num_heads,
+            **self.layout(), "NUM_HEADS": self.problem.num_heads,
             "GROUP": self.problem.group_size, "BLOCK_M": TILE_ROWS,
         }  # fmt: skip
+
+    def layout(self) -> dict[str, int]:
+        """Compile-time facts of how the keys lie in memory."""
+        return _layout(self.k, self.problem)
 
 
 @dataclass(frozen=True)

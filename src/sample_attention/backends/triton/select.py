@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor
 
@@ -13,13 +11,11 @@ from ...problem import Problem
 from ...selection.lists import SegmentLists
 from .blocks import fill_blocks
 from .filtering import Lists, fewest
-from .geometry import Geometry, geometry
+from .geometry import Geometry, geometry, groups
 from .layout import LOG2E
 from .mass import Keys, mark_not_finite, mean_queries, score, write_mass
 from .rows import listed
-
-SCRATCH_BYTES = 2**29
-"""Most memory of the masses and classes of segments that are filtered together, about."""
+from .spread import fill_by_spread
 
 ALWAYS_LISTED = 2**26
 """Entries that the lists of a call may hold in any case, if that many columns can be kept."""
@@ -27,8 +23,11 @@ ALWAYS_LISTED = 2**26
 LISTED_SHARE = 0.25
 """Entries that they may hold beyond that, as a share of the columns of all segments."""
 
-STEP = 32
+FILTERED_TOGETHER = 32
 """Segments are filtered in multiples of this, which fill whole tiles of mean queries."""
+
+COLUMN_BYTES = 3
+"""A class and a mass, while a column is filtered."""
 
 
 def select(
@@ -47,6 +46,8 @@ def select(
             fill_blocks(q, keys, config, lists)
         elif config.segment is None:
             _select_whole(q, keys, config, lists)
+        elif config.spread:
+            fill_by_spread(q, keys, config, lists)
         else:
             _select_segments(q, keys, config, lists)
     return StripePlan(
@@ -87,7 +88,7 @@ def _select_segments(q: Tensor, keys: Keys, config: SampleAttentionConfig, lists
     if facts.pools is not None:
         means = mean_queries(q, facts.pools, problem)
         ranking = score(means, facts.pools.rows, keys, lists.dense)
-    for segments, pitch in _groups(problem, facts):
+    for segments, pitch in groups(problem, facts, COLUMN_BYTES, FILTERED_TOGETHER):
         shape = (*lists.counts.shape[:2], len(segments), pitch)
         classes = torch.empty(shape, dtype=torch.uint8, device=q.device)
         mass = torch.empty(shape, dtype=torch.bfloat16, device=q.device)
@@ -99,25 +100,6 @@ def _select_segments(q: Tensor, keys: Keys, config: SampleAttentionConfig, lists
             write_mass(exact, *where, mass=mass)
         lists.decide(classes, mass, segments, config)
         lists.collect(classes, segments)
-
-
-def _groups(problem: Problem, facts: Geometry) -> Iterator[tuple[range, int]]:
-    """Runs of segments whose scratch fits, and a bound of the columns that they can list."""
-    s = problem.sequences
-    before = max((kv_len - q_len) // facts.size for _, _, q_len, _, kv_len in s.rows())
-    lists = len(s.table) * problem.num_heads
-    first = 0
-    while first < facts.segments:
-        last, pitch = first, 0
-        while last < facts.segments:
-            keys = min((before + last + STEP) * facts.size, s.max_kv_len)
-            wider = -(-keys // 128) * 128
-            if pitch and 3 * lists * (last + STEP - first) * wider > SCRATCH_BYTES:
-                break
-            last, pitch = last + STEP, wider
-        last = min(last, facts.segments)
-        yield range(first, last), pitch
-        first = last
 
 
 def _probe(q: Tensor, keys: Keys, config: SampleAttentionConfig) -> Probe:
