@@ -132,7 +132,7 @@ class SampleAttentionConfig:
                 raise InvalidConfig("a plan with segments needs window >= 1; set window=1 or more")
         elif self.pool is not None:
             raise InvalidConfig("pool needs segments; set segment=128 or pool=None")
-        if self.spread and (self.pool != self.segment or (self.segment or 0) > WINDOW_ALIGNMENT):
+        if self.spread and not (self.pool == self.segment and self._rows_share_a_window):
             raise InvalidConfig(
                 f"spread needs pool=segment, of at most {WINDOW_ALIGNMENT} rows; "
                 f"got pool={self.pool}, segment={self.segment}"
@@ -160,6 +160,10 @@ class SampleAttentionConfig:
     def window_alignment(self) -> int:
         """Rows that share one left edge of the window; 1: every row has its own."""
         return 1 if self.segment is None else min(self.segment, WINDOW_ALIGNMENT)
+
+    @property
+    def _rows_share_a_window(self) -> bool:
+        return self.segment is not None and self.segment <= WINDOW_ALIGNMENT
 
     def window_for(self, kv_len: int) -> int:
         """The window in keys for a sequence of `kv_len` keys."""

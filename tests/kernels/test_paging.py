@@ -18,9 +18,13 @@ CONFIGS = {
     "segments": SampleAttentionConfig(
         coverage=0.6, segment=32, row_stride=8, pool=8, window=8, dense_prefix=0, held_out=4
     ),
+    "spread": SampleAttentionConfig(
+        coverage=0.6, segment=32, row_stride=8, pool=32, spread=True, probes=16, window=8,
+        dense_prefix=0, held_out=4,
+    ),
     "paper": SampleAttentionConfig.preset("paper", coverage=0.7),
     "mlsys": SampleAttentionConfig.preset("mlsys", coverage=0.5, slash_coverage=0.5),
-}
+}  # fmt: skip
 
 
 def packed_and_paged(page_size, q_ends=Q_ENDS, kv_ends=KV_ENDS):

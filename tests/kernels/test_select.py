@@ -45,6 +45,31 @@ CONFIGS = {
     },
     "dense above all": {"dense_above": 1.0, "coverage": 0.9999},
 }  # fmt: skip
+SPREAD = {
+    "spread": {"probes": 16},
+    "spread, more probes": {"probes": 32, "coverage": 0.8},
+    "spread, every column": {},
+    "spread, segments of 16": {"segment": 16, "row_stride": 4, "window": 16, "probes": 16},
+    "spread, segments of 100": {"segment": 100, "row_stride": 10, "window": 33, "probes": 17},
+    "spread, segments of 128": {"segment": 128, "row_stride": 2, "window": 128, "probes": 16},
+    "spread, segments of one row": {"segment": 1, "row_stride": 1, "window": 1, "probes": 16},
+    "spread, coverage low": {"coverage": 0.5, "probes": 16},
+    "spread, coverage high": {"coverage": 0.9999, "dense_above": 1.0, "probes": 16},
+    "spread, window by ratio": {"window_ratio": 0.11, "probes": 20},
+    "spread, window beyond the prompt": {"window": 5000, "probes": 16},
+    "spread, one row sampled": {"row_stride": 64, "probes": 16},
+    "spread, no residual": {"residual": False, "probes": 16},
+    "spread, held out": {"held_out": 5, "probes": 16},
+    "spread, dense prefix and tail": {"dense_prefix": 130, "dense_tail": 30, "probes": 16},
+    "spread, dense above little": {"dense_above": 0.05, "probes": 16},
+}
+
+
+def spread_config(fields):
+    fields = {**DEFAULT, "spread": True, **fields}
+    return SampleAttentionConfig(**{**fields, "pool": fields["segment"]})
+
+
 PAPER = {
     "paper": {},
     "paper, rows strided by 1": {"row_stride": 1},
@@ -70,9 +95,11 @@ MLSYS = {
 }
 EVERY = (
     {name: SampleAttentionConfig(**{**DEFAULT, **fields}) for name, fields in CONFIGS.items()}
+    | {name: spread_config(fields) for name, fields in SPREAD.items()}
     | {name: SampleAttentionConfig.preset("paper", **fields) for name, fields in PAPER.items()}
     | {name: SampleAttentionConfig.preset("mlsys", **fields) for name, fields in MLSYS.items()}
 )
+FEW = ["segments of 64", "spread", "paper", "mlsys, small blocks"]
 
 
 def reference_masks(q, k, config, scale=None):
@@ -104,7 +131,7 @@ def test_configurations_select():
     assert len(set(kept.values())) > len(kept) / 2
 
 
-@pytest.mark.parametrize("preset", ["default", "paper", "mlsys"])
+@pytest.mark.parametrize("preset", ["default", "fast", "paper", "mlsys"])
 def test_presets_as_they_are(select, preset):
     q, k, _ = make_qkv(1400, num_heads=1, head_dim=16, dtype=torch.float64)
     config = SampleAttentionConfig.preset(preset)
@@ -113,7 +140,7 @@ def test_presets_as_they_are(select, preset):
     assert masks.sum() < 1400 * 1401 // 2
 
 
-@pytest.mark.parametrize("name", ["segments of 64", "paper", "mlsys, small blocks"])
+@pytest.mark.parametrize("name", FEW)
 def test_scale(select, name):
     q, k, _ = make_qkv(200, head_dim=16, dtype=torch.float64)
     masks = plan_masks(select(q, k, EVERY[name], scale=0.4))
@@ -121,7 +148,7 @@ def test_scale(select, name):
     assert not torch.equal(masks, reference_masks(q[0], k[0], EVERY[name]))
 
 
-@pytest.mark.parametrize("name", ["segments of 64", "paper", "mlsys, small blocks"])
+@pytest.mark.parametrize("name", FEW)
 def test_groups_strides_and_batches(select, name):
     q, k, _ = make_qkv(150, 290, batch=2, num_heads=6, num_kv_heads=2, dtype=torch.float64)
     q, k = (x.transpose(1, 2).contiguous().transpose(1, 2) for x in (q, k))
@@ -130,7 +157,7 @@ def test_groups_strides_and_batches(select, name):
         assert_same(plan_masks(plan, b), reference_masks(q[b], k[b], EVERY[name]))
 
 
-@pytest.mark.parametrize("name", ["segments of 64", "paper", "mlsys, small blocks"])
+@pytest.mark.parametrize("name", FEW)
 def test_padded_and_packed(select, name):
     q, k, _ = make_qkv(200, 300, batch=3, dtype=torch.float64)
     padded = Sequences.left_padded(torch.tensor([300, 171, 90]), 200, 300)
@@ -146,8 +173,12 @@ def test_padded_and_packed(select, name):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize(
-    "name", ["segments of 16", "segments of 64", "segments of 256", "sampled rows rank"]
-)
+    "name",
+    [
+        "segments of 16", "segments of 64", "segments of 256", "sampled rows rank",
+        "spread, every column",
+    ],
+)  # fmt: skip
 def test_single_precision_differs_by_rounding_only(select, name, dtype):
     """Where the masks differ, the columns' ranks lie within one class of each other."""
     config = EVERY[name]
@@ -178,6 +209,8 @@ def column_ranks(q, k, rows, config):
     j = torch.arange(len(k))[None]
     align = config.window_alignment
     outside = (j <= p // align * align - config.window)[rows]
+    if config.spread:
+        return torch.exp(reference.spread_exponent(q[rows], k)) * outside[0]
     if config.pool is None:
         prob = reference.probabilities(q[None], k[None])[0, rows] * outside
         return prob[(p[rows] % config.row_stride == config.row_stride // 2)[:, 0]].mean(0)
@@ -186,6 +219,7 @@ def column_ranks(q, k, rows, config):
 
 DENSE = {
     "default": SampleAttentionConfig(coverage=1),
+    "fast": SampleAttentionConfig.preset("fast", coverage=1),
     "segments without pools": SampleAttentionConfig(coverage=1.0, pool=None, dense_prefix=0),
     "paper": SampleAttentionConfig.preset("paper", coverage=1),
     "mlsys": SampleAttentionConfig.preset("mlsys", coverage=1, slash_coverage=1),
@@ -204,7 +238,7 @@ def test_coverage_of_one_is_dense(select, attend, name):
     torch.testing.assert_close(attend(q, k, v, plan).out, peer)
 
 
-@pytest.mark.parametrize("name", ["segments of 64", "paper", "mlsys, small blocks", "held out"])
+@pytest.mark.parametrize("name", [*FEW, "held out", "spread, held out"])
 def test_memory_beyond_the_sequences_is_not_read(select, name):
     q, k, _ = make_qkv(200, 300, dtype=torch.float64)
     sequences = Sequences.left_padded(torch.tensor([180]), 200, 300)

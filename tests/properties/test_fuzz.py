@@ -23,6 +23,8 @@ FIELDS = {
     "row_stride": COUNTS,
     "chunk_tails": st.one_of(st.none(), COUNTS),
     "pool": st.one_of(st.none(), COUNTS),
+    "spread": st.booleans(),
+    "probes": st.one_of(st.none(), COUNTS),
     "key_block": COUNTS,
     "window": COUNTS,
     "window_ratio": st.one_of(st.none(), SHARES),
@@ -111,6 +113,9 @@ BAD = {"nan": math.nan, "inf": math.inf, "minus inf": -math.inf}
 SETTINGS = {
     "segments": SampleAttentionConfig(
         dense_prefix=0, segment=32, row_stride=8, pool=8, window=16, held_out=2
+    ),
+    "spread": SampleAttentionConfig(
+        dense_prefix=0, segment=32, row_stride=8, pool=32, spread=True, probes=16, window=16
     ),
     "sampled rows rank": SampleAttentionConfig(dense_prefix=0, window=32, pool=None),
     "paper": SampleAttentionConfig.preset("paper"),

@@ -1,6 +1,7 @@
 """What a result must not depend on: later tokens, batch neighbours, the layout, the chunks."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ CONFIGS = {
     "segments of 128, sampled rows rank": SampleAttentionConfig(
         coverage=0.8, pool=None, window=40, dense_prefix=0, held_out=2
     ),
+    "segments, spread": replace(SMALL, pool=64, spread=True, probes=16),
     "paper": SampleAttentionConfig.preset("paper", coverage=0.7, held_out=2, dense_tail=16),
     "mlsys": SampleAttentionConfig.preset(
         "mlsys", coverage=0.6, slash_coverage=0.5, key_block=32, held_out=2

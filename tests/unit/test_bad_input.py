@@ -150,6 +150,12 @@ CONFIGS = [
     ({"slash_coverage": 0.9}, ["chunk_tails=None", "slash_coverage=0.9"]),
     ({"chunk_tails": 2, "slash_coverage": 0.9}, ["chunk_tails", "segment=None"]),
     ({"key_block": 64}, ["key_block", "chunk_tails", "mlsys"]),
+    ({"spread": 1}, ["spread", "True or False", "1"]),
+    ({"spread": True}, ["spread", "pool=segment", "pool=32", "segment=128"]),
+    ({"spread": True, "segment": 256, "pool": 256}, ["spread", "at most 128", "segment=256"]),
+    ({"spread": True, "segment": None, "pool": None}, ["spread", "segment=None"]),
+    ({"probes": 64}, ["probes", "spread=True"]),
+    ({"probes": 8, "spread": True, "pool": 128}, ["probes", "from 16", "8"]),
 ]
 
 
@@ -168,7 +174,7 @@ def test_unknown_fields_and_presets():
     assert_names(error, "alpha", "SampleAttentionConfig")
     with pytest.raises(InvalidConfig) as error:
         SampleAttentionConfig.preset("v2")
-    assert_names(error, "'v2'", "default, mlsys, paper")
+    assert_names(error, "'v2'", "default, fast, mlsys, paper")
     with pytest.raises(TypeError):
         SampleAttentionConfig(0.9)
 

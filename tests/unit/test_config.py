@@ -30,22 +30,25 @@ def test_published_presets(name):
     assert {field: getattr(preset, field) for field in PUBLISHED[name]} == PUBLISHED[name]
 
 
+MEANING = {"whole call": None, "all": None, "no": False, "yes": True}
+
+
 def table():
-    """Rows of the module's table: field to the cells of paper, mlsys, default."""
-    rows = re.findall(r"^\| `(\w+)` +\|[^|]*\|([^|]*)\|([^|]*)\|([^|]*)\|$", config.__doc__, re.M)
-    return {field: dict(zip(("paper", "mlsys", "default"), cells, strict=True))
+    """Rows of the module's table: field to the cells of each preset."""
+    rows = re.findall(r"^\| `(\w+)` +\|[^|]*" + r"\|([^|]*)" * 4 + r"\|$", config.__doc__, re.M)
+    return {field: dict(zip(("paper", "mlsys", "default", "fast"), cells, strict=True))
             for field, *cells in rows}  # fmt: skip
 
 
 @pytest.mark.parametrize("field", table())
-@pytest.mark.parametrize("name", ["paper", "mlsys", "default"])
+@pytest.mark.parametrize("name", PRESETS)
 def test_table_equals_the_presets(field, name):
     cell = table()[field][name].strip()
     preset = PRESETS[name]
     if field == "window" and preset.window_ratio is not None:
         assert cell.startswith(f"{preset.window_ratio * 100:g} %")
-    elif cell == "whole call":
-        assert getattr(preset, field) is None
+    elif cell in MEANING:
+        assert getattr(preset, field) is MEANING[cell]
     elif cell != "-":
         assert float(cell.split()[0]) == getattr(preset, field)
 

@@ -84,11 +84,11 @@ def test_density_equals_the_mask(window, align, key_block):
     assert torch.equal(plan.density()[0], masks.sum((1, 2)).double() / causal)
 
 
-@pytest.mark.parametrize("preset", ["default", "paper", "mlsys"])
+@pytest.mark.parametrize("preset", ["default", "fast", "paper", "mlsys"])
 def test_density_of_selected_plans_equals_their_masks(preset):
     q, k, _ = make_qkv(300, 700, batch=2, num_heads=2)
     sequences = Sequences.left_padded(torch.tensor([700, 450]), 300, 700)
-    narrow = {"window": 32, "dense_prefix": 0} if preset == "default" else {}
+    narrow = {"window": 32, "dense_prefix": 0} if preset in ("default", "fast") else {}
     config = SampleAttentionConfig.preset(preset, coverage=0.7, **narrow)
     plan = sa.select(q, k, config, sequences=sequences)
     for n, (_, _, q_len, _, kv_len) in enumerate(sequences.rows()):

@@ -1,0 +1,87 @@
+"""The rule by mean and spread: few pairs are scored, and what they say is close to all of them."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+import sample_attention as sa
+from sample_attention import SampleAttentionConfig, reference
+from sample_attention.config import MOST_HEAVY
+from sample_attention.plan import segment_starts
+from sample_attention.selection.probes import probe_step
+from sample_attention.selection.rows import strided_rows
+from sample_attention.testing import make_qkv, plan_masks
+
+
+@pytest.mark.parametrize("probes", [16, 17, 500])
+@pytest.mark.parametrize("columns", [1, 15, 16, 17, 32, 33, 499, 1024, 100_000])
+def test_step_is_the_smallest_power_of_two_that_leaves_few_enough(columns, probes):
+    step = probe_step(columns, probes)
+    assert step & (step - 1) == 0
+    assert step * probes >= columns
+    assert step == 1 or step // 2 * probes < columns
+    assert probe_step(columns, None) == 1
+
+
+FAST = SampleAttentionConfig.preset("fast", dense_prefix=0, window=64, coverage=0.9)
+
+
+def test_few_probes_say_what_all_columns_say():
+    """Kept mass of the sampled rows: no bias beyond chance, and errors less than what is dropped.
+
+    Chance is three standard errors of the mean over segments, whose probes are different columns.
+    """
+    q, k, _ = make_qkv(3000, num_heads=4, num_kv_heads=2, head_dim=16, dtype=torch.float64)
+    q *= 0.7  # less peaked: light columns count as well
+    prob = reference.probabilities(q[0], k[0])
+    kept, densities = [], []
+    for probes in (64, None):
+        plan = sa.select(q, k, replace(FAST, probes=probes), backend="eager")
+        mass = (prob * plan_masks(plan)).sum(-1)
+        rows = [strided_rows(lo, hi, FAST.row_stride) for lo, hi in segment_starts(0, 3000, 128)]
+        kept.append(torch.stack([mass[:, at].mean(1) for at in rows[1:]]))
+        densities.append(plan.density().mean())
+    assert max(densities) < 1 / 2
+    error = kept[0] - kept[1]
+    assert error.std() > 0
+    assert abs(error.mean()) < 3 * error.std() / error.numel() ** 0.5
+    assert error.square().mean().sqrt() < 1 - FAST.coverage
+
+
+@pytest.mark.parametrize("kv_len", [2048, 8192])
+def test_exact_rows_score_their_window_and_probes_only(kv_len):
+    """Operations of all products, counted: two rows of every segment see all columns, no others."""
+    config = replace(FAST, probes=32, coverage=0.3)  # all columns alike: few enough
+    q, k, _ = (x / 100 for x in make_qkv(256, kv_len, num_heads=4, num_kv_heads=2))
+    assert kv_len - 256 - config.window > MOST_HEAVY  # of as many even ranks none is heavy
+    with FlopCounterMode(display=False) as counter:
+        plan = sa.select(q, k, config, backend="eager")
+    assert not plan.dense.any()
+    sampled = 128 // config.row_stride
+    of_segment = 2 * kv_len + sampled * (config.probes + config.window + 128)
+    pairs = counter.get_total_flops() / (2 * q.shape[-1])
+    assert pairs <= 4 * 2 * of_segment
+    assert of_segment < sampled * kv_len / 2
+
+
+def test_too_many_heavy_columns_are_dense():
+    """The regular probes are weak, so that they tell too small a sum, and all others are heavy."""
+    config = replace(FAST, probes=16, coverage=0.3)
+    torch.manual_seed(1)
+    q = torch.ones(1, 1, 128, 16, dtype=torch.float64)
+    k = torch.rand(1, 1, 2 * MOST_HEAVY + 800, 16, dtype=torch.float64)
+    step = probe_step(k.shape[2] - 128 - config.window + 1, config.probes)
+    k[:, :, step - 1 :: step] = -10
+    plan = sa.select(q, k, config, backend="eager")
+    assert plan.dense.all()
+    assert torch.equal(plan_masks(plan), reference.select(q[0], k[0], config))
+    assert not sa.select(q, k, replace(config, probes=None), backend="eager").dense.any()
+
+
+@pytest.mark.parametrize("size", [1e15, 1e25])
+def test_ranks_that_overflow_are_dense(size):
+    q, k, _ = make_qkv(300)
+    plan = sa.select(q * size, k * size, FAST, backend="eager")
+    assert plan.dense[:, :, 1:].all()
