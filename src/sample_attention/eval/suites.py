@@ -53,7 +53,7 @@ class Cell:
     n: int
 
 
-OURS = (DENSE, "default", "paper", "mlsys")
+OURS = (DENSE, "default", "fast", "paper", "mlsys")
 RIVALS = ("xattention", "flexprefill", "vertical_slash")
 """The nearest: their patterns follow the input, and they are what people use today."""
 
