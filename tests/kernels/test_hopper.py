@@ -1,6 +1,7 @@
 """The Hopper kernel against the oracle: in the emulator, and on an H100 or H200."""
 
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -57,6 +58,11 @@ def device(request, monkeypatch):
         )
         monkeypatch.setattr(launches, "multiprocessors", lambda _: PROGRAMS)
         return torch.device("cpu")
+    return request.getfixturevalue("hopper_gpu")
+
+
+@pytest.fixture
+def hopper_gpu():
     if not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0):
         pytest.skip("no GPU of sm_90")
     return torch.device("cuda")
@@ -199,3 +205,51 @@ def test_refusals_say_what_is_accepted(words, changes):
     answer = hopper.backend.refusal(Problem.of(*inputs("cpu", 20, **changes)))
     assert words in answer
     assert "accepted" in answer
+
+
+@pytest.mark.gpu
+def test_more_tiles_than_programs(hopper_gpu):
+    q, k, v = inputs(hopper_gpu, 9000, dim=128, heads=12, kv_heads=2)
+    check(q, k, v, select(q, k, CONFIGS["default"]))
+
+
+@pytest.mark.gpu
+def test_offsets_beyond_two_to_the_31(hopper_gpu):
+    heads, dim = 1024, 128
+    kv_len = 2**31 // (heads * dim) + 1000
+    wide = torch.randn(1, kv_len, heads, dim, device=hopper_gpu, dtype=torch.bfloat16)
+    k = wide.transpose(1, 2)[:, -1:]
+    q = torch.randn(1, 1, 300, dim, device=hopper_gpu, dtype=torch.bfloat16)
+    check(q, k, k, select(q, k, CONFIGS["default"], backend="eager"))
+
+
+@pytest.mark.gpu
+def test_same_input_same_bits(hopper_gpu):
+    q, k, v = inputs(hopper_gpu, 6000, dim=128, heads=4, kv_heads=2)
+    plan = select(q, k, CONFIGS["default"])
+    out, lse = attend(q, k, v, plan)
+    for _ in range(10):
+        again = attend(q, k, v, plan)
+        assert torch.equal(again[0], out)
+        assert torch.equal(again[1], lse)
+
+
+@pytest.mark.gpu
+def test_replays_in_a_graph_without_a_host_sync(hopper_gpu):
+    q, k, v = inputs(hopper_gpu, 1000, dim=128, heads=4, kv_heads=2)
+    plan = select(q, k, CONFIGS["default"])
+    problem = Problem.of(q, k, v)
+    run = partial(hopper.backend.attend, q, k, v, problem, plan, problem.scale(None))
+    run()
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        with torch.cuda.graph(graph):
+            out, lse = run()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    q.copy_(q.flip(2))
+    for _ in range(2):
+        graph.replay()
+        assert_matches_oracle(out, lse, q, k, v, plan)
