@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import ParamSpec, Protocol, TypeVar, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, library
 
 from .config import SampleAttentionConfig, as_config
 from .errors import InvalidInput
@@ -53,7 +53,7 @@ def operator(function: Attention) -> Attention:
         out = function(q, k, v, settings, scale=scale, sequences=sequences, backend=backend)
         return out.contiguous()  # a graph is told the strides before anything runs
 
-    op = torch.library.custom_op(NAME, run, mutates_args=(), schema=SCHEMA)
+    op = library.custom_op(NAME, run, mutates_args=(), schema=SCHEMA)
     op.register_fake(_shape_of_out)
     op.register_autograd(_refuse_backward)
 

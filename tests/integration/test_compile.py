@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import library
 
 import sample_attention as sa
 from sample_attention import SampleAttentionConfig, Sequences, ops
@@ -126,7 +127,7 @@ def test_the_operator_passes_the_checks_of_torch(layout):
     q, k, v, sequences = lay_out(layout)
     tables, bounds = ops.spread(sequences)
     given = q, k, v, SMALL.to_json(), 0.3, "auto", tables, bounds
-    torch.library.opcheck(OPERATOR, given)
+    library.opcheck(OPERATOR, given)
     expected = sa.sample_attention(q, k, v, SMALL, scale=0.3, sequences=sequences)
     assert torch.equal(OPERATOR(*given), expected)
 

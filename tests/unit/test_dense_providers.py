@@ -6,6 +6,7 @@ from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
+from torch import library
 
 import sample_attention as sa
 from sample_attention import SampleAttentionConfig, Sequences
@@ -185,16 +186,16 @@ def install_operator(machine, monkeypatch):
     libraries = []
 
     def install(schema, interface):
-        library = torch.library.Library(LIBRARY, "FRAGMENT")
-        library.define(schema)
-        library.impl("fwd", getattr(interface, "fwd", None) or bottom_right, "CPU")
-        libraries.append(library)
+        operators = library.Library(LIBRARY, "FRAGMENT")
+        operators.define(schema)
+        operators.impl("fwd", getattr(interface, "fwd", None) or bottom_right, "CPU")
+        libraries.append(operators)
         monkeypatch.setitem(flash_attention.OPERATORS, FA3_MODULES[0], LIBRARY)
         return machine(FA3_MODULES[0], interface)
 
     yield install
-    for library in libraries:
-        library._destroy()
+    for operators in libraries:
+        operators._destroy()
     vars(torch.ops).pop(LIBRARY, None)
 
 

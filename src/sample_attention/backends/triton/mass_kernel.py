@@ -214,6 +214,13 @@ def store_mass(
         tl.store(Class + at, rank_class.to(tl.uint8), mask=write)
 
 
+@triton.jit
+def open_limits(Limits, Dense, n, head, segment, inside, num_segments):
+    """Columns that each of a tile's segments can list; 0 where it is dense or not inside."""
+    flags = tl.load(Dense + head * num_segments + segment, mask=inside, other=1)
+    return tl.load(Limits + n * num_segments + segment, mask=inside & (flags == 0), other=0)
+
+
 @triton.jit(do_not_specialize=["first_segment", "last_segment", "num_segments"])
 def segment_mass_kernel(
     Q, K, At, Edge, Lse, Limits, Share, Dense, Table, PageTable, Mass, Class, q_strides, k_strides,
@@ -235,8 +242,7 @@ def segment_mass_kernel(
     head = (n * NUM_HEADS + h).to(tl.int64)
     segment = tile * SEGMENTS + tl.arange(0, SEGMENTS)
     inside = (segment >= first_segment) & (segment < last_segment)
-    flags = tl.load(Dense + head * num_segments + segment, mask=inside, other=1)
-    limit = tl.load(Limits + n * num_segments + segment, mask=inside & (flags == 0), other=0)
+    limit = open_limits(Limits, Dense, n, head, segment, inside, num_segments)
     start = tl.program_id(0) % chunks * CHUNK
     stop = tl.minimum(tl.max(limit), start + CHUNK)
     if start >= stop:

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 
 from .filter_kernel import load_block
-from .mass_kernel import FLOOR, key_pointer, load_keys, page_pointer
+from .mass_kernel import FLOOR, key_pointer, load_keys, open_limits, page_pointer
 
 BINS = tl.constexpr(256)
 HEAVY_BIN = tl.constexpr(128)
@@ -88,8 +88,7 @@ def rank_kernel(
     head = (n * NUM_HEADS + h).to(tl.int64)
     segment = first_segment + tl.program_id(0) // chunks * BLOCK_S + tl.arange(0, BLOCK_S)
     inside = segment < last_segment
-    flags = tl.load(Dense + head * num_segments + segment, mask=inside, other=1)
-    limit = tl.load(Limits + n * num_segments + segment, mask=inside & (flags == 0), other=0)
+    limit = open_limits(Limits, Dense, n, head, segment, inside, num_segments)
     start = tl.program_id(0) % chunks * CHUNK
     stop = tl.minimum(tl.max(limit), start + CHUNK)
     if start >= stop:
