@@ -15,6 +15,9 @@ from sample_attention.backends.hopper.attend import TILES  # noqa: E402
 from sample_attention.backends.hopper.gather_kernel import gather_attend_kernel  # noqa: E402
 
 SHARED_BYTES = 227 * 1024
+THREADS = 128
+"""Of a role."""
+
 STACK_BYTES = 16
 """Two or three spilled registers where a tile begins; more mean a slow main loop."""
 
@@ -62,19 +65,26 @@ def test_fits(compiled):
 
 def test_rows_are_copied_sixteen_bytes_at_a_time(compiled):
     copies = re.findall(r"LDGSTS\.\S*", _cuobjdump("-sass", compiled[1]))
-    assert len(copies) >= 24
+    head_dim = 64 if "64" in compiled[2] else 128
+    rows = 128 + 2 * TILES[head_dim]["BLOCK_N"]  # of queries, keys and values
+    assert len(copies) >= rows * head_dim // 8 // THREADS
     assert all("128" in x for x in copies)
 
 
-def test_exponentials_run_beside_the_second_product(compiled):
-    """Both products are in flight; the wait for the second comes after the exponentials."""
+def test_both_products_are_in_flight_while_the_first_is_awaited(compiled):
     text = _cuobjdump("-sass", compiled[1])
-    events = re.findall(r"DEPBAR\.LE gsb0, 0x[01]|MUFU\.EX2|HGMMA", text)
-    order = "".join({"0": "w", "1": "o"}.get(x[-1], "x" if x[0] == "M" else "p") for x in events)
-    loops = re.findall(r"p+o+(x*)w", order)
-    assert len(loops) == 4  # two roles, with and without a mask
-    tile = TILES[64 if "64" in compiled[2] else 128]
-    assert all(len(x) >= 64 * tile["BLOCK_N"] / 128 for x in loops)  # of a thread
+    events = re.findall(r"DEPBAR\.LE gsb0, 0x[01]|HGMMA", text)
+    order = "".join({"0": "w", "1": "o"}.get(x[-1], "p") for x in events)
+    assert len(re.findall(r"p+ow", order)) == 4  # two roles, with and without a mask
+
+
+def test_sums_are_rescaled_only_behind_a_branch(compiled):
+    """A step has no more multiplications in a row than what a branch can jump over."""
+    text = _cuobjdump("-sass", compiled[1])
+    ops = re.findall(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\d+ )?\s*(\w+)", text, re.MULTILINE)
+    runs = re.findall(r"(?:BRA )?(?:FMUL ){24,}", " ".join(ops) + " ")
+    assert len(runs) >= 4
+    assert sum(run.startswith("BRA") for run in runs) >= 4
 
 
 def _source(constants):

@@ -1,3 +1,3 @@
 """The implementations; `NAMES` lists them by preference, and each is imported when asked for."""
 
-NAMES = ("triton", "hopper", "eager")
+NAMES = ("hopper", "triton", "eager")

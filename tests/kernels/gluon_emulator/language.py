@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -35,12 +35,17 @@ def _fold(x: Value, axis: int | None, combine: Callable[[Any, Any], Any], keep_d
     return x.with_data(data if keep_dims else data.squeeze(dim))
 
 
+Assembly = Callable[..., "torch.Tensor | tuple[torch.Tensor, ...]"]
+"""What a piece of assembly computes from whole tensors."""
+
+
 class Language:
     """The module `gl`; what it lacks is Gluon's own if that is a type or a layout."""
 
     def __init__(self) -> None:
         self.program_ids: tuple[int, ...] = ()
         self.grid: tuple[int, ...] = ()
+        self.assembly: Mapping[str, Assembly] = {}
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(gl, name)
@@ -177,6 +182,16 @@ class Language:
             return combine(x.with_data(a), x.with_data(b)).data
 
         return _fold(x, axis, join, keep_dims)
+
+    def inline_asm_elementwise(
+        self, asm: str, _constraints: str, args: Sequence[Value], dtype: Any, **_: Any
+    ) -> Any:
+        if asm not in self.assembly:
+            raise EmulationError("assembly that `emulate` was not told the meaning of")
+        found = self.assembly[asm](*(x.data for x in args))
+        if isinstance(found, tuple):
+            return tuple(Value(x, kind) for x, kind in zip(found, dtype, strict=True))
+        return Value(found, dtype)
 
     def load(self, pointer: Value, mask: Any = None, other: Any = None, **hints: Any) -> Value:
         memory, offsets, active = lanes(pointer, mask)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import builtins
 import inspect
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from random import Random
 from types import CellType, CodeType, FunctionType, ModuleType
 from typing import Any
@@ -19,7 +19,7 @@ from triton.runtime.jit import JITFunction
 from .block import Block
 from .errors import MARK, EmulationError
 from .hopper import AsyncCopy, MBarrier, Partitions, Wgmma
-from .language import Language
+from .language import Assembly, Language
 from .memory import Memory
 from .values import Value, as_value
 
@@ -111,7 +111,7 @@ def _range(*bounds: Any) -> Iterator[Value]:
 
 def emulate(
     kernel: JITFunction[Any], grid: tuple[int, ...], *args: Any,
-    num_warps: int = 4, seed: int = 0, **named: Any,
+    num_warps: int = 4, seed: int = 0, assembly: Mapping[str, Assembly] | None = None, **named: Any,
 ) -> None:  # fmt: skip
     """Run every program of a launch of a Gluon kernel on CPU tensors, one after the other.
 
@@ -121,6 +121,7 @@ def emulate(
         args: as in a launch; tensors are updated in place.
         num_warps: of the default partition; also passed to the kernel if it has such a parameter.
         seed: of the order in which partitions go on. Run several.
+        assembly: what the pieces of inline assembly compute, by their text.
         named: further arguments of the kernel, and `maxnreg` or `num_stages`, which are ignored.
 
     Raises:
@@ -129,6 +130,7 @@ def emulate(
     named = {"num_warps": num_warps, **named}
     given = {n: x for n, x in named.items() if n in kernel.arg_names or n not in OPTIONS}
     machine = Machine()
+    machine.assembly = assembly or {}
     function = machine.translate(kernel)
     bound = inspect.signature(function).bind(*args, **given)
     bound.apply_defaults()

@@ -16,7 +16,7 @@ from . import BLOCK_M
 from .gather_kernel import gather_attend_kernel
 
 TILES = {
-    64: {"BLOCK_N": 128, "STAGES": 4, "REGISTERS": 208, "GATHER_REGISTERS": 88},
+    64: {"BLOCK_N": 64, "STAGES": 8, "REGISTERS": 208, "GATHER_REGISTERS": 88},
     128: {"BLOCK_N": 64, "STAGES": 5, "REGISTERS": 208, "GATHER_REGISTERS": 88},
 }
 """By head dim: keys in a tile, tiles in shared memory, registers of a thread by role.

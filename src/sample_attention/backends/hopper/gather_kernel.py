@@ -21,11 +21,12 @@ from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 from triton.experimental.gluon.language.nvidia.hopper import (
     async_copy,
-    fence_async_shared,
     mbarrier,
     warpgroup_mma,
     warpgroup_mma_wait,
 )
+
+from .softmax_kernel import QUAD, rescaled, softmax
 
 load_async = getattr(async_copy, "async_load", None) or async_copy.async_copy_global_to_shared
 """Its name since triton 3.9, and before."""
@@ -103,10 +104,8 @@ def key_offset(keys, pages, strides, PAGE_SIZE: gl.constexpr, WIDE: gl.constexpr
 
 
 @gluon.jit
-def copy_rows(
-    buffer, offsets, base, HEAD_DIM: gl.constexpr, BLOCK_N: gl.constexpr, full
-):  # fmt: skip
-    """Start copies of the rows at `offsets` (in shared memory) from `base`, and their arrival."""
+def copy_rows(buffer, offsets, base, HEAD_DIM: gl.constexpr, BLOCK_N: gl.constexpr):
+    """Start copies of the rows at `offsets` (in shared memory) from `base`."""
     lanes: gl.constexpr = HEAD_DIM // 8
     layout: gl.constexpr = gl.BlockedLayout([1, 8], [32 // lanes, lanes], [WARPS, 1], [1, 0])
     d = gl.arange(0, HEAD_DIM, gl.SliceLayout(0, layout))
@@ -114,7 +113,6 @@ def copy_rows(
         at = offsets.slice(i * CHUNK, CHUNK).load(gl.SliceLayout(1, layout))
         source = base + gl.multiple_of(at, 8)[:, None] + d[None, :]
         load_async(buffer.slice(i * CHUNK, CHUNK), source)
-    async_copy.mbarrier_arrive(full, increment_count=False)
 
 
 @gluon.jit
@@ -145,7 +143,7 @@ def gather_tiles(
     """Describe tile after tile and copy their queries, keys and values to shared memory."""
     tile, q_smem, k_smem, v_smem = shared[0], shared[1], shared[2], shared[3]
     tile_full, tile_free, q_full, q_free = shared[4], shared[5], shared[6], shared[7]
-    k_full, k_free, v_full, v_free = shared[8], shared[9], shared[10], shared[11]
+    full, free = shared[8], shared[9]
     BLOCK_M: gl.constexpr = 2 * HALF
     keys_of: gl.constexpr = gl.BlockedLayout([1], [32], [WARPS], [0])
     u = gl.arange(0, BLOCK_N, keys_of)
@@ -184,6 +182,10 @@ def gather_tiles(
             mbarrier.arrive(tile_full)
 
             q_base = Q + b.to(gl.int64) * q_strides[0] + h.to(gl.int64) * q_strides[1]
+            mbarrier.wait(q_free, tile_phase)
+            copy_queries(
+                q_smem, q_base, q_strides[2], q_start - offset, row, first, last, HEAD_DIM, q_full
+            )
             k_base = K + b.to(gl.int64) * k_strides[0] + kv_head.to(gl.int64) * k_strides[1]
             v_base = V + b.to(gl.int64) * v_strides[0] + kv_head.to(gl.int64) * v_strides[1]
             k_base += kv_start.to(gl.int64) * k_strides[2]
@@ -193,32 +195,25 @@ def gather_tiles(
                 pages += n.to(gl.int64) * page_table_stride
             slot = (steps - 1) * BLOCK_N + u
             keys = gl.load(list_ptr + slot, mask=slot < listed, other=0)
-            for i in range(steps):
-                # Slots past the last key repeat it: the causal mask drops them.
-                band = gl.minimum(slot + shift, last - 1)
-                keys = gl.where(slot < listed, keys, band)
-                k_at.store(key_offset(keys, pages, k_strides, PAGE_SIZE, WIDE))
-                if not ALIKE:
-                    v_at.store(key_offset(keys, pages, v_strides, PAGE_SIZE, WIDE))
-                slot = gl.maximum(slot - BLOCK_N, 0)
-                keys = gl.load(list_ptr + slot, mask=slot < listed, other=0)  # for the next step
-                mbarrier.wait(k_free.index(stage), phase)
-                copy_rows(k_smem.index(stage), k_at, k_base, HEAD_DIM, BLOCK_N, k_full.index(stage))
-                mbarrier.wait(v_free.index(stage), phase)
-                copy_rows(
-                    v_smem.index(stage), k_at if ALIKE else v_at, v_base, HEAD_DIM, BLOCK_N,
-                    v_full.index(stage),
-                )  # fmt: skip
-                if i == 0:  # keys before queries, which may have to wait for the last tile's
-                    mbarrier.wait(q_free, tile_phase)
-                    copy_queries(
-                        q_smem, q_base, q_strides[2], q_start - offset, row, first, last, HEAD_DIM,
-                        q_full,
-                    )  # fmt: skip
-                stage += 1
-                if stage == STAGES:
-                    stage = 0
-                    phase ^= 1
+            # Keys of a step lie beside the values of the step before, which are needed together.
+            for i in range(steps + 1):
+                mbarrier.wait(free.index(stage), phase)
+                if i > 0:
+                    copy_rows(
+                        v_smem.index(stage), k_at if ALIKE else v_at, v_base, HEAD_DIM, BLOCK_N
+                    )
+                if i < steps:
+                    # Slots past the last key repeat it: the causal mask drops them.
+                    band = gl.minimum(slot + shift, last - 1)
+                    keys = gl.where(slot < listed, keys, band)
+                    k_at.store(key_offset(keys, pages, k_strides, PAGE_SIZE, WIDE))
+                    if not ALIKE:
+                        v_at.store(key_offset(keys, pages, v_strides, PAGE_SIZE, WIDE))
+                    slot = gl.maximum(slot - BLOCK_N, 0)
+                    keys = gl.load(list_ptr + slot, mask=slot < listed, other=0)  # of the next step
+                    copy_rows(k_smem.index(stage), k_at, k_base, HEAD_DIM, BLOCK_N)
+                async_copy.mbarrier_arrive(full.index(stage), increment_count=False)
+                stage, phase = following(stage, phase, STAGES)
             tile_phase ^= 1
         work = gl.num_programs(0) + gl.atomic_add(Counter, 1, sem="relaxed")
     mbarrier.wait(tile_free, tile_phase)
@@ -227,53 +222,48 @@ def gather_tiles(
 
 
 @gluon.jit
-def scores(q, k_smem, full, stage, phase, BLOCK_N: gl.constexpr):
+def scores(q, k_smem, stage, BLOCK_N: gl.constexpr):
     """Start `q k'` for the keys of a stage; accumulator `[HALF, BLOCK_N]`."""
     s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, BLOCK_N, 16])
-    mbarrier.wait(full.index(stage), phase)
-    fence_async_shared()
     zero = gl.zeros([HALF, BLOCK_N], gl.float32, s_layout)
     return warpgroup_mma(q, k_smem.index(stage).permute([1, 0]), zero, use_acc=False, is_async=True)
 
 
 @gluon.jit
-def softmax(s, m, total, j, shift, rows, scale, BLOCK_N: gl.constexpr, MASKED: gl.constexpr):
-    """Weights `[HALF, BLOCK_N]` fp32, the factor for what came before, new maximum and total."""
-    if MASKED:
-        slots = j * BLOCK_N + gl.arange(0, BLOCK_N, gl.SliceLayout(0, s.type.layout))
-        s = gl.where((slots + shift)[None, :] <= rows[:, None], s, float("-inf"))
-    m_new = gl.maximum(m, gl.max(s, 1) * scale)
-    p = gl.exp2(s * scale - m_new[:, None])
-    shrink = gl.exp2(m - m_new)
-    return p, shrink, m_new, total * shrink + gl.sum(p, 1)
+def as_operand(weights, acc, v_smem):
+    """Weights as the left factor of a product that adds to `acc`."""
+    p_layout: gl.constexpr = gl.DotOperandLayout(0, acc.type.layout, 2)
+    return gl.convert_layout(weights.to(v_smem.dtype), p_layout, assert_trivial=True)
 
 
 @gluon.jit
 def fold_step(
-    acc, p, m, total, q, k_smem, v_smem, k_full, k_free, v_full, v_free, stage, phase, j, shift,
-    rows, scale, BLOCK_N: gl.constexpr, STAGES: gl.constexpr, MASKED: gl.constexpr,
+    acc, weights, shrink, m, total, q, k_smem, v_smem, full, free, stage, phase, room, scale,
+    BLOCK_N: gl.constexpr, STAGES: gl.constexpr, MASKED: gl.constexpr,
 ):  # fmt: skip
-    """Add `p v` of this stage while the scores of the next become its weights."""
-    ahead = stage + 1
-    ahead_phase = phase
-    if ahead == STAGES:
-        ahead = 0
-        ahead_phase = phase ^ 1
-    s = scores(q, k_smem, k_full, ahead, ahead_phase, BLOCK_N)
-    mbarrier.wait(v_full.index(stage), phase)
-    fence_async_shared()
+    """Add `p v` while the scores of the next keys become their weights."""
+    mbarrier.wait(full.index(stage), phase)
+    s = scores(q, k_smem, stage, BLOCK_N)
+    p = as_operand(weights, acc, v_smem)
+    acc = rescaled(acc, shrink)
     acc = warpgroup_mma(p, v_smem.index(stage), acc, is_async=True)
     s = warpgroup_mma_wait(1, [s])
-    mbarrier.arrive(k_free.index(ahead))
-    weights, shrink, m, total = softmax(s, m, total, j, shift, rows, scale, BLOCK_N, MASKED)
-    # A branch, which keeps the weights above the next wait: there they run beside the product.
-    mbarrier.wait(v_full.index(stage), phase)
+    weights, sums, m, shrink = softmax(s, m, room, scale, BLOCK_N, MASKED)
+    total = total * shrink + sums
     acc = warpgroup_mma_wait(0, [acc])
-    mbarrier.arrive(v_free.index(stage))
-    acc_rows: gl.constexpr = gl.SliceLayout(1, acc.type.layout)
-    acc = acc * gl.convert_layout(shrink, acc_rows, assert_trivial=True)[:, None]
-    p = gl.convert_layout(weights.to(p.dtype), p.type.layout, assert_trivial=True)
-    return acc, p, m, total, ahead, ahead_phase
+    mbarrier.arrive(free.index(stage))
+    stage, phase = following(stage, phase, STAGES)
+    return acc, weights, shrink, m, total, stage, phase
+
+
+@gluon.jit
+def following(stage, phase, STAGES: gl.constexpr):
+    """The next stage, and the phase of its barriers."""
+    stage += 1
+    if stage == STAGES:
+        stage = 0
+        phase ^= 1
+    return stage, phase
 
 
 @gluon.jit
@@ -286,17 +276,18 @@ def attend_rows(
     Out, Lse, out_strides, lse_stride, scale = out[0], out[1], out[2], out[3], out[4]
     tile, q_smem, k_smem, v_smem = shared[0], shared[1], shared[2], shared[3]
     tile_full, tile_free, q_full, q_free = shared[4], shared[5], shared[6], shared[7]
-    k_full, k_free, v_full, v_free = shared[8], shared[9], shared[10], shared[11]
+    full, free = shared[8], shared[9]
     dtype: gl.constexpr = Out.dtype.element_ty
     s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, BLOCK_N, 16])
     o_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, HEAD_DIM, 16])
-    p_layout: gl.constexpr = gl.DotOperandLayout(0, o_layout, 2)
     q_layout: gl.constexpr = gl.DotOperandLayout(0, s_layout, 2)
     lanes: gl.constexpr = HEAD_DIM // 8
     store: gl.constexpr = gl.BlockedLayout([1, 8], [32 // lanes, lanes], [WARPS, 1], [1, 0])
     s_rows: gl.constexpr = gl.SliceLayout(1, s_layout)
     o_rows: gl.constexpr = gl.SliceLayout(1, o_layout)
     stored_rows: gl.constexpr = gl.SliceLayout(1, store)
+    quad_rows = gl.arange(0, HALF, gl.SliceLayout(1, QUAD))
+    lane = gl.arange(0, 4, gl.SliceLayout(0, QUAD))
     stage = 0
     phase = 0
     tile_phase = 0
@@ -311,46 +302,49 @@ def attend_rows(
         # Tiles of keys that every row sees, at most all but the last.
         open_steps = gl.minimum(gl.maximum(row + 1 - shift, 0) // BLOCK_N, steps - 1)
         rows = row + gl.arange(0, HALF, s_rows)
+        room = (row - shift - (steps - 1) * BLOCK_N) + (quad_rows[:, None] - 2 * lane[None, :])
         mbarrier.wait(q_full, tile_phase)
         q = q_smem.slice(PART * HALF, HALF).load(q_layout)
         mbarrier.arrive(q_free)
-        s = scores(q, k_smem, k_full, stage, phase, BLOCK_N)
+        mbarrier.wait(full.index(stage), phase)
+        s = scores(q, k_smem, stage, BLOCK_N)
         s = warpgroup_mma_wait(0, [s])
-        mbarrier.arrive(k_free.index(stage))
-        m = gl.full([HALF], FLOOR, gl.float32, s_rows)
-        total = gl.zeros([HALF], gl.float32, s_rows)
-        weights, _, m, total = softmax(s, m, total, steps - 1, shift, rows, scale, BLOCK_N, True)
-        p = gl.convert_layout(weights.to(dtype), p_layout, assert_trivial=True)
+        mbarrier.arrive(free.index(stage))
+        stage, phase = following(stage, phase, STAGES)
+        m = gl.full([HALF, 4], FLOOR, gl.float32, QUAD)
+        weights, total, m, shrink = softmax(s, m, room, scale, BLOCK_N, True)
         acc = gl.zeros([HALF, HEAD_DIM], gl.float32, o_layout)
-        for i in range(steps - 1 - open_steps):
-            acc, p, m, total, stage, phase = fold_step(
-                acc, p, m, total, q, k_smem, v_smem, k_full, k_free, v_full, v_free, stage, phase,
-                steps - 2 - i, shift, rows, scale, BLOCK_N, STAGES, True,
+        for _ in range(steps - 1 - open_steps):
+            room += BLOCK_N
+            acc, weights, shrink, m, total, stage, phase = fold_step(
+                acc, weights, shrink, m, total, q, k_smem, v_smem, full, free, stage, phase,
+                room, scale, BLOCK_N, STAGES, True,
             )  # fmt: skip
         for _ in range(open_steps):
-            acc, p, m, total, stage, phase = fold_step(
-                acc, p, m, total, q, k_smem, v_smem, k_full, k_free, v_full, v_free, stage, phase,
-                0, shift, rows, scale, BLOCK_N, STAGES, False,
+            acc, weights, shrink, m, total, stage, phase = fold_step(
+                acc, weights, shrink, m, total, q, k_smem, v_smem, full, free, stage, phase,
+                room, scale, BLOCK_N, STAGES, False,
             )  # fmt: skip
-        mbarrier.wait(v_full.index(stage), phase)
-        fence_async_shared()
-        acc = warpgroup_mma(p, v_smem.index(stage), acc, is_async=True)
+        acc = rescaled(acc, shrink)
+        mbarrier.wait(full.index(stage), phase)
+        acc = warpgroup_mma(
+            as_operand(weights, acc, v_smem), v_smem.index(stage), acc, is_async=True
+        )
         acc = warpgroup_mma_wait(0, [acc])
-        mbarrier.arrive(v_free.index(stage))
-        stage += 1
-        if stage == STAGES:
-            stage = 0
-            phase ^= 1
+        mbarrier.arrive(free.index(stage))
+        stage, phase = following(stage, phase, STAGES)
 
+        whole = gl.convert_layout(gl.sum(total, 1), s_rows, assert_trivial=True)
+        top = gl.convert_layout(gl.max(m, 1), s_rows, assert_trivial=True)
         base = Out + b * out_strides[0] + h * out_strides[1]
-        whole = gl.convert_layout(gl.where(total > 0, total, 1.0), o_rows, assert_trivial=True)
-        x = gl.convert_layout((acc / whole[:, None]).to(dtype), store)
+        share = gl.convert_layout(gl.where(whole > 0, 1 / whole, 0.0), o_rows, assert_trivial=True)
+        x = gl.convert_layout((acc * share[:, None]).to(dtype), store)
         to = row + gl.arange(0, HALF, stored_rows)
         d = gl.arange(0, HEAD_DIM, gl.SliceLayout(0, store))
         at = (to_row + to).to(gl.int64) * out_strides[2]
         there = (to >= first) & (to < last)
         gl.store(base + at[:, None] + d[None, :], x, mask=there[:, None])
-        lse = (m + gl.log2(total)) * 0.6931471805599453
+        lse = (top + gl.log2(whole)) * 0.6931471805599453
         lse_ptr = Lse + (b * NUM_HEADS + h) * lse_stride + to_row + rows
         gl.store(lse_ptr, lse, mask=(rows >= first) & (rows < last))
         tile_phase ^= 1
@@ -398,11 +392,10 @@ def gather_attend_kernel(
     # Copies arrive once for each thread that made them, roles once for all of their threads.
     tile_full, tile_free = barriers(1, 1), barriers(1, 2)
     q_full, q_free = barriers(1, 32 * WARPS), barriers(1, 2)
-    k_full, k_free = barriers(STAGES, 32 * WARPS), barriers(STAGES, 2)
-    v_full, v_free = barriers(STAGES, 32 * WARPS), barriers(STAGES, 2)
+    full, free = barriers(STAGES, 32 * WARPS), barriers(STAGES, 2)
     shared = (
         tile, q_smem, k_smem, v_smem, tile_full.index(0), tile_free.index(0), q_full.index(0),
-        q_free.index(0), k_full, k_free, v_full, v_free,
+        q_free.index(0), full, free,
     )  # fmt: skip
     out = (Out, Lse, out_strides, lse_stride, scale)
     heads: gl.constexpr = NUM_KV_HEADS * GROUP
