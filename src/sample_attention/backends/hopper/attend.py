@@ -30,9 +30,10 @@ def attend(
     """Out like q `[B, H, Sq, D]`, and natural lse fp32 `[B, H, Sq]`."""
     sequences, pages = problem.sequences, problem.sequences.page_table
     q, k, v = (copyable(x) for x in (q, k, v))
-    filled = sequences.uniform
-    out = (torch.empty if filled else torch.zeros)(q.shape, dtype=q.dtype, device=q.device)
-    lse = torch.full(q.shape[:3], -math.inf, dtype=torch.float32, device=q.device)
+    out, lse = q.new_empty(q.shape), q.new_empty(q.shape[:3], dtype=torch.float32)
+    if not sequences.uniform:  # rows of no sequence
+        out.zero_()
+        lse.fill_(-math.inf)
     counter = torch.zeros(1, dtype=torch.int32, device=q.device)
     tiles = triton.cdiv(sequences.max_q_len, BLOCK_M) + 1
     num_tiles = tiles * problem.num_heads * len(sequences.table)
