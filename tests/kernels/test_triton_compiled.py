@@ -103,11 +103,11 @@ CASES = {
     "moments": (spread_kernel.moments_kernel, {**SPREAD, "BLOCK_M": 128, "num_warps": 8}),
     "spread ranks": (
         spread_kernel.rank_kernel,
-        {**SPREAD, "BLOCK_S": spread.RANKED_TOGETHER, **spread.RANK_LAUNCH},
+        {**SPREAD, **spread.rank_tile(128), **spread.RANK_LAUNCH},
     ),
     "spread ranks, 256": (
         spread_kernel.rank_kernel,
-        {**SPREAD, "BLOCK_S": spread.RANKED_TOGETHER // 2, **spread.RANK_LAUNCH, **WIDEST},
+        {**SPREAD, **spread.rank_tile(256), **spread.RANK_LAUNCH, **WIDEST},
     ),
     "probe ranks": (spread_kernel.probe_kernel, {**SPREAD, **spread.PROBE_LAUNCH}),
     "probe ranks, 256": (

@@ -75,9 +75,10 @@ def threshold_kernel(
 @triton.jit
 def count_bits(words):
     """How many bits of each word of 32 are set."""
+    words = words.to(tl.uint32, bitcast=True)
     pairs = words - ((words >> 1) & 0x55555555)
     fours = (pairs & 0x33333333) + ((pairs >> 2) & 0x33333333)
-    return (((fours + (fours >> 4)) & 0x0F0F0F0F) * 0x01010101) >> 24
+    return ((((fours + (fours >> 4)) & 0x0F0F0F0F) * 0x01010101) >> 24).to(tl.int32)
 
 
 @triton.jit

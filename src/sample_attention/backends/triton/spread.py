@@ -18,7 +18,7 @@ from .mass import Keys
 from .spread_kernel import heavy_kernel, moments_kernel, probe_kernel, rank_kernel
 
 PROBE_LAUNCH = {"BLOCK_S": 64, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2}
-RANK_LAUNCH = {"BLOCK_N": 64, "CHUNK": 2048, "num_warps": 8, "num_stages": 3}
+RANK_LAUNCH = {"CHUNK": 2048, "num_warps": 8, "num_stages": 3}
 HEAVY_LAUNCH = {"BLOCK": 256, "num_warps": 4}
 
 RANKED_TOGETHER = 128
@@ -50,6 +50,13 @@ def fill_by_spread(q: Tensor, keys: Keys, config: SampleAttentionConfig, lists: 
         lists.collect(ranked.classes, segments, config.dense_above)
 
 
+def rank_tile(head_dim: int) -> dict[str, int]:
+    """Segments and columns that are ranked at once."""
+    if head_dim <= 128:
+        return {"BLOCK_S": RANKED_TOGETHER, "BLOCK_N": 64}
+    return {"BLOCK_S": RANKED_TOGETHER // 2, "BLOCK_N": 32}
+
+
 def _moments(q: Tensor, keys: Keys, config: SampleAttentionConfig, lists: Lists) -> Moments:
     problem, size = keys.problem, lists.geometry.size
     block_d, (n, heads, segments) = padded_dim(problem.head_dim), lists.counts.shape
@@ -75,7 +82,7 @@ def _rank(
     (n, heads, _), count, probes = lists.counts.shape, len(segments), config.probes or MOST_HEAVY
     ranked = Ranked.empty((n, heads, count), segments, pitch, probes, ROOM, k.device)
     bits = k.new_empty(n, heads, count, pitch // 32, dtype=torch.int32)
-    together = RANKED_TOGETHER if problem.head_dim <= 128 else RANKED_TOGETHER // 2
+    tile = rank_tile(problem.head_dim)
     head = moments.means, moments.spreads, k, facts.limits, dense, problem.sequences.table, pages
     tail = segments.start, segments.stop, facts.segments
     layout = {**keys.layout(), "NUM_HEADS": heads, "GROUP": problem.group_size}
@@ -85,11 +92,11 @@ def _rank(
         *head, ranked.ranks, ranked.heavy_from, *strides, *tail, keys.scale * LOG2E,
         **layout, PROBES=probes, MOST_HEAVY=MOST_HEAVY, **PROBE_LAUNCH,
     )  # fmt: skip
-    tiles = triton.cdiv(count, together) * triton.cdiv(pitch, RANK_LAUNCH["CHUNK"])
+    tiles = triton.cdiv(count, tile["BLOCK_S"]) * triton.cdiv(pitch, RANK_LAUNCH["CHUNK"])
     rank: Any = rank_kernel[(tiles, heads, n)]
     rank(
         *head, ranked.heavy_from, ranked.classes, bits, *strides, *tail, pitch, keys.scale * LOG2E,
-        **layout, BLOCK_S=together, **RANK_LAUNCH,
+        **layout, **tile, **RANK_LAUNCH,
     )  # fmt: skip
     heavy: Any = heavy_kernel[(count, heads, n)]
     heavy(

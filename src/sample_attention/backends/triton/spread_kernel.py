@@ -187,7 +187,7 @@ def rank_kernel(
     shift = (heavy_from - HEAVY_BIN - 256).to(tl.float32)[:, None]
     out = scratch[:, None] * pitch
     step = tl.arange(0, BLOCK_N)
-    place = (step % 32)[None, :]
+    bit = (1 << step % 32)[None, :]
     for j in range(start, stop, BLOCK_N):
         keys = j + step
         k = load_keys(
@@ -199,10 +199,11 @@ def rank_kernel(
         steps = tl.minimum(tl.maximum(steps, 256.0), 511.0)
         rank_class = (steps.to(tl.int32, bitcast=True) >> 15) & 255
         tl.store(Class + out + keys[None, :], rank_class.to(tl.uint8), mask=inside[:, None])
-        heavy = tl.reshape((rank_class // HEAVY_BIN) << place, [BLOCK_S, BLOCK_N // 32, 32])
+        heavy = tl.where(steps >= 256 + HEAVY_BIN, bit, 0)
+        heavy = tl.sum(tl.reshape(heavy, [BLOCK_S, BLOCK_N // 32, 32]), 2)
         word = j // 32 + tl.arange(0, BLOCK_N // 32)
         at = scratch[:, None] * (pitch // 32) + word[None, :]
-        tl.store(Bits + at, tl.sum(heavy, 2), mask=inside[:, None])
+        tl.store(Bits + at, heavy, mask=inside[:, None])
 
 
 @triton.jit(do_not_specialize=["num_segments", "first_segment"])
