@@ -253,9 +253,11 @@ def decide_kernel(
     if (tl.load(Dense + entry) != 0) | (limit == 0):
         return
     scratch = (head * tl.num_programs(0) + g).to(tl.int64)
+    Class += scratch * pitch
+    Ranks += scratch * PROBES
     Heavy += scratch * ROOM
     HeavyMass += scratch * ROOM
-    count = tl.load(HeavyCounts + scratch)
+    count, heavy_from = tl.load(HeavyCounts + scratch), tl.load(HeavyFrom + scratch)
     step = distance_of_probes(limit, PROBES)
     r = tl.arange(0, ROWS)
     q, _, _, _, _ = load_sampled(
@@ -273,16 +275,21 @@ def decide_kernel(
         )
         mass = tl.sum(tl.exp2(tl.dot(k, tl.trans(q)) * scale - shift[None, :]), 1)
         tl.store(HeavyMass + slot, mass * heavy_weight(keys, step), mask=slot < count)
+        # The two parts of a column have to be of one class: two roundings may differ.
+        rank_class = tl.load(Class + keys, mask=slot < count, other=0).to(tl.int32)
+        regular = (slot < count) & ((keys + 1) % step == 0)
+        rank = (rank_class - HEAVY_BIN + heavy_from).to(tl.int16)
+        tl.store(Ranks + (keys + 1) // step - 1, rank, mask=regular)
 
     tl.debug_barrier()  # what other threads of the program have written is read next
     slot = tl.arange(0, ROOM)
     heavy_mass = tl.load(HeavyMass + slot, mask=slot < count, other=0.0)
     keys = tl.load(Heavy + slot, mask=slot < count, other=0)
-    heavy_classes = tl.load(Class + scratch * pitch + keys).to(tl.int32)
+    heavy_classes = tl.load(Class + keys).to(tl.int32)
     t = tl.arange(0, BLOCK_P)
     mass = tl.load(Mass + scratch * PROBES + t, mask=t < limit // step, other=0.0)
-    ranks = tl.load(Ranks + scratch * PROBES + t, mask=t < limit // step, other=0).to(tl.int32)
-    classes = ranks - tl.load(HeavyFrom + scratch) + HEAVY_BIN
+    ranks = tl.load(Ranks + t, mask=t < limit // step, other=0).to(tl.int32)
+    classes = ranks - heavy_from + HEAVY_BIN
     classes = tl.minimum(tl.maximum(classes, 0), NUM_CLASSES - 1)
     outside = mass_from(mass, classes, heavy_mass, heavy_classes, 0)
     need = coverage - (1.0 - outside) if RESIDUAL else coverage * outside

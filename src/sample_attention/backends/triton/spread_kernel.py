@@ -22,7 +22,7 @@ KEY_SHRINK = tl.constexpr(1 / 16)
 """Keys are multiplied by this before they are squared: squares of fp16 overflow from 256 on."""
 
 FARTHEST = tl.constexpr(32767)
-"""Ranks of probes that are more steps from 1 than this count as that many."""
+"""Most steps from a rank of 1 that are told apart; segments with such probes are dense."""
 
 
 @triton.jit
@@ -153,6 +153,8 @@ def probe_kernel(
         start += step * BLOCK_N
     heavy_from = top + tl.ceil(8 * tl.log2(total * (1 << octaves) / MOST_HEAVY))
     tl.store(HeavyFrom + scratch, heavy_from.to(tl.int32), mask=limit > 0)
+    too_far = (limit > 0) & (tl.abs(heavy_from) > FARTHEST - 256)
+    tl.store(Dense + row, tl.full([BLOCK_S], 1, tl.int8), mask=too_far)
 
 
 @triton.jit(do_not_specialize=["first_segment", "last_segment", "num_segments"])
