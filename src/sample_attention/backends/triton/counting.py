@@ -58,7 +58,7 @@ class Ranked:
         )  # fmt: skip
 
 
-def decide(
+def count_on_probes(
     q: Tensor, keys: Keys, config: SampleAttentionConfig, lists: Lists, ranked: Ranked
 ) -> None:
     """Find the thresholds of the segments: the mass from there on is what is needed."""

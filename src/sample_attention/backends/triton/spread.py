@@ -10,7 +10,7 @@ import triton  # pyright: ignore[reportMissingTypeStubs]
 from torch import Tensor
 
 from ...config import MOST_HEAVY, SPREAD_SHARE, SampleAttentionConfig
-from .counting import Ranked, decide
+from .counting import Ranked, count_on_probes
 from .filtering import Lists
 from .geometry import groups
 from .layout import LOG2E, padded_dim, page_table_stride
@@ -46,7 +46,7 @@ def fill_by_spread(q: Tensor, keys: Keys, config: SampleAttentionConfig, lists: 
     moments = _moments(q, keys, config, lists)
     for segments, pitch in groups(keys.problem, lists.geometry, 1, RANKED_TOGETHER):
         ranked = _rank(moments, keys, config, lists, segments, pitch)
-        decide(q, keys, config, lists, ranked)
+        count_on_probes(q, keys, config, lists, ranked)
         lists.collect(ranked.classes, segments, config.dense_above)
 
 
