@@ -109,9 +109,12 @@ CASES = {
         spread_kernel.rank_kernel,
         {**SPREAD, **spread.rank_tile(256), **spread.RANK_LAUNCH, **WIDEST},
     ),
-    "probe ranks": (spread_kernel.probe_kernel, {**SPREAD, **spread.PROBE_LAUNCH}),
+    "probe ranks": (
+        spread_kernel.probe_kernel, {**SPREAD, **spread.rank_tile(128), **spread.PROBE_LAUNCH},
+    ),
     "probe ranks, 256": (
-        spread_kernel.probe_kernel, {**SPREAD, **spread.PROBE_LAUNCH, **WIDEST},
+        spread_kernel.probe_kernel,
+        {**SPREAD, **spread.rank_tile(256), **spread.PROBE_LAUNCH, **WIDEST},
     ),
     "heavy": (spread_kernel.heavy_kernel, {**SPREAD, **spread.HEAVY_LAUNCH}),
     "heavy sums": (count_kernel.heavy_lse_kernel, {**SPREAD, **counting.HEAVY_LSE_LAUNCH}),

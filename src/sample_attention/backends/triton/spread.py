@@ -17,7 +17,7 @@ from .layout import LOG2E, padded_dim, page_table_stride
 from .mass import Keys
 from .spread_kernel import heavy_kernel, moments_kernel, probe_kernel, rank_kernel
 
-PROBE_LAUNCH = {"BLOCK_S": 64, "BLOCK_N": 64, "num_warps": 8, "num_stages": 2}
+PROBE_LAUNCH = {"BLOCK_S": 64, "num_warps": 8, "num_stages": 2}
 RANK_LAUNCH = {"CHUNK": 2048, "num_warps": 8, "num_stages": 3}
 HEAVY_LAUNCH = {"BLOCK": 256, "num_warps": 4}
 
@@ -90,7 +90,7 @@ def _rank(
     probe: Any = probe_kernel[(triton.cdiv(count, PROBE_LAUNCH["BLOCK_S"]), heads, n)]
     probe(
         *head, ranked.ranks, ranked.heavy_from, *strides, *tail, keys.scale * LOG2E,
-        **layout, PROBES=probes, MOST_HEAVY=MOST_HEAVY, **PROBE_LAUNCH,
+        **layout, PROBES=probes, MOST_HEAVY=MOST_HEAVY, BLOCK_N=tile["BLOCK_N"], **PROBE_LAUNCH,
     )  # fmt: skip
     tiles = triton.cdiv(count, tile["BLOCK_S"]) * triton.cdiv(pitch, RANK_LAUNCH["CHUNK"])
     rank: Any = rank_kernel[(tiles, heads, n)]
