@@ -31,8 +31,9 @@ CONFIGS = {
     "fast": SampleAttentionConfig.preset("fast", window=32, probes=64),
 }
 LSE = ("row_lse_kernel", "merge_lse_kernel")
-LISTS = ("place_kernel", "compact_kernel")
-BY_SPREAD = ("rank_kernel", "probe_kernel", "count_kernel", *LISTS)
+LISTS = ("flag_kernel", "place_kernel", "compact_kernel")
+BY_SPREAD = ("probe_kernel", "rank_kernel", "heavy_kernel", "heavy_lse_kernel", "probe_lse_kernel",
+             "probe_mass_kernel", "decide_kernel", *LISTS)  # fmt: skip
 LAUNCHES = {
     "default": ["finite_kernel", *LSE, "mean_query_kernel", *LSE, "segment_mass_kernel",
                 "segment_mass_kernel", "threshold_kernel", *LISTS, "segment_mass_kernel",
@@ -115,11 +116,11 @@ def test_launches_go_to_their_parts_in_turn():
     timed = [(name, float(i)) for i, name in enumerate(LAUNCHES["default"])]
     parts = parts_of(timed, CONFIGS["default"])
     assert (parts["row_lse_rows"], parts["row_lse_means"]) == ([1.0, 2.0], [4.0, 5.0])
-    assert (parts["class_pass"], parts["mass_pass"]) == ([6.0, 11.0], [7.0, 12.0])
-    assert parts["place_compact"] == [9.0, 10.0, 14.0, 15.0]
-    assert parts["torch_operators"] == [16.0]
+    assert (parts["class_pass"], parts["mass_pass"]) == ([6.0, 12.0], [7.0, 13.0])
+    assert parts["place_compact"] == [9.0, 10.0, 11.0, 15.0, 16.0, 17.0]
+    assert parts["torch_operators"] == [18.0]
     with pytest.raises(UnknownLaunches, match="3 launches of the kernels for 'mass'"):
-        parts_of(timed[:12], CONFIGS["default"])
+        parts_of(timed[:13], CONFIGS["default"])
 
 
 def test_the_backend_launches_in_that_order(monkeypatch):

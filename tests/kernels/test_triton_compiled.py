@@ -14,7 +14,10 @@ from triton.compiler import ASTSource  # noqa: E402
 from sample_attention.backends.triton import (  # noqa: E402
     attend_kernel,
     blocks_kernel,
+    count_kernel,
+    counting,
     filter_kernel,
+    filtering,
     mass,
     mass_kernel,
     spread,
@@ -37,11 +40,14 @@ Tiles are measured on an H100; nothing was tuned for sm_100 yet, where one more 
 # Types by the name of the argument, which means the same in every kernel.
 TYPES = {
     **dict.fromkeys(("Q", "K", "V", "X", "Out", "Means", "Spreads"), "*bf16"),
-    **dict.fromkeys(("Lse", "Parts", "Share", "Column", "Slash"), "*fp32"),
+    **dict.fromkeys(
+        ("Lse", "Parts", "Share", "Column", "Slash", "Largest", "Sums", "Shift", "HeavyMass"),
+        "*fp32",
+    ),
     **dict.fromkeys(
         ("Table", "PageTable", "Window", "Indices", "Counts", "At", "Position", "Edge", "Low",
          "High", "Nearest", "Limits", "Ends", "Threshold", "HeavyFrom", "HeavyCounts", "Heavy",
-         "Histogram"), "*i32",
+         "Bits"), "*i32",
     ),
     **dict.fromkeys(("Offsets", "Used"), "*i64"),
     **dict.fromkeys(("coverage", "dense_above", "scale", "half"), "fp32"),
@@ -62,8 +68,8 @@ KEYS = {
 
 WIDEST = {"HEAD_DIM": 256, "BLOCK_D": 256}
 SPREAD = {
-    "SEGMENT": 128, "ROW_STRIDE": 4, "PROBES": 2048, "BLOCK_P": 2048, "MOST_HEAVY": 512,
-    "ROOM": spread.ROOM, "SLOTS": 4096, "TYPES": {"Class": "*i16", "Mass": "*fp32", "Bins": "*u8"},
+    "SEGMENT": 128, "ROW_STRIDE": 4, "ROWS": 32, "HEADS": 4, "PROBES": 2048, "BLOCK_P": 2048,
+    "MOST_HEAVY": 512, "ROOM": spread.ROOM, "TYPES": {"Mass": "*fp32", "Ranks": "*i16"},
 }  # fmt: skip
 PAGED = {"PAGE_SIZE": 16, "PageTable": ..., "page_table_stride": ...}
 RANKS, COUNTS = {"Mass": None}, {"Class": None}
@@ -91,28 +97,46 @@ CASES = {
     "blocks": (blocks_kernel.block_mass_kernel, {"BLOCK_N": 128, "SLOTS": 3, **MASS_LAUNCH}),
     "blocks of 16": (blocks_kernel.block_mass_kernel, {"BLOCK_N": 16, "SLOTS": 10, **MASS_LAUNCH}),
     "threshold": (filter_kernel.threshold_kernel, {"BLOCK": BLOCK_CLASSES}),
-    "place": (filter_kernel.place_kernel, {"BLOCK": 1024}),
-    "compact": (filter_kernel.compact_kernel, {"BLOCK": BLOCK_CLASSES}),
-    "moments": (spread_kernel.moments_kernel, {**SPREAD, "num_warps": 4}),
+    "flag": (filter_kernel.flag_kernel, filtering.FLAG_LAUNCH),
+    "place": (filter_kernel.place_kernel, filtering.PLACE_LAUNCH),
+    "compact": (filter_kernel.compact_kernel, filtering.COMPACT_LAUNCH),
+    "moments": (spread_kernel.moments_kernel, {**SPREAD, "BLOCK_M": 128, "num_warps": 8}),
     "spread ranks": (
         spread_kernel.rank_kernel,
-        {**SPREAD, "BLOCK_S": spread.RANKED_TOGETHER, **spread.RANK_LAUNCH},
+        {**SPREAD, **spread.rank_tile(128), **spread.RANK_LAUNCH},
     ),
     "spread ranks, 256": (
         spread_kernel.rank_kernel,
-        {**SPREAD, "BLOCK_S": spread.RANKED_TOGETHER // 2, **spread.RANK_LAUNCH, **WIDEST},
+        {**SPREAD, **spread.rank_tile(256), **spread.RANK_LAUNCH, **WIDEST},
     ),
-    "probes": (spread_kernel.probe_kernel, {**SPREAD, **spread.PROBE_LAUNCH}),
-    "probed counts": (
-        spread_kernel.count_kernel, {**SPREAD, "BLOCK_M": 32, **spread.COUNT_LAUNCH},
+    "probe ranks": (
+        spread_kernel.probe_kernel, {**SPREAD, **spread.rank_tile(128), **spread.PROBE_LAUNCH},
     ),
-    "probed counts, 256": (
-        spread_kernel.count_kernel, {**SPREAD, "BLOCK_M": 32, **spread.COUNT_LAUNCH, **WIDEST},
+    "probe ranks, 256": (
+        spread_kernel.probe_kernel,
+        {**SPREAD, **spread.rank_tile(256), **spread.PROBE_LAUNCH, **WIDEST},
     ),
-    "probed counts, pages": (
-        spread_kernel.count_kernel, {**SPREAD, "BLOCK_M": 32, **spread.COUNT_LAUNCH, **PAGED},
+    "heavy": (spread_kernel.heavy_kernel, {**SPREAD, **spread.HEAVY_LAUNCH}),
+    "heavy sums": (count_kernel.heavy_lse_kernel, {**SPREAD, **counting.HEAVY_LSE_LAUNCH}),
+    "heavy sums, 256": (
+        count_kernel.heavy_lse_kernel, {**SPREAD, **counting.HEAVY_LSE_LAUNCH, **WIDEST},
     ),
-    "compact of spread": (filter_kernel.compact_kernel, {**SPREAD, "BLOCK": BLOCK_CLASSES}),
+    "probe sums": (count_kernel.probe_lse_kernel, {**SPREAD, **counting.PROBE_LSE_LAUNCH}),
+    "probe sums, 256": (
+        count_kernel.probe_lse_kernel, {**SPREAD, **counting.PROBE_LSE_LAUNCH, **WIDEST},
+    ),
+    "probe sums, pages": (
+        count_kernel.probe_lse_kernel, {**SPREAD, **counting.PROBE_LSE_LAUNCH, **PAGED},
+    ),
+    "probe mass": (count_kernel.probe_mass_kernel, {**SPREAD, **counting.PROBE_MASS_LAUNCH}),
+    "probe mass, 256": (
+        count_kernel.probe_mass_kernel, {**SPREAD, **counting.PROBE_MASS_LAUNCH, **WIDEST},
+    ),
+    "probe mass, pages": (
+        count_kernel.probe_mass_kernel, {**SPREAD, **counting.PROBE_MASS_LAUNCH, **PAGED},
+    ),
+    "decide": (count_kernel.decide_kernel, {**SPREAD, **counting.DECIDE_LAUNCH}),
+    "decide, 256": (count_kernel.decide_kernel, {**SPREAD, **counting.DECIDE_LAUNCH, **WIDEST}),
     "attend": (attend_kernel.attend_kernel, {"ALIGN": 128, "KEY_BLOCK": 1, "LISTS_LEFT": True}),
     "attend, blocks": (
         attend_kernel.attend_kernel,
@@ -147,7 +171,9 @@ def test_compiles(capability, name, tmp_path):
 
 
 def test_every_kernel_is_compiled():
-    modules = (attend_kernel, blocks_kernel, filter_kernel, mass_kernel, spread_kernel)
+    modules = (
+        attend_kernel, blocks_kernel, count_kernel, filter_kernel, mass_kernel, spread_kernel,
+    )  # fmt: skip
     entries = {x for m in modules for name, x in vars(m).items() if name.endswith("_kernel")}
     assert entries == {kernel for kernel, _ in CASES.values()}
 
@@ -158,7 +184,9 @@ def _source(kernel, constants):
     types = {**TYPES, **constants.get("TYPES", {})}
     signature = {n: "constexpr" if n in fixed else types.get(n, "i32") for n in names}
     aligned = [["tt.divisibility", 16]]
-    attributes = {(i,): aligned for i, n in enumerate(names) if signature[n][0] == "*"}
+    attributes = {
+        (i,): aligned for i, n in enumerate(names) if signature[n][0] == "*" or n == "pitch"
+    }
     for i, n in enumerate(names):
         if n.endswith("strides"):
             attributes.update({(i, j): aligned for j in range(3)})

@@ -215,6 +215,26 @@ def test_groups_of_segments_change_nothing(monkeypatch, name):
     assert every_list(again) == every_list(expected)
 
 
+@pytest.mark.parametrize("tile", [16, 128])
+@pytest.mark.parametrize("heads", [(3, 1), (6, 2), (7, 1)], ids=str)
+def test_heads_that_share_keys_share_tiles(monkeypatch, assert_selected, heads, tile):
+    monkeypatch.setattr(module("counting"), "TILE_ROWS", 2 * tile)
+    q, k, _ = make_qkv(200, 330, num_heads=heads[0], num_kv_heads=heads[1], head_dim=16)
+    assert_selected(select(q, k, CONFIGS["spread"]), q[0], k[0], CONFIGS["spread"])
+
+
+def test_heavy_probes_stand_for_themselves(assert_selected):
+    """Column 31 holds nearly all mass and is a regular probe, which would stand for many."""
+    config = CONFIGS["spread"]
+    q, k, _ = make_qkv(64, 600, num_heads=2, num_kv_heads=1, head_dim=16)
+    q[..., 0] = 3.0
+    k[0, 0, 31, 0] = 16.0
+    plan = select(q, k, config)
+    assert not plan.dense.any()
+    assert_selected(plan, q[0], k[0], config)
+    assert all(31 in columns for head in lists_of(plan, 0) for columns in head)
+
+
 @pytest.mark.parametrize("name", ["segments of 16", "two tiles of sampled rows"])
 def test_normalisers_are_merged_from_chunks_of_the_keys(monkeypatch, assert_selected, name):
     monkeypatch.setattr(module("mass"), "LSE_CHUNK", 128)

@@ -32,9 +32,11 @@ STAGES = {
     "finite_kernel": "finite", "mean_query_kernel": "mean",
     "row_lse_kernel": "lse", "merge_lse_kernel": "lse",
     "segment_mass_kernel": "mass", "column_mass_kernel": "mass", "block_mass_kernel": "block",
-    "threshold_kernel": "threshold", "place_kernel": "lists", "compact_kernel": "lists",
-    "moments_kernel": "moments", "rank_kernel": "rank", "probe_kernel": "probe",
-    "count_kernel": "count", "attend_kernel": "attend", "gather_attend_kernel": "attend",
+    "threshold_kernel": "threshold", "flag_kernel": "lists", "place_kernel": "lists",
+    "compact_kernel": "lists", "moments_kernel": "moments", "probe_kernel": "rank_probes",
+    "rank_kernel": "rank", "heavy_kernel": "list_heavy", "heavy_lse_kernel": "heavy_lse",
+    "probe_lse_kernel": "probe_lse", "probe_mass_kernel": "probe_mass", "decide_kernel": "decide",
+    "attend_kernel": "attend", "gather_attend_kernel": "attend",
 }  # fmt: skip
 """What each Triton kernel is launched for."""
 
@@ -202,8 +204,7 @@ def _parts_of_stage(stage: str, config: SampleAttentionConfig) -> tuple[str, ...
     mass = ("class_pass", "mass_pass") if ranked else ("mass_and_class_pass",)
     return {
         "finite": ("finite_check",), "mean": ("mean_queries",), "block": ("block_mass",),
-        "lists": ("place_compact",), "rank": ("rank_pass",), "probe": ("find_probes",),
-        "count": ("count_on_probes",),
+        "lists": ("place_compact",), "rank": ("rank_pass",),
         "lse": tuple(x for part in scored for x in (part, part)),  # in chunks, then merged
         "mass": mass if config.segment is not None else ("column_mass",),
     }.get(stage, (stage,))  # fmt: skip

@@ -18,7 +18,7 @@ from ..selection.rows import chunk_tail_rows, held_out_rows, strided_rows
 from .inputs import Inputs
 from .rates import Rates
 
-FLAG_BYTES, CLASS_BYTES, RANK_BYTES, BF16_BYTES = 1, 1, 2, 2
+BIT_BYTES, FLAG_BYTES, CLASS_BYTES, RANK_BYTES, BF16_BYTES = 1 / 8, 1, 1, 2, 2
 ENTRY_BYTES, FP32_BYTES = 4, 4
 
 
@@ -99,11 +99,12 @@ def work_of_selection(call: Call, plan: StripePlan) -> dict[str, Work]:
     """
     config, listed = call.config, listed_columns(call)
     exact, entries = exact_positions(call), int(plan.counts.sum())
-    class_bytes = RANK_BYTES if config.spread else CLASS_BYTES
     queries = call.q_bytes if config.pool is None else 0.0
     found = {
         "finite_check": Work(bytes=call.k_bytes + queries),
-        "place_compact": Work(bytes=call.heads * listed * class_bytes + entries * ENTRY_BYTES),
+        "place_compact": Work(
+            bytes=call.heads * listed * (CLASS_BYTES + BIT_BYTES) + entries * ENTRY_BYTES
+        ),
     }
     if not config.spread:
         found["row_lse_rows"] = row_lse(call, exact)
@@ -135,26 +136,35 @@ def work_of_selection(call: Call, plan: StripePlan) -> dict[str, Work]:
 
 
 def _work_by_spread(call: Call, listed: int) -> dict[str, Work]:
+    """Heavy columns are not counted: how many there are is not known here."""
     means = 2 * call.heads * len(_segments(call)) * call.row_bytes
-    ranks = call.heads * listed
-    pairs = call.heads * probed_pairs(call)
+    columns, d = call.heads * listed, call.head_dim
+    probes, probed, near = (call.heads * x for x in probed_pairs(call))
     read = call.k_bytes + call.q_bytes / call.config.row_stride
+    rows = FP32_BYTES * call.heads * len(exact_positions(call))
     return {
         "moments": Work(bytes=call.q_bytes + means),
-        "rank_pass": Work(4 * call.head_dim * ranks, 0, call.k_bytes + means + RANK_BYTES * ranks),
-        "find_probes": Work(bytes=RANK_BYTES * ranks),
-        "count_on_probes": Work(2 * 2 * call.head_dim * pairs, 2 * pairs, read),
+        "rank_probes": Work(4 * d * probes, probes, means + RANK_BYTES * probes),
+        "rank_pass": Work(
+            4 * d * columns, 0, call.k_bytes + means + (CLASS_BYTES + BIT_BYTES) * columns
+        ),
+        "list_heavy": Work(bytes=BIT_BYTES * columns),
+        "heavy_lse": Work(bytes=call.q_bytes / call.config.row_stride + 2 * rows),
+        "probe_lse": Work(2 * d * (probed + near), probed + near, read + 3 * rows),
+        "probe_mass": Work(2 * d * probed, probed, read + rows + FP32_BYTES * probes),
+        "decide": Work(bytes=rows + (FP32_BYTES + RANK_BYTES) * probes),
     }
 
 
-def probed_pairs(call: Call) -> float:
-    """Pairs of one head that exact rows score: their windows and the regular probes."""
-    config, pairs = call.config, 0
+def probed_pairs(call: Call) -> tuple[float, float, float]:
+    """Regular probes of one head's segments; pairs that exact rows score on them, and near rows."""
+    config, probes, probed, near = call.config, 0, 0, 0
     for lo, hi in _segments(call):
         left = int(window_edges(call, torch.tensor([hi - 1])))
         regular = left // probe_step(left, config.probes)
-        pairs += len(strided_rows(lo, hi, config.row_stride)) * (regular + hi - left)
-    return float(pairs)
+        rows = len(strided_rows(lo, hi, config.row_stride))
+        probes, probed, near = probes + regular, probed + rows * regular, near + rows * (hi - left)
+    return float(probes), float(probed), float(near)
 
 
 def row_lse(call: Call, positions: Tensor) -> Work:

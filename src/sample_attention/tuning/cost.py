@@ -25,8 +25,8 @@ def sampling_density(config: SampleAttentionConfig, length: int) -> float:
         return 0.0
     call = Call(heads=1, kv_heads=1, length=length, head_dim=1, element=1, config=config)
     if config.spread:
-        passes = float(listed_columns(call)) + probed_pairs(call)
-        return passes / causal_pairs(call)
+        _, probed, near = probed_pairs(call)
+        return (listed_columns(call) + probed + near) / causal_pairs(call)
     rows = exact_positions(call)
     if config.pool is not None:
         rows = torch.cat([rows, torch.arange(0, length, config.pool)])

@@ -1,4 +1,7 @@
-"""Stage 2 on the device: the class from which columns are kept, and the lists of what is kept."""
+"""Stage 2 on the device: the class from which columns are kept, and the lists of what is kept.
+
+classes ─► threshold ─► flag: counts, 32 columns to a word ─► place: offsets ─► compact: lists
+"""
 
 from __future__ import annotations
 
@@ -36,11 +39,11 @@ def sums_from(Class, Mass, limit, pitch, low, step, BLOCK: tl.constexpr):
 
 @triton.jit(do_not_specialize=["num_segments", "first_segment", "dense_prefix"])
 def threshold_kernel(
-    Class, Mass, Limits, Ends, Threshold, Counts, Dense, pitch, num_segments, first_segment,
-    coverage, dense_above, dense_prefix,
+    Class, Mass, Limits, Ends, Threshold, Dense, pitch, num_segments, first_segment, coverage,
+    dense_prefix,
     RESIDUAL: tl.constexpr, BLOCK: tl.constexpr, NUM_CLASSES: tl.constexpr,
 ):  # fmt: skip
-    """The highest class t such that the columns of classes >= t hold the share; dense if too many.
+    """The highest class t such that the columns of classes >= t hold the share.
 
     One program per segment, head and sequence; those that are dense already stay so. A sum that is
     not finite makes a segment dense.
@@ -63,40 +66,101 @@ def threshold_kernel(
         _, one, two, three = sums_from(Class, Mass, limit, pitch, low, step, BLOCK)
         low += step * ((one >= need).to(tl.int32) + (two >= need) + (three >= need))
         step = step // 4
-    threshold = tl.where(need > 0, low, NUM_CLASSES)
-    count = tl.zeros([BLOCK], tl.int32)
+    sparse = tl.load(Ends + n * num_segments + first_segment + g) > dense_prefix
+    sparse = sparse & (tl.abs(outside) < float("inf"))
+    tl.store(Threshold + entry, tl.where(need > 0, low, NUM_CLASSES))
+    tl.store(Dense + entry, tl.where(sparse, 0, 1).to(tl.int8))
+
+
+@triton.jit
+def count_bits(words):
+    """How many bits of each word of 32 are set."""
+    words = words.to(tl.uint32, bitcast=True)
+    pairs = words - ((words >> 1) & 0x55555555)
+    fours = (pairs & 0x33333333) + ((pairs >> 2) & 0x33333333)
+    return ((((fours + (fours >> 4)) & 0x0F0F0F0F) * 0x01010101) >> 24).to(tl.int32)
+
+
+@triton.jit
+def load_words(Bits, at, limit):
+    """Words of bits that stand for 32 columns each; bits of columns from `limit` on are clear."""
+    left = tl.minimum(tl.maximum(limit - at * 32, 0), 32)
+    words = tl.load(Bits + at, mask=left > 0, other=0)
+    return tl.where(left < 32, words & ((1 << (left & 31)) - 1), words)
+
+
+@triton.jit
+def list_columns(Bits, limit, Out, room, BLOCK: tl.constexpr):
+    """Write the columns below `limit` whose bit is set, sorted, as far as there is room.
+
+    Returns how many there are. In every turn each word writes its lowest bit and clears it: nothing
+    is done per column.
+    """
+    used = 0
+    for start in range(0, tl.cdiv(limit, 32), BLOCK):
+        at = start + tl.arange(0, BLOCK)
+        words = load_words(Bits, at, limit)
+        counts = count_bits(words)
+        place = used + tl.cumsum(counts, 0) - counts
+        used += tl.sum(counts)
+        for _ in range(0, tl.max(counts)):
+            lowest = words & -words
+            column = at * 32 + count_bits(lowest - 1)
+            tl.store(Out + place, column, mask=(words != 0) & (place < room))
+            words = words ^ lowest
+            place += 1
+    return used
+
+
+@triton.jit(do_not_specialize=["words", "num_segments", "first_segment"])
+def flag_kernel(
+    Class, Limits, Threshold, Counts, Dense, Bits, pitch, words, num_segments, first_segment,
+    dense_above,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """A bit for every column of a class >= threshold, and their number: dense if too many.
+
+    One program per list. `words` is how far apart the lists' bits lie.
+    """
+    g, h, n = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    num_heads = tl.num_programs(1)
+    entry = (n * num_heads + h) * num_segments + first_segment + g
+    if tl.load(Dense + entry) != 0:
+        return
+    scratch = ((n * num_heads + h) * tl.num_programs(0) + g).to(tl.int64)
+    Class += scratch * pitch
+    Bits += scratch * words
+    limit = tl.load(Limits + n * num_segments + first_segment + g)
+    threshold = tl.load(Threshold + entry)
+    bit = 1 << (tl.arange(0, BLOCK) % 32)
+    word = tl.arange(0, BLOCK // 32)
+    counts = tl.zeros([BLOCK // 32], tl.int32)
     for j in range(0, limit, BLOCK):
         rank_class, inside, _ = load_block(Class, j, limit, pitch, BLOCK)
-        count += ((rank_class.to(tl.int32) >= threshold) & inside).to(tl.int32)
-    kept = tl.sum(count)
-    sparse = (kept <= dense_above * limit) & (tl.abs(outside) < float("inf"))
-    sparse = sparse & (tl.load(Ends + n * num_segments + first_segment + g) > dense_prefix)
-    tl.store(Threshold + entry, threshold)
+        keep = (rank_class.to(tl.int32) >= threshold) & inside
+        packed = tl.sum(tl.reshape(tl.where(keep, bit, 0), [BLOCK // 32, 32]), 1)
+        tl.store(Bits + j // 32 + word, packed, mask=j + word * 32 < limit)
+        counts += count_bits(packed)
+    kept = tl.sum(counts)
+    sparse = kept <= dense_above * limit
     tl.store(Counts + entry, tl.where(sparse, kept, 0))
     tl.store(Dense + entry, tl.where(sparse, 0, 1).to(tl.int8))
 
 
-@triton.jit(do_not_specialize=["num_segments", "first_segment"])
+@triton.jit(do_not_specialize=["words", "num_segments", "first_segment"])
 def compact_kernel(
-    Class, Limits, Threshold, Counts, Offsets, Indices, pitch, num_segments, first_segment,
-    BLOCK: tl.constexpr,
+    Bits, Limits, Counts, Offsets, Indices, words, num_segments, first_segment, BLOCK: tl.constexpr
 ):  # fmt: skip
-    """Write the sorted positions of the classes >= threshold; one program per list."""
+    """Write the columns that have a bit; one program per list."""
     g, h, n = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     num_heads = tl.num_programs(1)
     entry = (n * num_heads + h) * num_segments + first_segment + g
-    if tl.load(Counts + entry) == 0:
+    count = tl.load(Counts + entry)
+    if count == 0:
         return
-    Class += ((n * num_heads + h) * tl.num_programs(0) + g).to(tl.int64) * pitch
+    Bits += ((n * num_heads + h) * tl.num_programs(0) + g).to(tl.int64) * words
     limit = tl.load(Limits + n * num_segments + first_segment + g)
-    threshold = tl.load(Threshold + entry)
-    Indices += tl.load(Offsets + entry)
-    for j in range(0, limit, BLOCK):
-        rank_class, inside, keys = load_block(Class, j, limit, pitch, BLOCK)
-        keep = (rank_class.to(tl.int32) >= threshold) & inside
-        place = tl.cumsum(keep.to(tl.int32), 0)
-        tl.store(Indices + place - 1, keys, mask=keep)
-        Indices += tl.sum(keep.to(tl.int32))
+    list_columns(Bits, limit, Indices + tl.load(Offsets + entry), count, BLOCK)
 
 
 @triton.jit(do_not_specialize=["capacity", "num_segments", "first_segment", "lists", "per_head"])

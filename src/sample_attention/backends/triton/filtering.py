@@ -10,11 +10,15 @@ from torch import Tensor
 
 from ...config import SampleAttentionConfig
 from ...selection.classes import NUM_CLASSES
-from .filter_kernel import compact_kernel, place_kernel, threshold_kernel
+from .filter_kernel import compact_kernel, flag_kernel, place_kernel, threshold_kernel
 from .geometry import Geometry
 
 BLOCK_CLASSES = 1024
-"""Columns that a program of stage 2 looks at at once."""
+"""Columns that a program that finds a threshold looks at at once."""
+
+FLAG_LAUNCH = {"BLOCK": 4096, "num_warps": 4}
+COMPACT_LAUNCH = {"BLOCK": 256, "num_warps": 4}
+PLACE_LAUNCH = {"BLOCK": 4096, "num_warps": 16}
 
 TICKS = 2**40
 """Units of mass in `fewest`."""
@@ -58,7 +62,7 @@ class Lists:
     def decide(
         self, classes: Tensor, mass: Tensor, segments: range, config: SampleAttentionConfig
     ) -> None:
-        """Find the fewest classes that hold the share; a segment that keeps too much is dense.
+        """Find the fewest classes that hold the share, and write the lists of their columns.
 
         What is dense already stays so.
 
@@ -71,35 +75,42 @@ class Lists:
         n, h, g, pitch = classes.shape
         launch: Any = threshold_kernel[(g, h, n)]
         launch(
-            classes, mass, self.geometry.limits, self.geometry.ends, self.threshold, self.counts,
+            classes, mass, self.geometry.limits, self.geometry.ends, self.threshold,
             self.dense.view(torch.int8), pitch, self.geometry.segments, segments.start,
-            config.coverage, config.dense_above, config.dense_prefix,
+            config.coverage, config.dense_prefix,
             RESIDUAL=config.residual, BLOCK=BLOCK_CLASSES, NUM_CLASSES=NUM_CLASSES, num_warps=4,
         )  # fmt: skip
+        self.collect(classes, segments, config.dense_above)
 
     def keep(self, flags: Tensor, segments: range) -> None:
         """Write the lists of what is flagged: bool `[N, H, len(segments), pitch]`."""
-        part = (..., slice(segments.start, segments.stop))
-        self.threshold[part] = 1
-        self.counts[part] = flags.sum(-1).masked_fill(self.dense[part], 0)
-        self.collect(flags.view(torch.uint8), segments)
+        self.threshold[..., segments.start : segments.stop] = 1
+        self.collect(flags.view(torch.uint8), segments, dense_above=1.0)
 
-    def collect(self, classes: Tensor, segments: range) -> None:
-        """Write the lists of the decided segments behind those already there.
+    def collect(self, classes: Tensor, segments: range, dense_above: float) -> None:
+        """Write the lists of the classes from the thresholds on behind those already there.
 
-        Lists that would end beyond the capacity are dropped and their segments made dense.
+        Segments become dense that would keep more than the share `dense_above` of their columns, or
+        whose lists would end beyond the capacity.
         """
         n, h, g, pitch = classes.shape
-        total = self.geometry.segments
+        facts, dense, total = self.geometry, self.dense.view(torch.int8), self.geometry.segments
+        words = -(-pitch // 32)
+        bits = torch.empty(n, h, g, words, dtype=torch.int32, device=classes.device)
+        flag: Any = flag_kernel[(g, h, n)]
+        flag(
+            classes, facts.limits, self.threshold, self.counts, dense, bits, pitch, words, total,
+            segments.start, dense_above, **FLAG_LAUNCH,
+        )  # fmt: skip
         place: Any = place_kernel[(1,)]
         place(
-            self.counts, self.dense.view(torch.int8), self.offsets, self.used, len(self.indices),
-            total, segments.start, n * h * g, g, BLOCK=1024, num_warps=4,
+            self.counts, dense, self.offsets, self.used, len(self.indices), total, segments.start,
+            n * h * g, g, **PLACE_LAUNCH,
         )  # fmt: skip
         compact: Any = compact_kernel[(g, h, n)]
         compact(
-            classes, self.geometry.limits, self.threshold, self.counts, self.offsets, self.indices,
-            pitch, total, segments.start, BLOCK=BLOCK_CLASSES, num_warps=4,
+            bits, facts.limits, self.counts, self.offsets, self.indices, words, total,
+            segments.start, **COMPACT_LAUNCH,
         )  # fmt: skip
 
 

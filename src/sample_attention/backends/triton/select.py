@@ -99,7 +99,6 @@ def _select_segments(q: Tensor, keys: Keys, config: SampleAttentionConfig, lists
             write_mass(ranking, *where, classes=classes)
             write_mass(exact, *where, mass=mass)
         lists.decide(classes, mass, segments, config)
-        lists.collect(classes, segments)
 
 
 def _probe(q: Tensor, keys: Keys, config: SampleAttentionConfig) -> Probe:

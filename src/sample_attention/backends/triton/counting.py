@@ -1,0 +1,111 @@
+"""Launches the counting on probed columns: from which class on a segment keeps columns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import triton  # pyright: ignore[reportMissingTypeStubs]
+from torch import Tensor
+
+from ...config import SampleAttentionConfig
+from .count_kernel import decide_kernel, heavy_lse_kernel, probe_lse_kernel, probe_mass_kernel
+from .filtering import Lists
+from .layout import LOG2E, page_table_stride
+from .mass import Keys
+
+HEAVY_LSE_LAUNCH = {"BLOCK_N": 64, "num_warps": 4, "num_stages": 2}
+PROBE_LSE_LAUNCH = {"BLOCK_N": 64, "num_warps": 8, "num_stages": 3}
+PROBE_MASS_LAUNCH = {"BLOCK_N": 64, "num_warps": 8, "num_stages": 3}
+DECIDE_LAUNCH = {"BLOCK_N": 64, "num_warps": 4, "num_stages": 2}
+
+TILE_ROWS = 128
+"""Sampled rows of heads that share keys that one program scores, if a head has no more."""
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """Ranks of the columns of G' segments.
+
+    Attributes:
+        segments: which.
+        classes: uint8 `[N, H, G', pitch]`.
+        ranks: int16 `[N, H, G', probes]`, of the regular probes, without a common reference.
+        heavy_from: int32 `[N, H, G']`, what `ranks` of the first heavy class are.
+        heavy: int32 `[N, H, G', room]`, the heavy columns.
+        heavy_counts: int32 `[N, H, G']`.
+    """
+
+    segments: range
+    classes: Tensor
+    ranks: Tensor
+    heavy_from: Tensor
+    heavy: Tensor
+    heavy_counts: Tensor
+
+    @classmethod
+    def empty(
+        cls, shape: tuple[int, int, int], segments: range, pitch: int, probes: int, room: int,
+        device: torch.device,
+    ) -> Ranked:  # fmt: skip
+        """Room for the ranks of `[N, H, G']` lists."""
+        counts = torch.empty(shape, dtype=torch.int32, device=device)
+        return cls(
+            segments, counts.new_empty(*shape, pitch, dtype=torch.uint8),
+            counts.new_empty(*shape, probes, dtype=torch.int16), counts,
+            counts.new_empty(*shape, room), torch.empty_like(counts),
+        )  # fmt: skip
+
+
+def count_on_probes(
+    q: Tensor, keys: Keys, config: SampleAttentionConfig, lists: Lists, ranked: Ranked
+) -> None:
+    """Find the thresholds of the segments: the mass from there on is what is needed."""
+    problem, facts, pages = keys.problem, lists.geometry, keys.problem.sequences.page_table
+    n, heads, count, pitch = ranked.classes.shape
+    dense, group = lists.dense.view(torch.int8), problem.group_size
+    probes, room = ranked.ranks.shape[-1], ranked.heavy.shape[-1]
+    rows = max(16, _power_of_two(facts.size // config.row_stride))
+    together = min(_power_of_two(group), max(1, TILE_ROWS // rows))
+    largest, sums, shift = (
+        q.new_empty(n, heads, count, rows, dtype=torch.float32) for _ in range(3)
+    )
+    mass = q.new_empty(n, heads, count, probes, dtype=torch.float32)
+    heavy_mass = q.new_empty(n, heads, count, room, dtype=torch.float32)
+    first = q, keys.k, problem.sequences.table, pages
+    heavy = ranked.heavy_counts, ranked.heavy
+    strides = q.stride()[:3], keys.k.stride()[:3], page_table_stride(pages)
+    last = facts.segments, ranked.segments.start
+    scale = keys.scale * LOG2E
+    constants = {
+        **keys.layout(), "NUM_HEADS": heads, "GROUP": group, "SEGMENT": facts.size,
+        "ROW_STRIDE": config.row_stride, "ROWS": rows, "PROBES": probes,
+    }  # fmt: skip
+    heavy_lse: Any = heavy_lse_kernel[(count, heads, n)]
+    heavy_lse(
+        *first, facts.limits, dense, *heavy, largest, sums, *strides, *last, scale,
+        **constants, ROOM=room, **HEAVY_LSE_LAUNCH,
+    )  # fmt: skip
+    tiles = heads // group * triton.cdiv(group, together)
+    probe_lse: Any = probe_lse_kernel[(count, tiles, n)]
+    probe_lse(
+        *first, facts.limits, dense, largest, sums, shift, *strides, *last, scale,
+        **constants, HEADS=together, **PROBE_LSE_LAUNCH,
+    )  # fmt: skip
+    probe_mass: Any = probe_mass_kernel[(count, tiles, n)]
+    probe_mass(
+        *first, facts.limits, dense, shift, mass, *strides, *last, scale,
+        **constants, HEADS=together, **PROBE_MASS_LAUNCH,
+    )  # fmt: skip
+    launch: Any = decide_kernel[(count, heads, n)]
+    launch(
+        *first, ranked.classes, facts.limits, dense, ranked.ranks, ranked.heavy_from, *heavy,
+        shift, mass, heavy_mass, lists.threshold, *strides, pitch, *last, config.coverage, scale,
+        **constants, ROOM=room, BLOCK_P=_power_of_two(probes), RESIDUAL=config.residual,
+        **DECIDE_LAUNCH,
+    )  # fmt: skip
+
+
+def _power_of_two(least: int) -> int:
+    return 1 << max(0, least - 1).bit_length()
