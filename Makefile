@@ -80,7 +80,8 @@ bench-cpu: setup ## measure this machine: writes benchmarks/records/cpu_attentio
 	@echo "== short prompts, which the policy may run dense"
 	@$(BENCH_CPU) $(SMALL) 20 --lengths 128,256,512,1024,2048,3072,4096,5120,6144 --routed
 	@echo "== every preset"
-	@$(BENCH_CPU) $(SMALL) 4,12,20,27 --lengths 8192 --preset default --preset paper --preset mlsys
+	@$(BENCH_CPU) $(SMALL) 4,12,20,27 --lengths 8192 --preset default --preset pooled --preset paper \
+	  --preset mlsys
 	@$(BENCH_CPU) $(SMALL) 4,12,20,27 --lengths 8192 --coverage 0.93
 	@echo "== longer prompts"
 	@$(BENCH_CPU) $(LARGER) --lengths 16384
@@ -92,7 +93,7 @@ GPU_OUTPUT  := --device cuda --output $(GPU_RECORDS)
 GPU_MODEL   := qwen2.5-coder-1.5b
 CAPTURED    := $(GPU_BENCH) attention $(GPU_OUTPUT)_attention.jsonl --input captured:$(GPU_MODEL)
 COVERAGES   := --coverage 0.95 --coverage 0.9
-ONE_IN_32   := --config segment=4096 --config row_stride=32 --config pool=none
+ONE_IN_32   := --preset pooled --config segment=4096 --config row_stride=32 --config pool=none
 PROMPTS     := "--text prose --lengths 32768" "--text code --lengths 32768" \
                "--text code --lengths 131072 --yarn 4"
 
@@ -107,13 +108,14 @@ bench-gpu: setup ## measure an NVIDIA GPU: writes benchmarks/records/h100_*.json
 	@$(CAPTURED) --layers 17 --lengths 1024,2048,4096,8192 --routed
 	@echo "== real prompts"
 	@for prompt in $(PROMPTS); do \
-	  $(CAPTURED) --layers 3,10,17,24 $$prompt --preset default --preset paper $(COVERAGES) && \
-	  $(CAPTURED) --layers 3,10,17,24 $$prompt --preset fast --backend hopper $(COVERAGES) && \
+	  $(CAPTURED) --layers 3,10,17,24 $$prompt --preset default --preset pooled --preset paper \
+	    $(COVERAGES) && \
+	  $(CAPTURED) --layers 3,10,17,24 $$prompt --backend hopper $(COVERAGES) && \
 	  $(CAPTURED) --layers 3,10,17,24 $$prompt $(ONE_IN_32) $(COVERAGES) --coverage 0.8 \
 	    || exit 1; \
 	done
 	@echo "== kernels"
-	@$(GPU_BENCH) kernels $(GPU_OUTPUT)_kernels.jsonl --preset default --preset fast --preset paper
+	@$(GPU_BENCH) kernels $(GPU_OUTPUT)_kernels.jsonl --preset default --preset pooled --preset paper
 	@$(GPU_BENCH) kernels $(GPU_OUTPUT)_kernels.jsonl $(ONE_IN_32)
 	@echo "== time to first token"
 	@$(GPU_BENCH) ttft $(GPU_MODEL) $(GPU_OUTPUT)_ttft.jsonl --lengths 8192,16384,32768

@@ -119,10 +119,10 @@ def select(
         q: `[B, H, Sq, D]`, or `[T, H, D]` with packed `sequences`.
         k: `[B, Hkv, Skv, D]`, `[T, Hkv, D]` or, with paged `sequences`, `[P, page_size, Hkv, D]`;
             queries are the last Sq of the Skv positions.
-        config: a preset's name (`default`, `fast`, `paper`, `mlsys`), a configuration, a tuned
-            one (also as `tuned:NAME`, or as the path of a JSON file, which is read on every call),
-            or a selector such as those of `sample_attention.baselines`, which no backend is asked
-            to carry out.
+        config: a preset's name (`default`, `fast`, `pooled`, `paper`, `mlsys`), a configuration, a
+            tuned one (also as `tuned:NAME`, or as the path of a JSON file, which is read on every
+            call), or a selector such as those of `sample_attention.baselines`, which no backend is
+            asked to carry out.
         scale: multiplies q.k; None: `D ** -0.5`.
         sequences: where sequences lie in a packed, paged or padded batch; None: one per batch row.
         backend: `auto` or a backend's name; a name never falls back.

@@ -1,19 +1,19 @@
 """What the user wants: one configuration space, of which both published algorithms are points.
 
-| field            | symbol in the paper     | paper (v1) | mlsys (v3)   | default  | fast     |
-|------------------|-------------------------|------------|--------------|----------|----------|
-| `coverage`       | alpha, alpha_c          | 0.95       | 0.95         | 0.95     | 0.95     |
-| `slash_coverage` | alpha_s                 | -          | 0.95         | -        | -        |
-| `segment`        | - (v3: one set for all) | whole call | whole call   | 128 rows | 128 rows |
-| `row_stride`     | 1 / r_row               | 20 (5 %)   | -            | 8        | 4        |
-| `chunk_tails`    | chunk_n                 | -          | 2 x 128 rows | -        | -        |
-| `pool`           | -                       | -          | -            | 32 rows  | 128 rows |
-| `spread`         | -                       | -          | -            | no       | yes      |
-| `probes`         | -                       | -          | -            | all      | 2048     |
-| `key_block`      | blk                     | 1          | 128          | 1        | 1        |
-| `window`         | w = ceil(r_w S)         | 8 % of Skv | -            | 256      | 256      |
-| `dense_tail`     | bottom area             | 128        | -            | 0        | 0        |
-| `dense_prefix`   | -                       | 0          | 0            | 1024     | 1024     |
+| field            | symbol in paper | paper (v1) | mlsys (v3)   | default  | fast     | pooled   |
+|------------------|-----------------|------------|--------------|----------|----------|----------|
+| `coverage`       | alpha, alpha_c  | 0.95       | 0.95         | 0.95     | 0.90     | 0.95     |
+| `slash_coverage` | alpha_s         | -          | 0.95         | -        | -        | -        |
+| `segment`        | - (v3: one set) | whole call | whole call   | 128 rows | 128 rows | 128 rows |
+| `row_stride`     | 1 / r_row       | 20 (5 %)   | -            | 4        | 4        | 8        |
+| `chunk_tails`    | chunk_n         | -          | 2 x 128 rows | -        | -        | -        |
+| `pool`           | -               | -          | -            | 128 rows | 128 rows | 32 rows  |
+| `spread`         | -               | no         | no           | yes      | yes      | no       |
+| `probes`         | -               | all        | all          | 2048     | 2048     | all      |
+| `key_block`      | blk             | 1          | 128          | 1        | 1        | 1        |
+| `window`         | w = ceil(r_w S) | 8 % of Skv | -            | 256      | 256      | 256      |
+| `dense_tail`     | bottom area     | 128        | -            | 0        | 0        | 0        |
+| `dense_prefix`   | -               | 0          | 0            | 1024     | 1024     | 1024     |
 """
 
 from __future__ import annotations
@@ -86,11 +86,11 @@ class SampleAttentionConfig:
     coverage: float = 0.95
     slash_coverage: float | None = None
     segment: int | None = 128
-    row_stride: int = 8
+    row_stride: int = 4
     chunk_tails: int | None = None
-    pool: int | None = 32
-    spread: bool = False
-    probes: int | None = None
+    pool: int | None = 128
+    spread: bool = True
+    probes: int | None = 2048
     key_block: int = 1
     window: int = 256
     window_ratio: float | None = None
@@ -116,29 +116,8 @@ class SampleAttentionConfig:
         self.__dict__["_json"] = "{" + ", ".join(pairs) + "}"
 
     def _check_combinations(self) -> None:
-        if self.segment is not None:
-            for name in ("row_stride", "pool"):
-                value = getattr(self, name)
-                if value is not None and self.segment % value:
-                    raise InvalidConfig(
-                        f"{name}={value} must divide segment={self.segment}; "
-                        f"choose a power of two such as 8 or 16"
-                    )
-            if self.segment > WINDOW_ALIGNMENT and self.segment % WINDOW_ALIGNMENT:
-                raise InvalidConfig(
-                    f"segment={self.segment} must be at most {WINDOW_ALIGNMENT} or a multiple of it"
-                )
-            if self.window < 1:
-                raise InvalidConfig("a plan with segments needs window >= 1; set window=1 or more")
-        elif self.pool is not None:
-            raise InvalidConfig("pool needs segments; set segment=128 or pool=None")
-        if self.spread and not (self.pool == self.segment and self._rows_share_a_window):
-            raise InvalidConfig(
-                f"spread needs pool=segment, of at most {WINDOW_ALIGNMENT} rows; "
-                f"got pool={self.pool}, segment={self.segment}"
-            )
-        if self.probes is not None and not self.spread:
-            raise InvalidConfig("probes needs spread=True, which ranks the columns")
+        self._check_ranking()
+        self._check_segments()
         if (self.chunk_tails is None) != (self.slash_coverage is None):
             raise InvalidConfig(
                 "chunk_tails and slash_coverage belong together (the mlsys preset); "
@@ -150,6 +129,39 @@ class SampleAttentionConfig:
             raise InvalidConfig("key_block > 1 needs chunk_tails (the mlsys preset)")
         if self.guard is not None and self.held_out == 0:
             raise InvalidConfig("guard needs held-out rows to measure on; set held_out=4 or more")
+
+    def _check_ranking(self) -> None:
+        if self.spread and not (self.pool == self.segment and self._rows_share_a_window):
+            raise InvalidConfig(
+                f"spread needs pool=segment, of at most {WINDOW_ALIGNMENT} rows; "
+                f"got pool={self.pool}, segment={self.segment}. Set both, or rank without spread: "
+                'start from SampleAttentionConfig.preset("pooled"), or set spread=False and '
+                "probes=None"
+            )
+        if self.probes is not None and not self.spread:
+            raise InvalidConfig(
+                f"probes needs spread=True, which ranks the columns; got probes={self.probes}, "
+                "spread=False. Set probes=None"
+            )
+
+    def _check_segments(self) -> None:
+        if self.segment is None:
+            if self.pool is not None:
+                raise InvalidConfig("pool needs segments; set segment=128 or pool=None")
+            return
+        for name in ("row_stride", "pool"):
+            value = getattr(self, name)
+            if value is not None and self.segment % value:
+                raise InvalidConfig(
+                    f"{name}={value} must divide segment={self.segment}; "
+                    f"choose a power of two such as 8 or 16"
+                )
+        if self.segment > WINDOW_ALIGNMENT and self.segment % WINDOW_ALIGNMENT:
+            raise InvalidConfig(
+                f"segment={self.segment} must be at most {WINDOW_ALIGNMENT} or a multiple of it"
+            )
+        if self.window < 1:
+            raise InvalidConfig("a plan with segments needs window >= 1; set window=1 or more")
 
     @property
     def dense(self) -> bool:
@@ -173,7 +185,7 @@ class SampleAttentionConfig:
 
     @classmethod
     def preset(cls, name: str, **overrides: object) -> SampleAttentionConfig:
-        """The preset called `name` (`default`, `fast`, `paper` or `mlsys`) with fields replaced.
+        """The preset of that name, one of those in the table above, with fields replaced.
 
         Raises:
             InvalidConfig: there is no such preset, or an override is out of range.
@@ -265,14 +277,15 @@ def check_count(name: str, value: object, lowest: int) -> None:
 
 PRESETS = {
     "default": SampleAttentionConfig(),
+    "fast": SampleAttentionConfig(coverage=0.9),
+    "pooled": SampleAttentionConfig(row_stride=8, pool=32, spread=False, probes=None),
     "paper": SampleAttentionConfig(
-        segment=None, row_stride=20, pool=None, window_ratio=0.08, residual=False, dense_tail=128,
-        dense_prefix=0,
+        segment=None, row_stride=20, pool=None, spread=False, probes=None, window_ratio=0.08,
+        residual=False, dense_tail=128, dense_prefix=0,
     ),
-    "fast": SampleAttentionConfig(row_stride=4, pool=128, spread=True, probes=2048),
     "mlsys": SampleAttentionConfig(
-        slash_coverage=0.95, segment=None, chunk_tails=2, pool=None, key_block=128, window=0,
-        residual=False, dense_prefix=0,
+        slash_coverage=0.95, segment=None, chunk_tails=2, pool=None, spread=False, probes=None,
+        key_block=128, window=0, residual=False, dense_prefix=0,
     ),
 }  # fmt: skip
 """The named points of the space; the table above says what each is."""

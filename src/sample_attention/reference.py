@@ -149,7 +149,7 @@ def _spread_segment(
     q: Tensor, k: Tensor, p: Tensor, selectable: Tensor, config: SampleAttentionConfig,
     scale: float | None,
 ) -> Tensor:  # fmt: skip
-    """Ours, cheaper: mean and variance of the queries rank, exact rows count on probed columns.
+    """The default: mean and variance of the queries rank, exact rows count on probed columns.
 
     Probed are columns at equal distances, each standing for `step`, and heavy ones, of more than
     one in MOST_HEAVY of the sum of all ranks, which the former tell.

@@ -10,8 +10,15 @@ from sample_attention import reference
 from sample_attention.analysis import measure_retained_mass, probabilities, sample_rows
 from sample_attention.errors import InvalidInput, PlanMismatch
 
-CONFIG = sa.SampleAttentionConfig(
-    coverage=0.8, segment=32, row_stride=8, pool=16, window=16, dense_prefix=32, dense_tail=5
+CONFIG = sa.SampleAttentionConfig.preset(
+    "pooled",
+    coverage=0.8,
+    segment=32,
+    row_stride=8,
+    pool=16,
+    window=16,
+    dense_prefix=32,
+    dense_tail=5,
 )
 
 

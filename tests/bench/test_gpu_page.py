@@ -25,12 +25,12 @@ def gpu_records(monkeypatch):
 
 
 def whole(layer, ms_total, **fields):
-    config = SampleAttentionConfig(**fields.pop("config", {}))
+    config = SampleAttentionConfig.preset("pooled", **fields.pop("config", {}))
     return {
         **FACTS, **SIZES, "input": f"captured:model/text/{layer}", "seq_len": 32768, "yarn": 4.0,
-        "preset": "default", "coverage": config.coverage, "config": asdict(config),
-        "routed": False, "route": "sparse", "density": 0.1, "retained_mass_mean": 0.95,
-        "ms_select": 1.0, "ms_attend": 2.0, "ms_total": ms_total,
+        "preset": "pooled", "coverage": config.coverage, "config": asdict(config),
+        "routed": False, "route": "sparse", "backend": "triton", "density": 0.1,
+        "retained_mass_mean": 0.95, "ms_select": 1.0, "ms_attend": 2.0, "ms_total": ms_total,
         "ms_dense": {"fa3": 12.0, "sdpa": 20.0}, **fields,
     }  # fmt: skip
 
@@ -54,9 +54,12 @@ def test_rows_are_means_of_layers_by_rule(gpu_records, tmp_path):
     write(tmp_path / "h100_attention.jsonl", rows)
     tables = gpu_records.gpu_tables(tmp_path)
     means, named = (x for x in tables["whole"].splitlines() if x.startswith("| model"))
-    assert "| model, text, YaRN 4 | 32,768 | 2 | default | 0.95 | 0.100 | 0.950 | 1.00" in means
+    assert (
+        "| model, text, YaRN 4 | 32,768 | 2 | pooled | triton | 0.95 | 0.100 | 0.950 | 1.00"
+        in means
+    )
     assert means.endswith("| 52.00 | 12.00 | 12.00 (fa3) | 0.23× |")  # of a layer the last counts
-    assert "default, segment=4096, row_stride=32, pool=none" in named
+    assert "pooled, segment=4096, row_stride=32, pool=none" in named
     assert "| 1,024 | dense |" in tables["routed"]
     assert "2.00×" in tables["routed"]
     assert "NVIDIA TEST, bfloat16, torch 9.9, fa3-fwd 0.1, commit cccccccccc." in tables["whole"]

@@ -2,6 +2,7 @@
 
 import ast
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -23,19 +24,21 @@ SHAPE = Shape(batch=2, num_heads=4, num_kv_heads=2, head_dim=32)
 RATES = Rates(flops=1e12, exps=1e10, bytes=1e9)
 CPU = torch.device("cpu")
 CONFIGS = {
-    "default": SampleAttentionConfig(window=32, dense_prefix=0),
-    "no pool": SampleAttentionConfig(segment=256, row_stride=32, pool=None, dense_prefix=0),
+    "pooled": SampleAttentionConfig.preset("pooled", window=32, dense_prefix=0),
+    "no pool": SampleAttentionConfig.preset(
+        "pooled", segment=256, row_stride=32, pool=None, dense_prefix=0
+    ),
     "paper": SampleAttentionConfig.preset("paper"),
     "mlsys": SampleAttentionConfig.preset("mlsys"),
-    "held out": SampleAttentionConfig(window=32, held_out=3),
-    "fast": SampleAttentionConfig.preset("fast", window=32, probes=64),
+    "held out": SampleAttentionConfig.preset("pooled", window=32, held_out=3),
+    "default": SampleAttentionConfig(window=32, probes=64),
 }
 LSE = ("row_lse_kernel", "merge_lse_kernel")
 LISTS = ("flag_kernel", "place_kernel", "compact_kernel")
 BY_SPREAD = ("probe_kernel", "rank_kernel", "heavy_kernel", "heavy_lse_kernel", "probe_lse_kernel",
              "probe_mass_kernel", "decide_kernel", *LISTS)  # fmt: skip
 LAUNCHES = {
-    "default": ["finite_kernel", *LSE, "mean_query_kernel", *LSE, "segment_mass_kernel",
+    "pooled": ["finite_kernel", *LSE, "mean_query_kernel", *LSE, "segment_mass_kernel",
                 "segment_mass_kernel", "threshold_kernel", *LISTS, "segment_mass_kernel",
                 "column_mass_kernel", "threshold_kernel", *LISTS, "fill"],
     "no pool": ["finite_kernel", "finite_kernel", *LSE, "segment_mass_kernel", "threshold_kernel",
@@ -45,7 +48,7 @@ LAUNCHES = {
     "mlsys": ["finite_kernel", "finite_kernel", *LSE, "block_mass_kernel", "sort", *LISTS],
     "held out": ["finite_kernel", *LSE, "mean_query_kernel", *LSE, "segment_mass_kernel",
                  "segment_mass_kernel", "threshold_kernel", *LISTS, *LSE],
-    "fast": ["finite_kernel", "moments_kernel", *BY_SPREAD, *BY_SPREAD],
+    "default": ["finite_kernel", "moments_kernel", *BY_SPREAD, *BY_SPREAD],
 }  # fmt: skip
 
 
@@ -59,7 +62,7 @@ def call_of(name, length=700):
 
 def test_planted_keys_are_selected():
     inputs = planted(1500)
-    plan = api.select(inputs.q, inputs.k, CONFIGS["default"])
+    plan = api.select(inputs.q, inputs.k, CONFIGS["pooled"])
     columns = plan.columns(1, 0, 11).numel() / 1368
     assert 0.05 < columns < 0.15
     with pytest.raises(InvalidInput, match="density 1"):
@@ -67,7 +70,7 @@ def test_planted_keys_are_selected():
 
 
 def test_work_of_a_pass_over_rows():
-    call = call_of("default", 300)
+    call = call_of("pooled", 300)
     rows = [p for p in range(300) if p % 8 == 4]
     found = work.row_lse(call, work.exact_positions(call))
     pairs = 8 * sum(p + 1 for p in rows)
@@ -77,13 +80,11 @@ def test_work_of_a_pass_over_rows():
 
 
 def test_columns_and_edges_are_those_of_the_plan():
-    call = call_of("default")
-    everything = api.select(
-        planted().q, planted().k, SampleAttentionConfig(window=32, dense_prefix=0, coverage=1)
-    )
+    call = call_of("pooled")
+    everything = api.select(planted().q, planted().k, replace(CONFIGS["pooled"], coverage=1))
     keys = torch.arange(700)
     rows = torch.tensor([0, 31, 32, 200, 699])
-    sparse = api.select(planted().q, planted().k, CONFIGS["default"])
+    sparse = api.select(planted().q, planted().k, CONFIGS["pooled"])
     align, window = sparse.window_alignment, int(sparse.window[0])
     left = (keys[None] <= (rows // align * align - window)[:, None]).sum(1)
     assert work.window_edges(call, rows).tolist() == left.tolist()
@@ -93,7 +94,7 @@ def test_columns_and_edges_are_those_of_the_plan():
 
 
 def test_work_of_attention_counts_pairs_of_all_heads():
-    call = call_of("default", 100)
+    call = call_of("pooled", 100)
     dense = work.attention(call, work.causal_pairs(call))
     assert dense.exps == 8 * sum(range(1, 101))
     assert dense.flops == 4 * 32 * dense.exps
@@ -113,14 +114,14 @@ def test_every_part_of_a_selection_has_its_work(name):
 
 
 def test_launches_go_to_their_parts_in_turn():
-    timed = [(name, float(i)) for i, name in enumerate(LAUNCHES["default"])]
-    parts = parts_of(timed, CONFIGS["default"])
+    timed = [(name, float(i)) for i, name in enumerate(LAUNCHES["pooled"])]
+    parts = parts_of(timed, CONFIGS["pooled"])
     assert (parts["row_lse_rows"], parts["row_lse_means"]) == ([1.0, 2.0], [4.0, 5.0])
     assert (parts["class_pass"], parts["mass_pass"]) == ([6.0, 12.0], [7.0, 13.0])
     assert parts["place_compact"] == [9.0, 10.0, 11.0, 15.0, 16.0, 17.0]
     assert parts["torch_operators"] == [18.0]
     with pytest.raises(UnknownLaunches, match="3 launches of the kernels for 'mass'"):
-        parts_of(timed[:13], CONFIGS["default"])
+        parts_of(timed[:13], CONFIGS["pooled"])
 
 
 def test_the_backend_launches_in_that_order(monkeypatch):
@@ -142,7 +143,7 @@ def test_the_backend_launches_in_that_order(monkeypatch):
     lists = SimpleNamespace(
         counts=torch.zeros(2, 4, 6), dense=None, decide=lambda *_: None, collect=lambda *_: None
     )
-    for name in ("default", "no pool"):
+    for name in ("pooled", "no pool"):
         inputs, config = planted(), CONFIGS[name]
         problem = select.Problem.of(inputs.q, inputs.k, inputs.v)
         lists.geometry = select.geometry(problem, config)
@@ -185,7 +186,7 @@ def test_rows_of_kernels(monkeypatch):
         run()
         attends.append(1)
         select = len(attends) <= 3  # one to warm up, then two repeats
-        names = LAUNCHES["default"] if select else ["attend_kernel"]
+        names = LAUNCHES["pooled"] if select else ["attend_kernel"]
         return [(name, 1e-3) for name in names]
 
     monkeypatch.setattr(kernels, "TRITON", "eager")
@@ -194,7 +195,7 @@ def test_rows_of_kernels(monkeypatch):
     monkeypatch.setattr(kernels, "_host_clock", wall_clock)
     monkeypatch.setattr(bench, "measure_rates", lambda *_: RATES)
     options = bench.KernelOptions(
-        (700,), (("default", CONFIGS["default"]),), shape=SHAPE, repeats=2, dense=("sdpa",)
+        (700,), (("pooled", CONFIGS["pooled"]),), shape=SHAPE, repeats=2, dense=("sdpa",)
     )
     rows = list(bench._kernel_rows(options, CPU, torch.float32))
     assert [r["kernel"] for r in rows if "whole" in r["kernel"]] == ["whole select", "whole attend"]
@@ -203,7 +204,7 @@ def test_rows_of_kernels(monkeypatch):
     found = {r["kernel"]: r for r in rows}
     assert found["class_pass"]["launches"] == 2
     assert found["class_pass"]["ms"] == pytest.approx(2)
-    assert found["whole select"]["launches"] == len(LAUNCHES["default"])
+    assert found["whole select"]["launches"] == len(LAUNCHES["pooled"])
     assert found["whole select"]["host_ms"] > 0
     assert found["attend"]["flops"] < rows[0]["flops"]
     assert found["attend"]["gap"] > 0

@@ -61,8 +61,8 @@ def model_folder(tmp_path_factory):
     )  # fmt: skip
     with torch.no_grad():
         for layer in model.model.layers:
-            layer.self_attn.q_proj.weight.normal_(std=0.6)
-            layer.self_attn.k_proj.weight.normal_(std=0.6)
+            layer.self_attn.q_proj.weight.normal_(std=0.3)
+            layer.self_attn.k_proj.weight.normal_(std=0.3)
     model.save_pretrained(folder)
     return folder
 

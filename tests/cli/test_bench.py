@@ -65,11 +65,12 @@ def test_rows_of_random_lists(cli, tmp_path):
 
 def test_rules_name_what_they_override(cli, captured, tmp_path):
     path = tmp_path / "rows.jsonl"
-    rule = ("--config", "segment=256", "--config", "row_stride=32", "--config", "pool=none")
+    fields = ("--config", "segment=256", "--config", "row_stride=32", "--config", "pool=none")
+    rule = ("--preset", "pooled", *fields)
     (row,) = rows_of(cli(*captured, *rule, "--json", "--output", path))
     assert (row["config"]["segment"], row["config"]["pool"]) == (256, None)
     done = cli("bench", "report", path)
-    assert "default, segment=256, row_stride=32, pool=none" in done.out
+    assert "pooled, segment=256, row_stride=32, pool=none" in done.out
 
 
 def test_rows_of_captured_inputs(cli, captured, model_folder):
@@ -261,7 +262,7 @@ def test_report_of_other_files(cli, tmp_path, text):
 @pytest.mark.parametrize(("segment", "length"), [(64, 1000), (128, 513), (256, 1024)])
 def test_random_plans_have_their_density(segment, length):
     inputs = random_inputs(Shape(2, 4, 2, 16), length, torch.float32, torch.device("cpu"), seed=0)
-    config = SampleAttentionConfig(segment=segment, window=16)
+    config = SampleAttentionConfig.preset("pooled", segment=segment, window=16)
     plan = random_plan(inputs, 0.6, config, seed=0)
     assert abs(plan.density().mean() - 0.6) < 0.02
     masks = plan.to_dense(1, 3)
@@ -292,7 +293,7 @@ def test_rows_of_a_gpu(cli, model_folder):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
-@pytest.mark.parametrize("preset", ["default", "paper", "mlsys"])
+@pytest.mark.parametrize("preset", ["default", "pooled", "paper", "mlsys"])
 def test_kernels_of_a_gpu(cli, preset):
     rows = rows_of(
         cli("bench", "kernels", "--lengths", "4096", "--repeats", 2, "--preset", preset, "--json")

@@ -75,7 +75,7 @@ def test_output_that_cannot_be_made(cli, model_folder, prompt_file):
         (["--coverage", "0"], ["coverage", "(0, 1]"]),
         (["--coverage", "1.5"], ["coverage", "1.5"]),
         (["--coverage", "much"], ["coverage"]),
-        (["--preset", "best"], ["'best'", "default, fast, mlsys, paper"]),
+        (["--preset", "best"], ["'best'", "default, fast, mlsys, paper, pooled"]),
         (["--config", "windows=3"], ["windows=3", "window"]),
         (["--config", "window"], ["KEY=VALUE"]),
         (["--config", "window=wide"], ["window=wide", "number"]),

@@ -73,7 +73,7 @@ def test_coverage_one_writes_the_text_of_dense_attention(cli, model_folder, prom
     assert (sparse["density"], sparse["retained_mass"]["min"]) == (1.0, 1.0)
 
 
-@pytest.mark.parametrize("preset", ["fast", "paper", "mlsys"])
+@pytest.mark.parametrize("preset", ["fast", "pooled", "paper", "mlsys"])
 def test_presets_run(cli, model_folder, prompt_file, preset):
     report = cli(
         "run", model_folder, prompt_file, "--preset", preset, "--json", "--threads", 1,

@@ -9,7 +9,7 @@ from sample_attention import Tuned
 from sample_attention.integrations.transformers import sample_attention_prefill
 
 FAST = ("--lengths", "300,600", "--requests", "2", "--device", "cpu", "--threads", "1",
-        "--config", "dense_prefix=0")  # fmt: skip
+        "--config", "dense_prefix=0", "--config", "segment=32", "--config", "pool=32")  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -103,7 +103,14 @@ def test_the_time_ends_the_search(cli, command):
         (("--requests", "3"), "requests is 3; accepted: 2, 4, 6"),
         (("--text", "verse"), "accepted: prose, code"),
         (("--min-mass", "0"), "min_mass must be a number in (0, 1]"),
-        (("--preset", "paper"), "cannot start from segment=None; accepted: 64, 128, 256"),
+        (
+            ("--preset", "paper", "--config", "row_stride=16"),
+            "cannot start from spread=False, segment=32",
+        ),
+        (
+            ("--config", "segment=16", "--config", "pool=16"),
+            "accepted: spread, and a segment of 32, 64, 96 or 128 rows",
+        ),
         (("--preset", "no-such"), "unknown preset 'no-such'"),
     ],
 )

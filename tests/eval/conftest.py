@@ -39,6 +39,6 @@ def loaded(tokenizer):
     ).eval()  # fmt: skip
     with torch.no_grad():
         for layer in model.model.layers:
-            layer.self_attn.q_proj.weight.normal_(std=0.8)
-            layer.self_attn.k_proj.weight.normal_(std=0.8)
+            layer.self_attn.q_proj.weight.normal_(std=0.4)
+            layer.self_attn.k_proj.weight.normal_(std=0.4)
     return LoadedModel(model, tokenizer, CONTEXT, "tiny")

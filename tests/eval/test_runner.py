@@ -192,9 +192,9 @@ def test_baselines_run_on_the_same_harness(loaded, name):
 def test_methods_are_read_from_text():
     assert parse_method("xattention:threshold=0.8").config == XAttention(threshold=0.8)
     assert parse_method("paper").config.row_stride == 20
-    method = parse_method("default: window=128,pool=none".replace(" ", ""))
+    method = parse_method("pooled: window=128,pool=none".replace(" ", ""))
     assert (method.config.window, method.config.pool) == (128, None)
-    assert method.label == "default:pool=none,window=128"
+    assert method.label == "pooled:pool=none,window=128"
     assert parse_method(method.label) == method
     assert [m.label for m in parse_methods(["paper", DENSE, "paper"])] == ["dense", "paper"]
 

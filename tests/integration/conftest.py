@@ -40,12 +40,19 @@ FAMILIES = {
     "qwen2_moe": ("Qwen2Moe", {**MIXED, **EXPERTS, "use_sliding_window": True}),
     "phimoe": ("Phimoe", {**SLIDING, **EXPERTS}),
 }
-SPARSE = SampleAttentionConfig(
-    coverage=0.9, segment=16, pool=4, row_stride=4, window=8, dense_prefix=0, held_out=2
+SPARSE = SampleAttentionConfig.preset(
+    "pooled", coverage=0.9, segment=16, pool=4, row_stride=4, window=8, dense_prefix=0, held_out=2
 )
 # Next to nothing is dropped, so the sparse path has to give what dense attention gives.
-NEARLY_ALL = SampleAttentionConfig(
-    coverage=1 - 1e-7, segment=16, pool=4, row_stride=4, window=8, dense_prefix=0, dense_above=1.0
+NEARLY_ALL = SampleAttentionConfig.preset(
+    "pooled",
+    coverage=1 - 1e-7,
+    segment=16,
+    pool=4,
+    row_stride=4,
+    window=8,
+    dense_prefix=0,
+    dense_above=1.0,
 )
 
 

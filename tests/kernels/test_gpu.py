@@ -14,11 +14,14 @@ pytestmark = [
 ]
 
 CONFIGS = {
-    "segments-of-32": SampleAttentionConfig(
-        dense_prefix=0, window=16, segment=32, pool=8, row_stride=4, coverage=0.8
+    "segments-of-32": SampleAttentionConfig.preset(
+        "pooled", dense_prefix=0, window=16, segment=32, pool=8, row_stride=4, coverage=0.8
     ),
-    "segments-of-256": SampleAttentionConfig(dense_prefix=0, window=100, segment=256, coverage=0.6),
+    "segments-of-256": SampleAttentionConfig.preset(
+        "pooled", dense_prefix=0, window=100, segment=256, coverage=0.6
+    ),
     "default": SampleAttentionConfig(dense_prefix=128, window=100, coverage=0.5),
+    "pooled": SampleAttentionConfig.preset("pooled", dense_prefix=128, window=100, coverage=0.5),
     "paper": SampleAttentionConfig.preset("paper", coverage=0.7, dense_tail=7),
     "mlsys": SampleAttentionConfig.preset("mlsys", coverage=0.5, slash_coverage=0.5),
 }
@@ -113,7 +116,7 @@ def test_paged_calls_do_not_wait_for_the_device():
     assert torch.equal(lse, expected.lse)
 
 
-@pytest.mark.parametrize("preset", ["default", "paper", "mlsys"])
+@pytest.mark.parametrize("preset", ["default", "pooled", "paper", "mlsys"])
 def test_eager_on_the_gpu_equals_eager_on_the_cpu(preset):
     shape = {"q_len": 1500, "num_heads": 4, "num_kv_heads": 2}
     q, k, v = make_qkv(**shape, dtype=torch.float64)

@@ -17,17 +17,15 @@ pytestmark = [
 
 CONFIGS = {
     "default": SampleAttentionConfig(dense_prefix=128, window=100, coverage=0.7),
-    "fast": SampleAttentionConfig.preset(
-        "fast", dense_prefix=128, window=100, coverage=0.7, probes=64
-    ),
+    "few probes": SampleAttentionConfig(dense_prefix=128, window=100, coverage=0.7, probes=64),
+    "pooled": SampleAttentionConfig.preset("pooled", dense_prefix=128, window=100, coverage=0.7),
     "paper": SampleAttentionConfig.preset("paper", coverage=0.7),
     "mlsys": SampleAttentionConfig.preset("mlsys", coverage=0.5, slash_coverage=0.5),
 }
 BY_SEGMENT = {
-    "default": CONFIGS["default"],
-    "fast": CONFIGS["fast"],
-    "many rows": SampleAttentionConfig(
-        segment=512, row_stride=2, pool=None, dense_prefix=0, window=100, coverage=0.7
+    **{name: CONFIGS[name] for name in ("default", "few probes", "pooled")},
+    "many rows": SampleAttentionConfig.preset(
+        "pooled", segment=512, row_stride=2, pool=None, dense_prefix=0, window=100, coverage=0.7
     ),
 }
 every_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
@@ -179,7 +177,8 @@ def test_offsets_beyond_32_bits(config, strides):
     torch.cuda.empty_cache()
 
 
-def test_a_million_keys():
+@pytest.mark.parametrize("name", ["default", "pooled"])
+def test_a_million_keys(name):
     """A few rows of a long prompt against those rows in fp64."""
     length = 2**20
     random = torch.Generator("cuda").manual_seed(0)
@@ -188,7 +187,7 @@ def test_a_million_keys():
         for h in (4, 1, 1)
     )
     k[:, :, ::4096] *= 4  # some columns to find
-    config = replace(CONFIGS["default"], coverage=0.3)
+    config = replace(CONFIGS[name], coverage=0.3)
     q, plan_q = q[:, :, -4096:], q[:, :, -4096:]
     plan = select(plan_q, k, config, backend="triton")
     out, lse = attend(q, k, v, plan, backend="triton")

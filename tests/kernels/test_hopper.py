@@ -28,9 +28,12 @@ PROGRAMS = 3
 
 CONFIGS = {
     "default": SampleAttentionConfig(dense_prefix=128, window=100, coverage=0.5),
-    "segments-of-256": SampleAttentionConfig(dense_prefix=0, window=100, segment=256, coverage=0.6),
-    "segments-of-512": SampleAttentionConfig(
-        dense_prefix=0, window=1, segment=512, pool=None, row_stride=16, coverage=0.9
+    "pooled": SampleAttentionConfig.preset("pooled", dense_prefix=128, window=100, coverage=0.5),
+    "segments-of-256": SampleAttentionConfig.preset(
+        "pooled", dense_prefix=0, window=100, segment=256, coverage=0.6
+    ),
+    "segments-of-512": SampleAttentionConfig.preset(
+        "pooled", dense_prefix=0, window=1, segment=512, pool=None, row_stride=16, coverage=0.9
     ),
 }
 each_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
@@ -206,7 +209,7 @@ def test_a_call_does_not_depend_on_its_batch(device):
     ],
 )
 def test_plans_of_another_form_are_refused(words, changes):
-    config = SampleAttentionConfig(**changes)
+    config = SampleAttentionConfig.preset("pooled", **changes)
     q, k, _ = inputs("cpu", 200)
     plan = select(q, k, config, backend="eager")
     for subject in (config, plan):

@@ -15,8 +15,8 @@ from sample_attention.testing import assert_matches_oracle, make_pages, make_qkv
 PAGE_SIZES = [1, 5, 16, 256]
 Q_ENDS, KV_ENDS = torch.tensor([0, 130, 131, 150]), torch.tensor([0, 300, 301, 390])
 CONFIGS = {
-    "segments": SampleAttentionConfig(
-        coverage=0.6, segment=32, row_stride=8, pool=8, window=8, dense_prefix=0, held_out=4
+    "segments": SampleAttentionConfig.preset(
+"pooled", coverage=0.6, segment=32, row_stride=8, pool=8, window=8, dense_prefix=0, held_out=4
     ),
     "spread": SampleAttentionConfig(
         coverage=0.6, segment=32, row_stride=8, pool=32, spread=True, probes=16, window=8,

@@ -15,7 +15,7 @@ LENGTHS = {
     "offset within a segment": (173, 410),
     "within one segment": (9, 395),
 }
-DEFAULT = {"dense_prefix": 0, "segment": 64, "row_stride": 8, "pool": 16, "window": 40}
+POOLED = {"dense_prefix": 0, "segment": 64, "row_stride": 8, "pool": 16, "window": 40}
 CONFIGS = {
     "segments of 16": {"segment": 16, "row_stride": 4, "pool": 8, "window": 16},
     "segments of 32": {"segment": 32, "window": 7},
@@ -66,7 +66,7 @@ SPREAD = {
 
 
 def spread_config(fields):
-    fields = {**DEFAULT, "spread": True, **fields}
+    fields = {**POOLED, "probes": None, **fields}
     return SampleAttentionConfig(**{**fields, "pool": fields["segment"]})
 
 
@@ -94,7 +94,10 @@ MLSYS = {
     "mlsys, window and tail": {"window": 9, "dense_tail": 20, "key_block": 32, "coverage": 0.5},
 }
 EVERY = (
-    {name: SampleAttentionConfig(**{**DEFAULT, **fields}) for name, fields in CONFIGS.items()}
+    {
+        name: SampleAttentionConfig.preset("pooled", **{**POOLED, **fields})
+        for name, fields in CONFIGS.items()
+    }
     | {name: spread_config(fields) for name, fields in SPREAD.items()}
     | {name: SampleAttentionConfig.preset("paper", **fields) for name, fields in PAPER.items()}
     | {name: SampleAttentionConfig.preset("mlsys", **fields) for name, fields in MLSYS.items()}
@@ -131,7 +134,7 @@ def test_configurations_select():
     assert len(set(kept.values())) > len(kept) / 2
 
 
-@pytest.mark.parametrize("preset", ["default", "fast", "paper", "mlsys"])
+@pytest.mark.parametrize("preset", ["default", "fast", "pooled", "paper", "mlsys"])
 def test_presets_as_they_are(select, preset):
     q, k, _ = make_qkv(1400, num_heads=1, head_dim=16, dtype=torch.float64)
     config = SampleAttentionConfig.preset(preset)
@@ -219,8 +222,10 @@ def column_ranks(q, k, rows, config):
 
 DENSE = {
     "default": SampleAttentionConfig(coverage=1),
-    "fast": SampleAttentionConfig.preset("fast", coverage=1),
-    "segments without pools": SampleAttentionConfig(coverage=1.0, pool=None, dense_prefix=0),
+    "pooled": SampleAttentionConfig.preset("pooled", coverage=1),
+    "segments without pools": SampleAttentionConfig.preset(
+        "pooled", coverage=1.0, pool=None, dense_prefix=0
+    ),
     "paper": SampleAttentionConfig.preset("paper", coverage=1),
     "mlsys": SampleAttentionConfig.preset("mlsys", coverage=1, slash_coverage=1),
 }

@@ -25,7 +25,7 @@ def test_step_is_the_smallest_power_of_two_that_leaves_few_enough(columns, probe
     assert probe_step(columns, None) == 1
 
 
-FAST = SampleAttentionConfig.preset("fast", dense_prefix=0, window=64, coverage=0.9)
+RULE = SampleAttentionConfig(dense_prefix=0, window=64, coverage=0.9)
 
 
 def test_few_probes_say_what_all_columns_say():
@@ -38,22 +38,22 @@ def test_few_probes_say_what_all_columns_say():
     prob = reference.probabilities(q[0], k[0])
     kept, densities = [], []
     for probes in (64, None):
-        plan = sa.select(q, k, replace(FAST, probes=probes), backend="eager")
+        plan = sa.select(q, k, replace(RULE, probes=probes), backend="eager")
         mass = (prob * plan_masks(plan)).sum(-1)
-        rows = [strided_rows(lo, hi, FAST.row_stride) for lo, hi in segment_starts(0, 3000, 128)]
+        rows = [strided_rows(lo, hi, RULE.row_stride) for lo, hi in segment_starts(0, 3000, 128)]
         kept.append(torch.stack([mass[:, at].mean(1) for at in rows[1:]]))
         densities.append(plan.density().mean())
     assert max(densities) < 1 / 2
     error = kept[0] - kept[1]
     assert error.std() > 0
     assert abs(error.mean()) < 3 * error.std() / error.numel() ** 0.5
-    assert error.square().mean().sqrt() < 1 - FAST.coverage
+    assert error.square().mean().sqrt() < 1 - RULE.coverage
 
 
 @pytest.mark.parametrize("kv_len", [2048, 8192])
 def test_exact_rows_score_their_window_and_probes_only(kv_len):
     """Operations of all products, counted: two rows of every segment see all columns, no others."""
-    config = replace(FAST, probes=32, coverage=0.3)  # all columns alike: few enough
+    config = replace(RULE, probes=32, coverage=0.3)  # all columns alike: few enough
     q, k, _ = (x / 100 for x in make_qkv(256, kv_len, num_heads=4, num_kv_heads=2))
     assert kv_len - 256 - config.window > MOST_HEAVY  # of as many even ranks none is heavy
     with FlopCounterMode(display=False) as counter:
@@ -68,7 +68,7 @@ def test_exact_rows_score_their_window_and_probes_only(kv_len):
 
 def test_too_many_heavy_columns_are_dense():
     """The regular probes are weak, so that they tell too small a sum, and all others are heavy."""
-    config = replace(FAST, probes=16, coverage=0.3)
+    config = replace(RULE, probes=16, coverage=0.3)
     torch.manual_seed(1)
     q = torch.ones(1, 1, 128, 16, dtype=torch.float64)
     k = torch.rand(1, 1, 2 * MOST_HEAVY + 800, 16, dtype=torch.float64)
@@ -83,5 +83,5 @@ def test_too_many_heavy_columns_are_dense():
 @pytest.mark.parametrize("size", [1e15, 1e25])
 def test_ranks_that_overflow_are_dense(size):
     q, k, _ = make_qkv(300)
-    plan = sa.select(q * size, k * size, FAST, backend="eager")
+    plan = sa.select(q * size, k * size, RULE, backend="eager")
     assert plan.dense[:, :, 1:].all()

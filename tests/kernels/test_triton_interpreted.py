@@ -15,13 +15,16 @@ pytestmark = pytest.mark.skipif(
 )
 
 CONFIGS = {
-    "segments-of-32": SampleAttentionConfig(
-        dense_prefix=0, window=16, segment=32, pool=8, row_stride=4, coverage=0.8
+    "segments-of-32": SampleAttentionConfig.preset(
+        "pooled", dense_prefix=0, window=16, segment=32, pool=8, row_stride=4, coverage=0.8
     ),
-    "two-windows-per-segment": SampleAttentionConfig(
-        dense_prefix=0, window=1, segment=256, coverage=0.6
+    "two-windows-per-segment": SampleAttentionConfig.preset(
+        "pooled", dense_prefix=0, window=1, segment=256, coverage=0.6
     ),
-    "dense-prefix": SampleAttentionConfig(dense_prefix=128, window=100, coverage=0.5),
+    "dense-prefix": SampleAttentionConfig.preset(
+        "pooled", dense_prefix=128, window=100, coverage=0.5
+    ),
+    "default": SampleAttentionConfig(dense_prefix=128, window=100, coverage=0.5),
     "paper": SampleAttentionConfig.preset("paper", coverage=0.7, dense_tail=7),
     "mlsys": SampleAttentionConfig.preset("mlsys", coverage=0.5, slash_coverage=0.5),
     "dense": SampleAttentionConfig(coverage=1.0),

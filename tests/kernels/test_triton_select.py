@@ -25,7 +25,7 @@ pytestmark = pytest.mark.skipif(
 Q_ENDS, KV_ENDS = torch.tensor([0, 70, 75, 165, 166]), torch.tensor([0, 70, 160, 400, 440])
 """A whole prompt, rows within a segment, a cached prefix with cut segments, one row."""
 
-DEFAULT = {"dense_prefix": 0, "segment": 64, "row_stride": 8, "pool": 16, "window": 40}
+POOLED = {"dense_prefix": 0, "segment": 64, "row_stride": 8, "pool": 16, "window": 40}
 SEGMENTS = {
     "segments of 64": {},
     "segments of 16": {"segment": 16, "row_stride": 4, "pool": 8, "window": 16},
@@ -77,9 +77,12 @@ MLSYS = {
     "mlsys, window and tail": {"window": 9, "dense_tail": 20, "key_block": 32, "coverage": 0.5},
 }  # fmt: skip
 CONFIGS = (
-    {name: SampleAttentionConfig(**{**DEFAULT, **fields}) for name, fields in SEGMENTS.items()}
+    {
+        name: SampleAttentionConfig.preset("pooled", **{**POOLED, **fields})
+        for name, fields in SEGMENTS.items()
+    }
     | {
-        name: SampleAttentionConfig(**{**DEFAULT, "pool": 64, "spread": True, **fields})
+        name: SampleAttentionConfig(**{**POOLED, "pool": 64, **fields})
         for name, fields in SPREAD.items()
     }
     | {name: SampleAttentionConfig.preset("paper", **fields) for name, fields in PAPER.items()}
@@ -139,7 +142,7 @@ def test_configurations_select():
     assert len(set(kept)) > len(kept) / 2
 
 
-@pytest.mark.parametrize("preset", ["default", "fast", "paper", "mlsys"])
+@pytest.mark.parametrize("preset", ["default", "fast", "pooled", "paper", "mlsys"])
 def test_presets_as_they_are(assert_selected, preset):
     q, k, _ = make_qkv(1400, num_heads=1, head_dim=16)
     plan = select(q, k, preset)
@@ -302,7 +305,7 @@ def test_short_sequences_take_no_room_of_long_ones():
 
 def test_coverage_of_one_is_dense():
     q, k, _, sequences = packed()
-    for preset in ("default", "paper"):
+    for preset in ("default", "pooled", "paper"):
         config = SampleAttentionConfig.preset(preset, coverage=1)
         assert select(q, k, config, sequences=sequences).dense.all()
 
@@ -342,6 +345,6 @@ def test_offsets_beyond_32_bits(name, strides):
 @pytest.mark.parametrize(("probes", "words"), [(None, "without probes"), (8192, "8192 probes")])
 def test_probes_have_a_bound(probes, words):
     q, k, _ = make_qkv(100)
-    config = SampleAttentionConfig(pool=128, spread=True, probes=probes)
+    config = SampleAttentionConfig(probes=probes)
     with pytest.raises(UnsupportedProblem, match=words):
         sa.select(q, k, config, backend="triton")

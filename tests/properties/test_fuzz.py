@@ -91,8 +91,8 @@ def test_any_shapes(always_sparse, shapes, lengths, layout, alike):
     if alike:
         shapes = [shapes[0]] * 3
     q, k, v = (torch.randn(s) for s in shapes)
-    config = SampleAttentionConfig(
-        segment=16, row_stride=4, pool=4, window=4, dense_prefix=0, held_out=1, guard=0.9
+    config = SampleAttentionConfig.preset(
+        "pooled", segment=16, row_stride=4, pool=4, window=4, dense_prefix=0, held_out=1, guard=0.9
     )
     try:
         sequences = None
@@ -111,13 +111,15 @@ def test_any_shapes(always_sparse, shapes, lengths, layout, alike):
 
 BAD = {"nan": math.nan, "inf": math.inf, "minus inf": -math.inf}
 SETTINGS = {
-    "segments": SampleAttentionConfig(
-        dense_prefix=0, segment=32, row_stride=8, pool=8, window=16, held_out=2
+    "segments": SampleAttentionConfig.preset(
+        "pooled", dense_prefix=0, segment=32, row_stride=8, pool=8, window=16, held_out=2
     ),
     "spread": SampleAttentionConfig(
         dense_prefix=0, segment=32, row_stride=8, pool=32, spread=True, probes=16, window=16
     ),
-    "sampled rows rank": SampleAttentionConfig(dense_prefix=0, window=32, pool=None),
+    "sampled rows rank": SampleAttentionConfig.preset(
+        "pooled", dense_prefix=0, window=32, pool=None
+    ),
     "paper": SampleAttentionConfig.preset("paper"),
     "mlsys": SampleAttentionConfig.preset("mlsys", key_block=32, coverage=0.5, slash_coverage=0.5),
 }
@@ -167,8 +169,15 @@ def test_bad_numbers_through_the_whole_operation(always_sparse, bad):
     del always_sparse
     q, k, v = make_qkv(600, num_heads=2)
     q[:, 0, 580], k[:, 1, 300] = BAD[bad], BAD[bad]
-    config = SampleAttentionConfig(
-        dense_prefix=0, window=32, held_out=2, guard=0.99, segment=64, row_stride=8, pool=16
+    config = SampleAttentionConfig.preset(
+        "pooled",
+        dense_prefix=0,
+        window=32,
+        held_out=2,
+        guard=0.99,
+        segment=64,
+        row_stride=8,
+        pool=16,
     )
     result = sa.measured_attention(q, k, v, config)
     lost = result.out[0].isnan().all(-1)
@@ -184,8 +193,8 @@ def test_any_packing(select, attend, spans):
     q, k, v = make_qkv(int(q_ends[-1]), int(kv_ends[-1]), head_dim=16)
     q, k, v = (x[0].transpose(0, 1) for x in (q, k, v))
     sequences = Sequences.packed_from(q_ends, kv_ends)
-    config = SampleAttentionConfig(
-        dense_prefix=0, segment=32, row_stride=4, pool=8, window=8, held_out=2
+    config = SampleAttentionConfig.preset(
+        "pooled", dense_prefix=0, segment=32, row_stride=4, pool=8, window=8, held_out=2
     )
     plan = select(q, k, config, sequences=sequences)
     out, lse = attend(q, k, v, plan)

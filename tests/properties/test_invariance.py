@@ -13,13 +13,20 @@ from sample_attention import SampleAttentionConfig, Sequences
 from sample_attention.plan import segment_starts
 from sample_attention.testing import assert_matches_oracle, make_qkv
 
-SMALL = SampleAttentionConfig(
-    coverage=0.9, segment=64, row_stride=8, pool=16, window=24, dense_prefix=64, held_out=3
+SMALL = SampleAttentionConfig.preset(
+    "pooled",
+    coverage=0.9,
+    segment=64,
+    row_stride=8,
+    pool=16,
+    window=24,
+    dense_prefix=64,
+    held_out=3,
 )
 CONFIGS = {
     "segments": SMALL,
-    "segments of 128, sampled rows rank": SampleAttentionConfig(
-        coverage=0.8, pool=None, window=40, dense_prefix=0, held_out=2
+    "segments of 128, sampled rows rank": SampleAttentionConfig.preset(
+        "pooled", coverage=0.8, pool=None, window=40, dense_prefix=0, held_out=2
     ),
     "segments, spread": replace(SMALL, pool=64, spread=True, probes=16),
     "paper": SampleAttentionConfig.preset("paper", coverage=0.7, held_out=2, dense_tail=16),

@@ -43,7 +43,7 @@ def segment_configs(draw, **fixed):
     if segment <= 128 and "pool" not in fixed and draw(st.booleans()):
         probes = draw(st.sampled_from([None, 16, 32]))
         fields |= {"pool": segment, "spread": True, "probes": probes}
-    return SampleAttentionConfig(**{**fields, **fixed})
+    return SampleAttentionConfig.preset("pooled", **{**fields, **fixed})
 
 
 def sampled_rows(q, k, config):
@@ -263,7 +263,7 @@ def test_classes_keep_the_order_of_ranks(a, b):
     assert low < high or max(a, b) <= min(a, b) * (1 + 1 / 8)
 
 
-@pytest.mark.parametrize("config", ["default", "fast", "paper", "mlsys"])
+@pytest.mark.parametrize("config", ["default", "fast", "pooled", "paper", "mlsys"])
 def test_selection_is_repeatable(select, config):
     q, k, _ = make_qkv(1300, num_heads=1)
     first, second = select(q, k, config), select(q, k, config)

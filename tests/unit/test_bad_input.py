@@ -116,6 +116,7 @@ def test_names_of_presets_and_backends(call):
     assert_names(error, "dict", "SampleAttentionConfig")
 
 
+NO_SPREAD = {"spread": False, "probes": None}
 CONFIGS = [
     ({"coverage": 0}, ["coverage", "(0, 1]", "0"]),
     ({"coverage": -0.1}, ["coverage", "(0, 1]", "-0.1"]),
@@ -142,20 +143,23 @@ CONFIGS = [
     ({"dense_tail": True}, ["dense_tail", "True"]),
     ({"dense_prefix": None}, ["dense_prefix", "None"]),
     ({"row_stride": 24}, ["row_stride=24", "divide", "segment=128"]),
-    ({"pool": 50}, ["pool=50", "divide", "segment=128"]),
-    ({"segment": 192}, ["segment=192", "128", "multiple"]),
+    ({"segment": 256}, ["pool=128", "segment=256", "pooled", "spread=False", "probes=None"]),
+    ({"pool": None}, ["pool=None", "segment=128", "pooled", "spread=False"]),
+    ({"spread": False}, ["probes=2048", "spread=False", "probes=None"]),
+    ({**NO_SPREAD, "pool": 50}, ["pool=50", "divide", "segment=128"]),
+    ({**NO_SPREAD, "segment": 192, "pool": None}, ["segment=192", "128", "multiple"]),
     ({"window": 0}, ["window >= 1"]),
-    ({"segment": None}, ["pool", "segment=128", "pool=None"]),
+    ({**NO_SPREAD, "segment": None}, ["pool", "segment=128", "pool=None"]),
     ({"chunk_tails": 2}, ["chunk_tails", "slash_coverage", "mlsys"]),
     ({"slash_coverage": 0.9}, ["chunk_tails=None", "slash_coverage=0.9"]),
     ({"chunk_tails": 2, "slash_coverage": 0.9}, ["chunk_tails", "segment=None"]),
     ({"key_block": 64}, ["key_block", "chunk_tails", "mlsys"]),
     ({"spread": 1}, ["spread", "True or False", "1"]),
-    ({"spread": True}, ["spread", "pool=segment", "pool=32", "segment=128"]),
-    ({"spread": True, "segment": 256, "pool": 256}, ["spread", "at most 128", "segment=256"]),
-    ({"spread": True, "segment": None, "pool": None}, ["spread", "segment=None"]),
-    ({"probes": 64}, ["probes", "spread=True"]),
-    ({"probes": 8, "spread": True, "pool": 128}, ["probes", "from 16", "8"]),
+    ({"pool": 32}, ["spread", "pool=segment", "pool=32", "segment=128"]),
+    ({"segment": 256, "pool": 256}, ["spread", "at most 128", "segment=256"]),
+    ({"segment": None, "pool": None}, ["spread", "segment=None"]),
+    ({"spread": False, "probes": 64}, ["probes", "spread=True"]),
+    ({"probes": 8}, ["probes", "from 16", "8"]),
 ]
 
 
@@ -174,7 +178,7 @@ def test_unknown_fields_and_presets():
     assert_names(error, "alpha", "SampleAttentionConfig")
     with pytest.raises(InvalidConfig) as error:
         SampleAttentionConfig.preset("v2")
-    assert_names(error, "'v2'", "default, fast, mlsys, paper")
+    assert_names(error, "'v2'", "default, fast, mlsys, paper, pooled")
     with pytest.raises(TypeError):
         SampleAttentionConfig(0.9)
 

@@ -13,13 +13,13 @@ from sample_attention.errors import InvalidConfig
 PUBLISHED = {
     "paper": {
         "coverage": 0.95, "slash_coverage": None, "segment": None, "row_stride": 20, "pool": None,
-        "chunk_tails": None, "key_block": 1, "window_ratio": 0.08, "residual": False,
-        "dense_tail": 128, "dense_prefix": 0,
+        "chunk_tails": None, "spread": False, "probes": None, "key_block": 1,
+        "window_ratio": 0.08, "residual": False, "dense_tail": 128, "dense_prefix": 0,
     },
     "mlsys": {
         "coverage": 0.95, "slash_coverage": 0.95, "segment": None, "chunk_tails": 2, "pool": None,
-        "key_block": 128, "window": 0, "window_ratio": None, "residual": False, "dense_tail": 0,
-        "dense_prefix": 0,
+        "spread": False, "probes": None, "key_block": 128, "window": 0, "window_ratio": None,
+        "residual": False, "dense_tail": 0, "dense_prefix": 0,
     },
 }  # fmt: skip
 
@@ -35,9 +35,9 @@ MEANING = {"whole call": None, "all": None, "no": False, "yes": True}
 
 def table():
     """Rows of the module's table: field to the cells of each preset."""
-    rows = re.findall(r"^\| `(\w+)` +\|[^|]*" + r"\|([^|]*)" * 4 + r"\|$", config.__doc__, re.M)
-    return {field: dict(zip(("paper", "mlsys", "default", "fast"), cells, strict=True))
-            for field, *cells in rows}  # fmt: skip
+    rows = re.findall(r"^\| `(\w+)` +\|[^|]*" + r"\|([^|]*)" * 5 + r"\|$", config.__doc__, re.M)
+    names = "paper", "mlsys", "default", "fast", "pooled"
+    return {field: dict(zip(names, cells, strict=True)) for field, *cells in rows}
 
 
 @pytest.mark.parametrize("field", table())
@@ -60,6 +60,12 @@ def test_table_names_every_field_that_presets_change():
         if len({getattr(preset, field.name) for preset in PRESETS.values()}) > 1
     }
     assert changed - {"window_ratio", "residual"} <= set(table())
+
+
+def test_fast_is_the_default_that_keeps_less():
+    fast = SampleAttentionConfig.preset("fast")
+    assert fast == SampleAttentionConfig(coverage=fast.coverage)
+    assert fast.coverage < SampleAttentionConfig().coverage
 
 
 def test_presets_and_their_names():
@@ -89,7 +95,9 @@ def test_window_for(fields, kv_len, window):
 )
 def test_window_alignment(segment, align):
     pool = None if segment is None else 16
-    assert SampleAttentionConfig(segment=segment, pool=pool).window_alignment == align
+    assert (
+        SampleAttentionConfig.preset("pooled", segment=segment, pool=pool).window_alignment == align
+    )
 
 
 @pytest.mark.parametrize(

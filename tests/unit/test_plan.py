@@ -84,11 +84,11 @@ def test_density_equals_the_mask(window, align, key_block):
     assert torch.equal(plan.density()[0], masks.sum((1, 2)).double() / causal)
 
 
-@pytest.mark.parametrize("preset", ["default", "fast", "paper", "mlsys"])
+@pytest.mark.parametrize("preset", ["default", "fast", "pooled", "paper", "mlsys"])
 def test_density_of_selected_plans_equals_their_masks(preset):
     q, k, _ = make_qkv(300, 700, batch=2, num_heads=2)
     sequences = Sequences.left_padded(torch.tensor([700, 450]), 300, 700)
-    narrow = {"window": 32, "dense_prefix": 0} if preset in ("default", "fast") else {}
+    narrow = {"window": 32, "dense_prefix": 0} if preset in ("default", "fast", "pooled") else {}
     config = SampleAttentionConfig.preset(preset, coverage=0.7, **narrow)
     plan = sa.select(q, k, config, sequences=sequences)
     for n, (_, _, q_len, _, kv_len) in enumerate(sequences.rows()):
@@ -180,18 +180,19 @@ def test_chunk_tails(span, chunks):
     assert [rows.tolist() for rows in chunk_tail_rows(offset, kv_len, chunks)] == expected
 
 
+@pytest.mark.parametrize("stride", [4, 8])
 @pytest.mark.parametrize("count", [0, 1, 4, 100, 2**30])
-def test_held_out_rows_are_unsampled_and_spread(count):
-    config = SampleAttentionConfig(held_out=count)
+def test_held_out_rows_are_unsampled_and_spread(count, stride):
+    config = SampleAttentionConfig(held_out=count, row_stride=stride)
     rows = held_out_rows(128, 256, config)
-    assert len(rows) == min(count, 112)
+    assert len(rows) == min(count, 128 - 128 // stride)
     assert (rows.diff() > 0).all()
-    assert (rows % 8 != 4).all()
+    assert (rows % stride != stride // 2).all()
     assert not len(rows) or (rows.min() >= 128 and rows.max() < 256)
 
 
 def test_held_out_rows_where_every_row_is_sampled():
-    config = SampleAttentionConfig(held_out=4, row_stride=1, pool=None)
+    config = SampleAttentionConfig.preset("pooled", held_out=4, row_stride=1, pool=None)
     assert len(held_out_rows(0, 128, config)) == 4
 
 

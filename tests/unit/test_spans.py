@@ -7,8 +7,8 @@ from sample_attention import SampleAttentionConfig, attend, sample_attention, se
 from sample_attention.problem import Problem
 from sample_attention.testing import assert_matches_oracle, make_qkv
 
-CONFIG = SampleAttentionConfig(
-    dense_prefix=0, window=16, segment=32, pool=8, row_stride=4, coverage=0.8
+CONFIG = SampleAttentionConfig.preset(
+    "pooled", dense_prefix=0, window=16, segment=32, pool=8, row_stride=4, coverage=0.8
 )
 
 
@@ -39,7 +39,7 @@ def test_rules_that_know_the_end_are_not_cut(monkeypatch, change):
     monkeypatch.setattr(spans, "COLUMNS_AT_ONCE", 1000)
     q, k, _ = make_qkv(300)
     fields = {"dense_prefix": 0, "pool": None, **change}
-    config = SampleAttentionConfig(**fields)
+    config = SampleAttentionConfig.preset("pooled", **fields)
     assert spans.spans(Problem.of(q, k, k), config) == [range(300)]
 
 

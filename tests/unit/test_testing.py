@@ -15,8 +15,8 @@ from sample_attention.testing import (
     plan_masks,
 )
 
-CONFIG = SampleAttentionConfig(
-    dense_prefix=0, segment=32, row_stride=8, pool=8, window=8, coverage=0.7
+CONFIG = SampleAttentionConfig.preset(
+    "pooled", dense_prefix=0, segment=32, row_stride=8, pool=8, window=8, coverage=0.7
 )
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 Lengths = Annotated[str, typer.Option(help="tokens of the prompts, such as 8192,32768")]
 Presets = Annotated[
     Optional[list[str]],  # noqa: UP045
-    typer.Option("--preset", help="default, fast, paper or mlsys; may be repeated"),
+    typer.Option("--preset", help="default, fast, pooled, paper or mlsys; may be repeated"),
 ]
 Coverages = Annotated[
     Optional[list[float]],  # noqa: UP045

@@ -13,11 +13,12 @@ Model = Annotated[
     str, typer.Argument(help="hub id, folder, GGUF file, or a pinned key such as smollm2-135m")
 ]
 PromptFile = Annotated[Path, typer.Argument(help="text file (UTF-8) that holds the prompt")]
-Preset = Annotated[str, typer.Option(help="default, fast, paper (v1) or mlsys (v3)")]
+Preset = Annotated[str, typer.Option(help="default, fast, pooled, paper (v1) or mlsys (v3)")]
 PresetOrTuned = Annotated[
     str,
     typer.Option(
-        "--preset", help="default, fast, paper (v1), mlsys (v3), tuned:NAME or a file of tune"
+        "--preset",
+        help="default, fast, pooled, paper (v1), mlsys (v3), tuned:NAME or a file of tune",
     ),
 ]
 Coverage = Annotated[

@@ -12,7 +12,7 @@ from ..tuning import TuneOptions, tune
 from .bench import Machine, print_tables
 from .console import counted, messages, step
 
-COLUMNS = ("coverage", "row_stride", "pool", "segment", "window")
+COLUMNS = ("coverage", "row_stride", "probes", "window")
 
 
 def tune_model(

@@ -21,7 +21,7 @@ from ..models.text import TEXTS
 from ..plan import Interval, Tuned
 from ..records import Provenance
 from .passages import Passage, split_passages
-from .search import SHAPES, Budget, Reading, Search, Trial
+from .search import SEGMENTS, Budget, Reading, Search, Trial
 
 KL_ROWS = 1024
 """The last rows of a passage, at most a quarter of it, on which KL to dense is measured."""
@@ -64,13 +64,12 @@ class TuneOptions:
             raise InvalidInput(f"requests is {self.requests}; accepted: 2, 4, 6 and so on")
         if not self.texts or not {*self.texts} <= {*TEXTS}:
             raise InvalidInput(f"texts are {self.texts}; accepted: {', '.join(TEXTS)}")
-        for name in ("segment", "row_stride", "pool"):
-            value = getattr(self.base, name)
-            if value not in SHAPES[name]:
-                raise InvalidInput(
-                    f"a search cannot start from {name}={value}; accepted: "
-                    f"{', '.join(map(str, SHAPES[name]))}"
-                )
+        if not self.base.spread or self.base.segment not in SEGMENTS:
+            raise InvalidInput(
+                f"a search cannot start from spread={self.base.spread}, "
+                f"segment={self.base.segment}; accepted: spread, and a segment of "
+                f"{', '.join(map(str, SEGMENTS[:-1]))} or {SEGMENTS[-1]} rows"
+            )
 
 
 @torch.inference_mode()

@@ -1,6 +1,6 @@
 """The cheapest configuration within an error budget, from few prefills.
 
-For one shape (row_stride, pool, segment, window) the coverage is bisected: error falls and density
+For one shape (row_stride, probes, window) the coverage is bisected: error falls and density
 rises with it. Shapes follow one another by coordinates: each field in turn takes its other values
 beside the best of the rest, those with the cheapest sampling first, until a round changes nothing.
 A trial ends at the first request after which it can no longer win.
@@ -19,13 +19,15 @@ from ..errors import InvalidInput
 from .cost import sampling_density
 
 COVERAGES = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.925, 0.95, 0.97, 0.98, 0.99)
-SHAPES: dict[str, tuple[int | None, ...]] = {
-    "row_stride": (4, 8, 16, 32, 64),
-    "pool": (16, 32, 64, None),
-    "segment": (64, 128, 256),
+SHAPES = {
+    "row_stride": (2, 4, 8, 16, 32),
+    "probes": (512, 1024, 2048, 4096),
     "window": (64, 128, 256, 512, 1024),
 }
-"""What each field may be; every combination is a configuration."""
+"""What each field may be; every combination is a configuration with one of `SEGMENTS`."""
+
+SEGMENTS = (32, 64, 96, 128)
+"""Segments of a rule with `spread` that every `row_stride` divides."""
 
 
 @dataclass(frozen=True)
