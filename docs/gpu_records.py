@@ -36,13 +36,13 @@ def split_input(row: Row) -> Row:
 
 
 def by_case(rows: list[Row]) -> list[Row]:
-    """Means over the layers of a model, for each text, length and rule; the rows are in `group`."""
+    """Means over a model's layers by text, length, rule and backend; the rows are in `group`."""
     groups: dict[tuple[object, ...], list[Row]] = {}
     for row in rows:
         if row.get("ms_total") is not None:
             case = (
                 row["model"], row["text"], row.get("yarn"), row["seq_len"], row.get("routed"),
-                rule_of(row), row["coverage"],
+                rule_of(row), row["coverage"], row.get("backend"),
             )  # fmt: skip
             groups.setdefault(case, []).append(row)
     return sorted((mean_of(x) for x in groups.values()), key=lambda r: (r["seq_len"], r["text"]))
@@ -121,7 +121,8 @@ TIMES: Columns = {
 }
 WHOLE: Columns = {
     "input": input_of, "tokens": number("seq_len", 0), "layers": number("layers", 0),
-    "preset": rule_of, "coverage": number("coverage", 2), **TIMES,
+    "preset": rule_of, "backend": lambda r: r.get("backend") or "–",
+    "coverage": number("coverage", 2), **TIMES,
 }  # fmt: skip
 ROUTED: Columns = {
     "input": input_of, "tokens": number("seq_len", 0), "ran": lambda r: r["route"], **TIMES,

@@ -29,7 +29,6 @@ from torch import Tensor
 
 from sample_attention import SampleAttentionConfig, Sequences, StripePlan, reference, select
 from sample_attention.backends.eager.mass import GroupRows, ScoreBuffer, column_mass
-from sample_attention.selection.classes import rank_classes
 from sample_attention.selection.rows import held_out_rows, strided_rows
 
 DOCS = Path(__file__).resolve().parent
@@ -100,7 +99,7 @@ def structured_head() -> tuple[Tensor, Tensor]:
 
 
 def draw_masks() -> None:
-    """The attention of one head, and what the three presets keep of it."""
+    """The attention of one head, and what three presets keep of it."""
     q, k = structured_head()
     prob = reference.probabilities(q[None], k[None])[0]
     figure, axes = plt.subplots(2, 2, figsize=(8, 8.6), layout="constrained")
@@ -170,13 +169,12 @@ def draw_segment() -> None:
     def mass_of(rows: Tensor) -> Tensor:
         return column_mass(head.softmax(rows), torch.full((len(rows),), edge), 1, edge)[0, 0]
 
-    pooled, firsts = head.pooled_softmax(lo, hi, config.pool or 1)
-    rank = column_mass(pooled, torch.full((len(firsts),), edge), 1, edge)[0, 0]
+    rank = reference.spread_exponent(q[lo:hi], k[:edge]).softmax(-1)
     exact = mass_of(strided_rows(lo, hi, config.row_stride))
     held = mass_of(held_out_rows(lo, hi, config))
     figure, (top, bottom) = plt.subplots(2, 1, figsize=(8, 7.6), layout="constrained")
     _draw_ranks(top, rank, kept, (edge, lo, hi))
-    order = rank_classes(rank).argsort(descending=True, stable=True)
+    order = rank.argsort(descending=True, stable=True)
     _draw_counts(bottom, (exact[order], held[order]), len(kept), config.coverage)
     save(figure, "segment.png")
 
@@ -190,8 +188,8 @@ def _draw_ranks(axis: plt.Axes, rank: Tensor, kept: Tensor, at: tuple[int, int, 
     axis.axvspan(edge, hi, color=BLUE, alpha=0.18, lw=0, label="window: always kept")
     axis.set(
         yscale="log", ylim=(1e-6, 1), xlim=(-40, hi + 40), xlabel="key position",
-        ylabel="rank (mass under mean queries)",
-        title=f"Which columns: four mean queries rank them (rows {lo:,} to {hi - 1:,})",
+        ylabel="rank (share of all)",
+        title=f"Which columns: mean and spread of queries rank them (rows {lo:,} to {hi - 1:,})",
     )  # fmt: skip
     axis.grid(axis="y")
     axis.legend(loc="upper left", bbox_to_anchor=(0.02, 1), ncols=3, columnspacing=1)
@@ -202,7 +200,7 @@ def _draw_counts(
 ) -> None:
     most = 3 * count
     looks = (
-        ("16 sampled rows, which decide", BLUE, "-"), ("16 held-out rows, which check", RED, "--"),
+        ("32 sampled rows, which decide", BLUE, "-"), ("16 held-out rows, which check", RED, "--"),
     )  # fmt: skip
     for mass, (label, colour, line) in zip(curves, looks, strict=True):
         kept = 1 - mass.sum() + torch.cat([mass.new_zeros(1), mass.cumsum(0)])
@@ -288,16 +286,16 @@ def _draw_lines(axis: plt.Axes, rows: list[Row]) -> None:
     axis.axhline(1, color=INK, lw=1)
     axis.text(0.005, 0.98, " dense attention", va="top", transform=axis.get_yaxis_transform())
     looks = zip((BLUE, RED, GREEN, PURPLE), "os^D", strict=True)
-    for model, (colour, marker) in zip(
-        dict.fromkeys(r["model"] for r in rows), looks, strict=False
-    ):
-        line = [r for r in rows if r["model"] == model]
+    lines: dict[str, list[Row]] = {}
+    for row in rows:
+        lines.setdefault(f"{row['model']}, {row['preset']}", []).append(row)
+    for (name, line), (colour, marker) in zip(lines.items(), looks, strict=False):
         for row in line:
             layers = [r["speedup"] for r in row["group"]]
             at = [row["seq_len"]] * len(layers)
             axis.plot(at, layers, ls="", color=colour, marker=".", ms=7, alpha=0.45, mew=0)
         lengths, speedups = [r["seq_len"] for r in line], [r["speedup"] for r in line]
-        axis.plot(lengths, speedups, color=colour, marker=marker, lw=2, ms=7, label=model)
+        axis.plot(lengths, speedups, color=colour, marker=marker, lw=2, ms=7, label=name)
         for length, speedup in zip(lengths, speedups, strict=True):
             if length >= 8192:
                 axis.annotate(
@@ -332,7 +330,8 @@ def _draw_rules(axis: plt.Axes, rows: list[Row]) -> None:
     axis.text(0.005, 0.98, " dense attention", va="top", transform=axis.get_yaxis_transform())
     lines: dict[str, list[Row]] = {}
     for row in rows:
-        chosen = "the policy's choice" if row.get("routed") else rule_of(row)
+        chosen = f"{rule_of(row)} ({row['backend']})"
+        chosen = "the policy's choice" if row.get("routed") else chosen
         lines.setdefault(f"{row['text']}, {chosen}, coverage {row['coverage']:g}", []).append(row)
     colours = (BLUE, RED, GREEN, PURPLE, ORANGE, SKY)
     for i, (name, line) in enumerate(lines.items()):
