@@ -104,7 +104,8 @@ def rule_of(record: Record) -> str:
     if record.get("preset") is None:
         return "–"
     preset = asdict(PRESETS[record["preset"]])
-    changed = {x: value for x, value in record["config"].items() if value != preset.get(x)}
+    ran = record.get("config", {})  # which the first records do not have
+    changed = {x: value for x, value in ran.items() if value != preset.get(x)}
     changed.pop("coverage", None)
     words = ", ".join(f"{name}={value}".lower() for name, value in changed.items())
     return f"{record['preset']}, {words}" if words else record["preset"]
