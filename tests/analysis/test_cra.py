@@ -11,15 +11,9 @@ from sample_attention.analysis import measure_retained_mass, probabilities, samp
 from sample_attention.errors import InvalidInput, PlanMismatch
 
 CONFIG = sa.SampleAttentionConfig.preset(
-    "pooled",
-    coverage=0.8,
-    segment=32,
-    row_stride=8,
-    pool=16,
-    window=16,
-    dense_prefix=32,
+    "pooled", coverage=0.8, segment=32, row_stride=8, pool=16, window=16, dense_prefix=32,
     dense_tail=5,
-)
+)  # fmt: skip
 
 
 def peaked(*shape):

@@ -10,15 +10,9 @@ from sample_attention.analysis.maps import head_map
 from sample_attention.errors import InvalidInput, MissingExtra
 
 CONFIG = sa.SampleAttentionConfig.preset(
-    "pooled",
-    coverage=0.8,
-    segment=32,
-    row_stride=8,
-    pool=16,
-    window=16,
-    dense_prefix=32,
+    "pooled", coverage=0.8, segment=32, row_stride=8, pool=16, window=16, dense_prefix=32,
     dense_tail=5,
-)
+)  # fmt: skip
 
 
 @pytest.fixture

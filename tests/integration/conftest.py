@@ -45,15 +45,9 @@ SPARSE = SampleAttentionConfig.preset(
 )
 # Next to nothing is dropped, so the sparse path has to give what dense attention gives.
 NEARLY_ALL = SampleAttentionConfig.preset(
-    "pooled",
-    coverage=1 - 1e-7,
-    segment=16,
-    pool=4,
-    row_stride=4,
-    window=8,
-    dense_prefix=0,
+    "pooled", coverage=1 - 1e-7, segment=16, pool=4, row_stride=4, window=8, dense_prefix=0,
     dense_above=1.0,
-)
+)  # fmt: skip
 
 
 @pytest.fixture(params=FAMILIES)

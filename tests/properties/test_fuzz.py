@@ -170,15 +170,9 @@ def test_bad_numbers_through_the_whole_operation(always_sparse, bad):
     q, k, v = make_qkv(600, num_heads=2)
     q[:, 0, 580], k[:, 1, 300] = BAD[bad], BAD[bad]
     config = SampleAttentionConfig.preset(
-        "pooled",
-        dense_prefix=0,
-        window=32,
-        held_out=2,
-        guard=0.99,
-        segment=64,
-        row_stride=8,
+        "pooled", dense_prefix=0, window=32, held_out=2, guard=0.99, segment=64, row_stride=8,
         pool=16,
-    )
+    )  # fmt: skip
     result = sa.measured_attention(q, k, v, config)
     lost = result.out[0].isnan().all(-1)
     assert lost[0].nonzero()[:, 0].tolist() == [580]

@@ -14,15 +14,9 @@ from sample_attention.plan import segment_starts
 from sample_attention.testing import assert_matches_oracle, make_qkv
 
 SMALL = SampleAttentionConfig.preset(
-    "pooled",
-    coverage=0.9,
-    segment=64,
-    row_stride=8,
-    pool=16,
-    window=24,
-    dense_prefix=64,
+    "pooled", coverage=0.9, segment=64, row_stride=8, pool=16, window=24, dense_prefix=64,
     held_out=3,
-)
+)  # fmt: skip
 CONFIGS = {
     "segments": SMALL,
     "segments of 128, sampled rows rank": SampleAttentionConfig.preset(
