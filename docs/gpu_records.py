@@ -41,11 +41,11 @@ def by_case(rows: list[Row]) -> list[Row]:
     for row in rows:
         if row.get("ms_total") is not None:
             case = (
-                row["model"], row["text"], row.get("yarn"), row["seq_len"], row.get("routed"),
+                input_of(row), row["seq_len"], row["heads"], row.get("routed"), row["backend"],
                 rule_of(row), row["coverage"],
             )  # fmt: skip
             groups.setdefault(case, []).append(row)
-    return sorted((mean_of(x) for x in groups.values()), key=lambda r: (r["seq_len"], r["text"]))
+    return sorted((mean_of(x) for x in groups.values()), key=lambda r: (r["seq_len"], input_of(r)))
 
 
 def mean_of(group: list[Row]) -> Row:
@@ -97,9 +97,16 @@ def fastest(row: Row) -> str:
 
 
 def input_of(row: Row) -> str:
-    """Model and text, and whether the context was stretched."""
+    """Model and text, and whether the context was stretched; or how the input was made up."""
+    if "model" not in row:
+        return row["input"]
     yarn = f", YaRN {row['yarn']:g}" if row.get("yarn") else ""
     return f"{row['model']}, {row['text']}{yarn}"
+
+
+def heads_of(row: Row) -> str:
+    """Query and key/value heads."""
+    return f"{row['heads']}/{row['kv_heads']}"
 
 
 def dense_tflops(row: Row) -> float | None:
@@ -120,15 +127,17 @@ TIMES: Columns = {
     "speed-up": number("speedup", 2, "×"),
 }
 WHOLE: Columns = {
-    "input": input_of, "tokens": number("seq_len", 0), "layers": number("layers", 0),
-    "preset": rule_of, "coverage": number("coverage", 2), **TIMES,
+    "input": input_of, "tokens": number("seq_len", 0), "heads": heads_of,
+    "layers": number("layers", 0), "backend": lambda r: r["backend"], "preset": rule_of,
+    "coverage": number("coverage", 2), **TIMES,
 }  # fmt: skip
 ROUTED: Columns = {
     "input": input_of, "tokens": number("seq_len", 0), "ran": lambda r: r["route"], **TIMES,
 }  # fmt: skip
 ATTEND: Columns = {
     "tokens": number("seq_len", 0),
-    "heads": lambda r: f"{r['heads']}/{r['kv_heads']}",
+    "heads": heads_of,
+    "backend": lambda r: r["backend"],
     "density": number("density", 3),
     "attend (ms)": number("ms_attend", 2),
     "TFLOP/s": number("attend_tflops", 0),
@@ -180,7 +189,7 @@ def gpu_tables(folder: Path = FOLDER) -> dict[str, str]:
     return {
         "whole": table([r for r in cases if not r.get("routed")], WHOLE),
         "routed": table([r for r in cases if r.get("routed")], ROUTED),
-        "attend": table(sorted(listed, key=lambda r: r["seq_len"]), ATTEND),
+        "attend": table(sorted(listed, key=lambda r: (r["seq_len"], r["backend"])), ATTEND),
         "kernels": table(records("kernels", folder), KERNELS),
         "ttft": table(records("ttft", folder), TTFT),
     }
