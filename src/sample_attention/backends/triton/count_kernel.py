@@ -226,10 +226,16 @@ def probe_mass_kernel(
 
 
 @triton.jit
-def mass_from(mass, classes, heavy_mass, heavy_classes, low):
+def fold(x, WIDTH: tl.constexpr):
+    """Sums of entries WIDTH apart: what one thread holds, so that threads reduce once."""
+    return tl.sum(tl.reshape(x, [x.shape[0] // WIDTH, WIDTH]), 0)
+
+
+@triton.jit
+def mass_from(mass, classes, heavy_mass, heavy_classes, low, WIDTH: tl.constexpr):
     """Mass of regular probes and heavy columns of classes >= low."""
-    regular = tl.sum(tl.where(classes >= low, mass, 0.0))
-    return regular + tl.sum(tl.where(heavy_classes >= low, heavy_mass, 0.0))
+    regular = fold(tl.where(classes >= low, mass, 0.0), WIDTH)
+    return tl.sum(regular + fold(tl.where(heavy_classes >= low, heavy_mass, 0.0), WIDTH))
 
 
 @triton.jit(do_not_specialize=["num_segments", "first_segment"])
@@ -276,8 +282,8 @@ def decide_kernel(
         mass = tl.sum(tl.exp2(tl.dot(k, tl.trans(q)) * scale - shift[None, :]), 1)
         tl.store(HeavyMass + slot, mass * heavy_weight(keys, step), mask=slot < count)
         # The two parts of a column have to be of one class: two roundings may differ.
-        rank_class = tl.load(Class + keys, mask=slot < count, other=0).to(tl.int32)
         regular = (slot < count) & ((keys + 1) % step == 0)
+        rank_class = tl.load(Class + keys, mask=regular, other=0).to(tl.int32)
         rank = (rank_class - HEAVY_BIN + heavy_from).to(tl.int16)
         tl.store(Ranks + (keys + 1) // step - 1, rank, mask=regular)
 
@@ -285,24 +291,21 @@ def decide_kernel(
     slot = tl.arange(0, ROOM)
     heavy_mass = tl.load(HeavyMass + slot, mask=slot < count, other=0.0)
     keys = tl.load(Heavy + slot, mask=slot < count, other=0)
-    heavy_classes = tl.load(Class + keys).to(tl.int32)
+    heavy_classes = tl.load(Class + keys, mask=slot < count, other=0).to(tl.int32)
     t = tl.arange(0, BLOCK_P)
     mass = tl.load(Mass + scratch * PROBES + t, mask=t < limit // step, other=0.0)
     ranks = tl.load(Ranks + t, mask=t < limit // step, other=0).to(tl.int32)
     classes = ranks - heavy_from + HEAVY_BIN
     classes = tl.minimum(tl.maximum(classes, 0), NUM_CLASSES - 1)
-    outside = mass_from(mass, classes, heavy_mass, heavy_classes, 0)
+    WIDTH: tl.constexpr = 512 if BLOCK_P >= 512 else BLOCK_P
+    outside = mass_from(mass, classes, heavy_mass, heavy_classes, 0, WIDTH)
     need = coverage - (1.0 - outside) if RESIDUAL else coverage * outside
     low = 0
-    size = 64
+    size = NUM_CLASSES // 2
     while size > 0:
-        # from this class of the quarters of what is left on
-        above = 0
-        for quarter in tl.static_range(1, 4):
-            reached = mass_from(mass, classes, heavy_mass, heavy_classes, low + quarter * size)
-            above += (reached >= need).to(tl.int32)
-        low += above * size
-        size = size // 4
+        half = mass_from(mass, classes, heavy_mass, heavy_classes, low + size, WIDTH)
+        low += tl.where(half >= need, size, 0)
+        size = size // 2
     tl.store(Threshold + entry, tl.where(need > 0, low, NUM_CLASSES))
     if not tl.abs(outside) < float("inf"):
         tl.store(Dense + entry, 1)
