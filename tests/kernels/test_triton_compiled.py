@@ -118,7 +118,6 @@ CASES = {
         spread_kernel.probe_kernel,
         {**SPREAD, **spread.PROBE_LAUNCH, **WIDEST},
     ),
-    "heavy": (spread_kernel.heavy_kernel, {**SPREAD, **spread.HEAVY_LAUNCH}),
     "heavy sums": (count_kernel.heavy_lse_kernel, {**SPREAD, **counting.HEAVY_LSE_LAUNCH}),
     "heavy sums, 256": (
         count_kernel.heavy_lse_kernel, {**SPREAD, **counting.HEAVY_LSE_LAUNCH, **WIDEST},

@@ -15,12 +15,11 @@ from .filtering import Lists
 from .geometry import groups
 from .layout import LOG2E, padded_dim, page_table_stride
 from .mass import Keys
-from .spread_kernel import heavy_kernel, moments_kernel, probe_kernel, rank_kernel
+from .spread_kernel import moments_kernel, probe_kernel, rank_kernel
 
 MOMENTS_LAUNCH = {"BLOCK_M": 16, "num_warps": 4}
 PROBE_LAUNCH = {"BLOCK_S": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}
 RANK_LAUNCH = {"CHUNK": 2048, "num_warps": 8, "num_stages": 3}
-HEAVY_LAUNCH = {"BLOCK": 256, "num_warps": 4}
 
 RANKED_TOGETHER = 128
 """Segments whose ranks one program computes; half as many where heads are wider than 128."""
@@ -80,12 +79,11 @@ def _rank(
     moments: Moments, keys: Keys, config: SampleAttentionConfig, lists: Lists, segments: range,
     pitch: int,
 ) -> Ranked:  # fmt: skip
-    """Rank the regular probes, then all columns beside those, and list the heavy ones."""
+    """Rank the regular probes, then all columns beside those."""
     problem, facts, k = keys.problem, lists.geometry, keys.k
     pages, dense = problem.sequences.page_table, lists.dense.view(torch.int8)
     (n, heads, _), count, probes = lists.counts.shape, len(segments), config.probes or MOST_HEAVY
     ranked = Ranked.empty((n, heads, count), segments, pitch, probes, ROOM, k.device)
-    bits = k.new_empty(n, heads, count, pitch // 32, dtype=torch.int32)
     tile = rank_tile(problem.head_dim)
     head = moments.means, moments.spreads, k, facts.limits, dense, problem.sequences.table, pages
     tail = segments.start, segments.stop, facts.segments
@@ -100,13 +98,8 @@ def _rank(
     tiles = triton.cdiv(count, tile["BLOCK_S"]) * triton.cdiv(pitch, RANK_LAUNCH["CHUNK"])
     rank: Any = rank_kernel[(tiles, heads, n)]
     rank(
-        *head, *parts, ranked.heavy_from, ranked.classes, bits, *strides, *tail, pitch,
+        *head, *parts, ranked.heavy_from, ranked.classes, ranked.bits, *strides, *tail, pitch,
         keys.scale * LOG2E, **layout, **tile, PROBES=probes, PARTS=PARTS, MOST_HEAVY=MOST_HEAVY,
         **RANK_LAUNCH,
-    )  # fmt: skip
-    heavy: Any = heavy_kernel[(count, heads, n)]
-    heavy(
-        bits, facts.limits, dense, ranked.heavy, ranked.heavy_counts, pitch, facts.segments,
-        segments.start, ROOM=ROOM, **HEAVY_LAUNCH,
     )  # fmt: skip
     return ranked

@@ -1,7 +1,7 @@
 """Selection by mean and spread of the queries: ranks of all columns, and which of them are heavy.
 
     q ─► moments ─► probe: ranks of the regular probes, first heavy class
-                    rank: classes [segments, columns], bits of the heavy columns ─► heavy: lists
+                    rank: classes [segments, columns], bits of the heavy columns
 
 Steps are eighths of an octave of a rank. What a segment's ranks sum to is estimated from its
 regular probes, and classes are told apart within 16 octaves of the first heavy one: 256 bins.
@@ -12,7 +12,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .filter_kernel import list_columns
 from .mass_kernel import key_pointer, load_keys, open_limits, page_pointer
 
 HEAVY_BIN = tl.constexpr(128)
@@ -194,7 +193,8 @@ def rank_kernel(
 ):  # fmt: skip
     """Classes of CHUNK columns for a tile of segments, and a bit for each that is heavy.
 
-    The first chunk's program says from which steps on they are. BLOCK_N divides the pitch: the last tile may write past a segment's limit.
+    The first chunk's program says from which steps on they are. BLOCK_N divides the pitch: the last
+    tile may write past a segment's limit.
     """
     n, h = tl.program_id(2), tl.program_id(1)
     chunks = tl.cdiv(pitch, CHUNK)
@@ -237,23 +237,3 @@ def rank_kernel(
         word = j // 32 + tl.arange(0, BLOCK_N // 32)
         at = scratch[:, None] * (pitch // 32) + word[None, :]
         tl.store(Bits + at, heavy, mask=inside[:, None])
-
-
-@triton.jit(do_not_specialize=["num_segments", "first_segment"])
-def heavy_kernel(
-    Bits, Limits, Dense, Heavy, HeavyCounts, pitch, num_segments, first_segment,
-    ROOM: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """The sorted heavy columns of a segment, head and sequence: dense if more than ROOM."""
-    g, h, n = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    head = n * tl.num_programs(1) + h
-    entry = head * num_segments + first_segment + g
-    limit = tl.load(Limits + n * num_segments + first_segment + g)
-    if (tl.load(Dense + entry) != 0) | (limit == 0):
-        return
-    scratch = (head * tl.num_programs(0) + g).to(tl.int64)
-    Bits += scratch * (pitch // 32)
-    count = list_columns(Bits, limit, Heavy + scratch * ROOM, ROOM, BLOCK)
-    tl.store(HeavyCounts + scratch, count)
-    if count > ROOM:
-        tl.store(Dense + entry, 1)
