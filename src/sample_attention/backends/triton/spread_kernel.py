@@ -1,7 +1,7 @@
 """Selection by mean and spread of the queries: ranks of all columns, and which of them are heavy.
 
-    q ─► moments ─► probe: ranks of the regular probes, first heavy class
-                    rank: classes [segments, columns], bits of the heavy columns
+    q ─► moments ─► probe: ranks of the regular probes, their sums in parts
+                    rank: first heavy class, classes [segments, columns], bits of the heavy columns
 
 Steps are eighths of an octave of a rank. What a segment's ranks sum to is estimated from its
 regular probes, and classes are told apart within 16 octaves of the first heavy one: 256 bins.
