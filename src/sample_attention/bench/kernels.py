@@ -35,7 +35,7 @@ STAGES = {
     "segment_mass_kernel": "mass", "column_mass_kernel": "mass", "block_mass_kernel": "block",
     "threshold_kernel": "threshold", "flag_kernel": "lists", "place_kernel": "lists",
     "compact_kernel": "lists", "moments_kernel": "moments", "probe_kernel": "rank_probes",
-    "rank_kernel": "rank", "heavy_kernel": "list_heavy", "heavy_lse_kernel": "heavy_lse",
+    "rank_kernel": "rank", "heavy_lse_kernel": "heavy_lse",
     "probe_lse_kernel": "probe_lse", "probe_mass_kernel": "probe_mass", "decide_kernel": "decide",
     "attend_kernel": "attend", "gather_attend_kernel": "attend",
 }  # fmt: skip
