@@ -36,16 +36,16 @@ def split_input(row: Row) -> Row:
 
 
 def by_case(rows: list[Row]) -> list[Row]:
-    """Means over a model's layers by text, length, rule and backend; the rows are in `group`."""
+    """Means over the layers of a model, for each text, length and rule; the rows are in `group`."""
     groups: dict[tuple[object, ...], list[Row]] = {}
     for row in rows:
         if row.get("ms_total") is not None:
             case = (
-                row["model"], row["text"], row.get("yarn"), row["seq_len"], row.get("routed"),
-                rule_of(row), row["coverage"], row.get("backend"),
+                input_of(row), row["seq_len"], row["heads"], row.get("routed"), row["backend"],
+                rule_of(row), row["coverage"],
             )  # fmt: skip
             groups.setdefault(case, []).append(row)
-    return sorted((mean_of(x) for x in groups.values()), key=lambda r: (r["seq_len"], r["text"]))
+    return sorted((mean_of(x) for x in groups.values()), key=lambda r: (r["seq_len"], input_of(r)))
 
 
 def mean_of(group: list[Row]) -> Row:
@@ -97,9 +97,16 @@ def fastest(row: Row) -> str:
 
 
 def input_of(row: Row) -> str:
-    """Model and text, and whether the context was stretched."""
+    """Model and text, and whether the context was stretched; or how the input was made up."""
+    if "model" not in row:
+        return row["input"]
     yarn = f", YaRN {row['yarn']:g}" if row.get("yarn") else ""
     return f"{row['model']}, {row['text']}{yarn}"
+
+
+def heads_of(row: Row) -> str:
+    """Query and key/value heads."""
+    return f"{row['heads']}/{row['kv_heads']}"
 
 
 def dense_tflops(row: Row) -> float | None:
@@ -120,8 +127,8 @@ TIMES: Columns = {
     "speed-up": number("speedup", 2, "×"),
 }
 WHOLE: Columns = {
-    "input": input_of, "tokens": number("seq_len", 0), "layers": number("layers", 0),
-    "preset": rule_of, "backend": lambda r: r.get("backend") or "–",
+    "input": input_of, "tokens": number("seq_len", 0), "heads": heads_of,
+    "layers": number("layers", 0), "backend": lambda r: r["backend"], "preset": rule_of,
     "coverage": number("coverage", 2), **TIMES,
 }  # fmt: skip
 ROUTED: Columns = {
@@ -129,7 +136,8 @@ ROUTED: Columns = {
 }  # fmt: skip
 ATTEND: Columns = {
     "tokens": number("seq_len", 0),
-    "heads": lambda r: f"{r['heads']}/{r['kv_heads']}",
+    "heads": heads_of,
+    "backend": lambda r: r["backend"],
     "density": number("density", 3),
     "attend (ms)": number("ms_attend", 2),
     "TFLOP/s": number("attend_tflops", 0),
@@ -181,7 +189,7 @@ def gpu_tables(folder: Path = FOLDER) -> dict[str, str]:
     return {
         "whole": table([r for r in cases if not r.get("routed")], WHOLE),
         "routed": table([r for r in cases if r.get("routed")], ROUTED),
-        "attend": table(sorted(listed, key=lambda r: r["seq_len"]), ATTEND),
+        "attend": table(sorted(listed, key=lambda r: (r["seq_len"], r["backend"])), ATTEND),
         "kernels": table(records("kernels", folder), KERNELS),
         "ttft": table(records("ttft", folder), TTFT),
     }

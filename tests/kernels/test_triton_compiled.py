@@ -41,7 +41,8 @@ Tiles are measured on an H100; nothing was tuned for sm_100 yet, where one more 
 TYPES = {
     **dict.fromkeys(("Q", "K", "V", "X", "Out", "Means", "Spreads"), "*bf16"),
     **dict.fromkeys(
-        ("Lse", "Parts", "Share", "Column", "Slash", "Largest", "Sums", "Shift", "HeavyMass"),
+        ("Lse", "Parts", "Share", "Column", "Slash", "Largest", "Sums", "Shift", "HeavyMass",
+         "Tops", "Totals"),
         "*fp32",
     ),
     **dict.fromkeys(
@@ -69,7 +70,8 @@ KEYS = {
 WIDEST = {"HEAD_DIM": 256, "BLOCK_D": 256}
 SPREAD = {
     "SEGMENT": 128, "ROW_STRIDE": 4, "ROWS": 32, "HEADS": 4, "PROBES": 2048, "BLOCK_P": 2048,
-    "MOST_HEAVY": 512, "ROOM": spread.ROOM, "TYPES": {"Mass": "*fp32", "Ranks": "*i16"},
+    "MOST_HEAVY": 512, "ROOM": spread.ROOM, "PARTS": spread.PARTS,
+    "TYPES": {"Mass": "*fp32", "Ranks": "*i16"},
 }  # fmt: skip
 PAGED = {"PAGE_SIZE": 16, "PageTable": ..., "page_table_stride": ...}
 RANKS, COUNTS = {"Mass": None}, {"Class": None}
@@ -100,7 +102,7 @@ CASES = {
     "flag": (filter_kernel.flag_kernel, filtering.FLAG_LAUNCH),
     "place": (filter_kernel.place_kernel, filtering.PLACE_LAUNCH),
     "compact": (filter_kernel.compact_kernel, filtering.COMPACT_LAUNCH),
-    "moments": (spread_kernel.moments_kernel, {**SPREAD, "BLOCK_M": 128, "num_warps": 8}),
+    "moments": (spread_kernel.moments_kernel, {**SPREAD, **spread.MOMENTS_LAUNCH}),
     "spread ranks": (
         spread_kernel.rank_kernel,
         {**SPREAD, **spread.rank_tile(128), **spread.RANK_LAUNCH},
@@ -110,13 +112,12 @@ CASES = {
         {**SPREAD, **spread.rank_tile(256), **spread.RANK_LAUNCH, **WIDEST},
     ),
     "probe ranks": (
-        spread_kernel.probe_kernel, {**SPREAD, **spread.rank_tile(128), **spread.PROBE_LAUNCH},
+        spread_kernel.probe_kernel, {**SPREAD, **spread.PROBE_LAUNCH},
     ),
     "probe ranks, 256": (
         spread_kernel.probe_kernel,
-        {**SPREAD, **spread.rank_tile(256), **spread.PROBE_LAUNCH, **WIDEST},
+        {**SPREAD, **spread.PROBE_LAUNCH, **WIDEST},
     ),
-    "heavy": (spread_kernel.heavy_kernel, {**SPREAD, **spread.HEAVY_LAUNCH}),
     "heavy sums": (count_kernel.heavy_lse_kernel, {**SPREAD, **counting.HEAVY_LSE_LAUNCH}),
     "heavy sums, 256": (
         count_kernel.heavy_lse_kernel, {**SPREAD, **counting.HEAVY_LSE_LAUNCH, **WIDEST},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import cycle
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from ..api import attend, select
 from ..config import SampleAttentionConfig
+from ..dispatch import choose
 from ..errors import SampleAttentionError
 from ..plan import StripePlan
 from ..problem import Problem
@@ -34,7 +35,7 @@ STAGES = {
     "segment_mass_kernel": "mass", "column_mass_kernel": "mass", "block_mass_kernel": "block",
     "threshold_kernel": "threshold", "flag_kernel": "lists", "place_kernel": "lists",
     "compact_kernel": "lists", "moments_kernel": "moments", "probe_kernel": "rank_probes",
-    "rank_kernel": "rank", "heavy_kernel": "list_heavy", "heavy_lse_kernel": "heavy_lse",
+    "rank_kernel": "rank", "heavy_lse_kernel": "heavy_lse",
     "probe_lse_kernel": "probe_lse", "probe_mass_kernel": "probe_mass", "decide_kernel": "decide",
     "attend_kernel": "attend", "gather_attend_kernel": "attend",
 }  # fmt: skip
@@ -58,7 +59,7 @@ class KernelTimes:
         work: the least that has to be done; None where there is no formula.
         launches: how often the device is given something per call.
         host: seconds until the call returns, for whole calls.
-        provider: of dense attention.
+        provider: of dense attention, or the backend that attends.
     """
 
     kernel: str
@@ -112,7 +113,8 @@ def measure_kernels(
     """
     q, k, v = inputs.q, inputs.k, inputs.v
     plan = select(q, k, config, backend=TRITON)
-    out, lse = attend(q, k, v, plan, backend=TRITON)
+    backend = choose("auto", Problem.of(q, k, v), plan).name
+    out, lse = attend(q, k, v, plan, backend=backend)
     check_attend(out, lse, (q, k, v), plan, seed)
     del out, lse
     call = Call.of(inputs, config)
@@ -121,12 +123,12 @@ def measure_kernels(
     attending = attention(call, pairs, int(plan.counts.sum()))
     calls: dict[str, Callable[[], object]] = {
         "select": lambda: select(q, k, config, backend=TRITON),
-        "attend": lambda: attend(q, k, v, plan, backend=TRITON),
+        "attend": lambda: attend(q, k, v, plan, backend=backend),
     }
     found: list[KernelTimes] = []
     for name, run in calls.items():
         work = selecting if name == "select" else {"attend": attending}
-        found += _measured_call(name, run, config, work, repeats)
+        found += [_by(backend, x) for x in _measured_call(name, run, config, work, repeats)]
     return plan, found
 
 
@@ -229,6 +231,11 @@ def _measured_call(
     host = time_in_turns({name: run}, seconds=0, repeats=repeats, clock=_host_clock)
     launches = sum(len(x) for x in runs[-1].values())
     return [*found, KernelTimes(f"whole {name}", times[name], None, launches, host[name])]
+
+
+def _by(backend: str, row: KernelTimes) -> KernelTimes:
+    """The row of a kernel of ours that attends, with the backend it belongs to."""
+    return replace(row, provider=backend) if row.kernel == "attend" else row
 
 
 def _host_clock(run: Callable[[], object]) -> float:

@@ -148,8 +148,9 @@ def _work_by_spread(call: Call, listed: int) -> dict[str, Work]:
         "rank_pass": Work(
             4 * d * columns, 0, call.k_bytes + means + (CLASS_BYTES + BIT_BYTES) * columns
         ),
-        "list_heavy": Work(bytes=BIT_BYTES * columns),
-        "heavy_lse": Work(bytes=call.q_bytes / call.config.row_stride + 2 * rows),
+        "heavy_lse": Work(
+            bytes=BIT_BYTES * columns + call.q_bytes / call.config.row_stride + 2 * rows
+        ),
         "probe_lse": Work(2 * d * (probed + near), probed + near, read + 3 * rows),
         "probe_mass": Work(2 * d * probed, probed, read + rows + FP32_BYTES * probes),
         "decide": Work(bytes=rows + (FP32_BYTES + RANK_BYTES) * probes),

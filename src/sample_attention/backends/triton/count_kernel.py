@@ -1,7 +1,8 @@
 """How much exact rows of a segment give to the probed columns, and which classes that fills.
 
-    heavy columns ─► heavy_lse: sums over them ─► probe_lse: normalisers of the rows
-    regular probes ─► probe_mass: their masses ─► decide: those of heavy columns, lowest class kept
+    bits of heavy columns ─► heavy_lse: their lists, sums over them
+    ─► probe_lse: normalisers of the rows ─► probe_mass: masses of the regular probes
+    ─► decide: those of heavy columns, lowest class kept
 
 Regular probes and windows are the same for all heads that share keys: their rows fill one tile.
 Which columns are heavy differs. A regular probe that is heavy stands for itself alone: as a heavy
@@ -13,6 +14,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .filter_kernel import list_columns
 from .mass_kernel import FLOOR, key_pointer, load_keys, page_pointer
 from .spread_kernel import HEAVY_BIN, distance_of_probes, segment_rows
 
@@ -52,20 +54,30 @@ def heavy_weight(keys, step):
 
 @triton.jit(do_not_specialize=["num_segments", "first_segment"])
 def heavy_lse_kernel(
-    Q, K, Table, PageTable, Limits, Dense, HeavyCounts, Heavy, Largest, Sums, q_strides, k_strides,
-    page_table_stride, num_segments, first_segment, scale,
+    Q, K, Table, PageTable, Limits, Dense, Bits, HeavyCounts, Heavy, Largest, Sums, q_strides,
+    k_strides, page_table_stride, pitch, num_segments, first_segment, scale,
     NUM_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     SEGMENT: tl.constexpr, ROW_STRIDE: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr,
-    PROBES: tl.constexpr, ROOM: tl.constexpr, PAGE_SIZE: tl.constexpr, WIDE: tl.constexpr,
+    PROBES: tl.constexpr, ROOM: tl.constexpr, WORDS: tl.constexpr, PAGE_SIZE: tl.constexpr,
+    WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Largest score of each sampled row on the heavy columns, and the sum relative to it."""
+    """The sorted heavy columns, each sampled row's largest score on them, the sum relative to it.
+
+    One program per segment, head and sequence. A segment with more than ROOM is dense.
+    """
     g, h, n = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     head = n * NUM_HEADS + h
     limit = tl.load(Limits + n * num_segments + first_segment + g)
     if (tl.load(Dense + head * num_segments + first_segment + g) != 0) | (limit == 0):
         return
     scratch = (head * tl.num_programs(0) + g).to(tl.int64)
-    count = tl.load(HeavyCounts + scratch)
+    Heavy += scratch * ROOM
+    count = list_columns(Bits + scratch * (pitch // 32), limit, Heavy, ROOM, WORDS)
+    if count > ROOM:
+        tl.store(Dense + head * num_segments + first_segment + g, 1)
+        return
+    tl.store(HeavyCounts + scratch, count)
+    tl.debug_barrier()  # what other threads of the program have written is read next
     step = distance_of_probes(limit, PROBES)
     r = tl.arange(0, ROWS)
     q, _, _, _, _ = load_sampled(
@@ -79,7 +91,7 @@ def heavy_lse_kernel(
     total = tl.zeros([BLOCK_N, ROWS], tl.float32)
     for i in range(0, tl.cdiv(count, BLOCK_N)):
         slot = i * BLOCK_N + tl.arange(0, BLOCK_N)
-        keys = tl.load(Heavy + scratch * ROOM + slot, mask=slot < count, other=0)
+        keys = tl.load(Heavy + slot, mask=slot < count, other=0)
         k = load_keys(
             K, keys, slot < count, pages, k_strides, HEAD_DIM, BLOCK_D, PAGE_SIZE, WIDE, True
         )
@@ -226,10 +238,16 @@ def probe_mass_kernel(
 
 
 @triton.jit
-def mass_from(mass, classes, heavy_mass, heavy_classes, low):
+def fold(x, WIDTH: tl.constexpr):
+    """Sums of entries WIDTH apart: what one thread holds, so that threads reduce once."""
+    return tl.sum(tl.reshape(x, [x.shape[0] // WIDTH, WIDTH]), 0)
+
+
+@triton.jit
+def mass_from(mass, classes, heavy_mass, heavy_classes, low, WIDTH: tl.constexpr):
     """Mass of regular probes and heavy columns of classes >= low."""
-    regular = tl.sum(tl.where(classes >= low, mass, 0.0))
-    return regular + tl.sum(tl.where(heavy_classes >= low, heavy_mass, 0.0))
+    regular = fold(tl.where(classes >= low, mass, 0.0), WIDTH)
+    return tl.sum(regular + fold(tl.where(heavy_classes >= low, heavy_mass, 0.0), WIDTH))
 
 
 @triton.jit(do_not_specialize=["num_segments", "first_segment"])
@@ -276,8 +294,8 @@ def decide_kernel(
         mass = tl.sum(tl.exp2(tl.dot(k, tl.trans(q)) * scale - shift[None, :]), 1)
         tl.store(HeavyMass + slot, mass * heavy_weight(keys, step), mask=slot < count)
         # The two parts of a column have to be of one class: two roundings may differ.
-        rank_class = tl.load(Class + keys, mask=slot < count, other=0).to(tl.int32)
         regular = (slot < count) & ((keys + 1) % step == 0)
+        rank_class = tl.load(Class + keys, mask=regular, other=0).to(tl.int32)
         rank = (rank_class - HEAVY_BIN + heavy_from).to(tl.int16)
         tl.store(Ranks + (keys + 1) // step - 1, rank, mask=regular)
 
@@ -285,24 +303,21 @@ def decide_kernel(
     slot = tl.arange(0, ROOM)
     heavy_mass = tl.load(HeavyMass + slot, mask=slot < count, other=0.0)
     keys = tl.load(Heavy + slot, mask=slot < count, other=0)
-    heavy_classes = tl.load(Class + keys).to(tl.int32)
+    heavy_classes = tl.load(Class + keys, mask=slot < count, other=0).to(tl.int32)
     t = tl.arange(0, BLOCK_P)
     mass = tl.load(Mass + scratch * PROBES + t, mask=t < limit // step, other=0.0)
     ranks = tl.load(Ranks + t, mask=t < limit // step, other=0).to(tl.int32)
     classes = ranks - heavy_from + HEAVY_BIN
     classes = tl.minimum(tl.maximum(classes, 0), NUM_CLASSES - 1)
-    outside = mass_from(mass, classes, heavy_mass, heavy_classes, 0)
+    WIDTH: tl.constexpr = 512 if BLOCK_P >= 512 else BLOCK_P
+    outside = mass_from(mass, classes, heavy_mass, heavy_classes, 0, WIDTH)
     need = coverage - (1.0 - outside) if RESIDUAL else coverage * outside
     low = 0
-    size = 64
+    size = NUM_CLASSES // 2
     while size > 0:
-        # from this class of the quarters of what is left on
-        above = 0
-        for quarter in tl.static_range(1, 4):
-            reached = mass_from(mass, classes, heavy_mass, heavy_classes, low + quarter * size)
-            above += (reached >= need).to(tl.int32)
-        low += above * size
-        size = size // 4
+        half = mass_from(mass, classes, heavy_mass, heavy_classes, low + size, WIDTH)
+        low += tl.where(half >= need, size, 0)
+        size = size // 2
     tl.store(Threshold + entry, tl.where(need > 0, low, NUM_CLASSES))
     if not tl.abs(outside) < float("inf"):
         tl.store(Dense + entry, 1)

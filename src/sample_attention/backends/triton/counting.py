@@ -15,9 +15,9 @@ from .filtering import Lists
 from .layout import LOG2E, page_table_stride
 from .mass import Keys
 
-HEAVY_LSE_LAUNCH = {"BLOCK_N": 64, "num_warps": 4, "num_stages": 2}
-PROBE_LSE_LAUNCH = {"BLOCK_N": 64, "num_warps": 8, "num_stages": 3}
-PROBE_MASS_LAUNCH = {"BLOCK_N": 64, "num_warps": 8, "num_stages": 3}
+HEAVY_LSE_LAUNCH = {"BLOCK_N": 64, "WORDS": 256, "num_warps": 4, "num_stages": 2}
+PROBE_LSE_LAUNCH = {"BLOCK_N": 64, "num_warps": 8, "num_stages": 2}
+PROBE_MASS_LAUNCH = {"BLOCK_N": 64, "num_warps": 8, "num_stages": 2}
 DECIDE_LAUNCH = {"BLOCK_N": 64, "num_warps": 4, "num_stages": 2}
 
 TILE_ROWS = 128
@@ -26,19 +26,21 @@ TILE_ROWS = 128
 
 @dataclass(frozen=True)
 class Ranked:
-    """Ranks of the columns of G' segments.
+    """Ranks of the columns of G' segments; the lists of the heavy ones are filled on counting.
 
     Attributes:
         segments: which.
         classes: uint8 `[N, H, G', pitch]`.
+        bits: int32 `[N, H, G', pitch / 32]`, the heavy columns.
         ranks: int16 `[N, H, G', probes]`, of the regular probes, without a common reference.
         heavy_from: int32 `[N, H, G']`, what `ranks` of the first heavy class are.
-        heavy: int32 `[N, H, G', room]`, the heavy columns.
+        heavy: int32 `[N, H, G', room]`, a list of them.
         heavy_counts: int32 `[N, H, G']`.
     """
 
     segments: range
     classes: Tensor
+    bits: Tensor
     ranks: Tensor
     heavy_from: Tensor
     heavy: Tensor
@@ -53,6 +55,7 @@ class Ranked:
         counts = torch.empty(shape, dtype=torch.int32, device=device)
         return cls(
             segments, counts.new_empty(*shape, pitch, dtype=torch.uint8),
+            counts.new_empty(*shape, pitch // 32),
             counts.new_empty(*shape, probes, dtype=torch.int16), counts,
             counts.new_empty(*shape, room), torch.empty_like(counts),
         )  # fmt: skip
@@ -84,8 +87,8 @@ def count_on_probes(
     }  # fmt: skip
     heavy_lse: Any = heavy_lse_kernel[(count, heads, n)]
     heavy_lse(
-        *first, facts.limits, dense, *heavy, largest, sums, *strides, *last, scale,
-        **constants, ROOM=room, **HEAVY_LSE_LAUNCH,
+        *first, facts.limits, dense, ranked.bits, *heavy, largest, sums, *strides, pitch, *last,
+        scale, **constants, ROOM=room, **HEAVY_LSE_LAUNCH,
     )  # fmt: skip
     tiles = heads // group * triton.cdiv(group, together)
     probe_lse: Any = probe_lse_kernel[(count, tiles, n)]

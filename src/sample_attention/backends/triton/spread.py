@@ -15,14 +15,17 @@ from .filtering import Lists
 from .geometry import groups
 from .layout import LOG2E, padded_dim, page_table_stride
 from .mass import Keys
-from .spread_kernel import heavy_kernel, moments_kernel, probe_kernel, rank_kernel
+from .spread_kernel import moments_kernel, probe_kernel, rank_kernel
 
-PROBE_LAUNCH = {"BLOCK_S": 64, "num_warps": 8, "num_stages": 2}
+MOMENTS_LAUNCH = {"BLOCK_M": 16, "num_warps": 4}
+PROBE_LAUNCH = {"BLOCK_S": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}
 RANK_LAUNCH = {"CHUNK": 2048, "num_warps": 8, "num_stages": 3}
-HEAVY_LAUNCH = {"BLOCK": 256, "num_warps": 4}
 
 RANKED_TOGETHER = 128
 """Segments whose ranks one program computes; half as many where heads are wider than 128."""
+
+PARTS = 8
+"""Programs that rank the regular probes of a tile of segments: few segments still fill the GPU."""
 
 ROOM = 2 * MOST_HEAVY
 """Heavy columns of a segment that are probed; with more it is dense."""
@@ -67,7 +70,7 @@ def _moments(q: Tensor, keys: Keys, config: SampleAttentionConfig, lists: Lists)
         spreads, q.stride()[:3], segments, config.dense_prefix,
         SPREAD_SHARE * keys.scale / 2,
         HEAD_DIM=problem.head_dim, BLOCK_D=block_d, SEGMENT=size,
-        BLOCK_M=triton.next_power_of_2(size), ROW_STRIDE=config.row_stride, num_warps=8,
+        ROW_STRIDE=config.row_stride, **MOMENTS_LAUNCH,
     )  # fmt: skip
     return Moments(means, spreads)
 
@@ -76,31 +79,27 @@ def _rank(
     moments: Moments, keys: Keys, config: SampleAttentionConfig, lists: Lists, segments: range,
     pitch: int,
 ) -> Ranked:  # fmt: skip
-    """Rank the regular probes, then all columns beside those, and list the heavy ones."""
+    """Rank the regular probes, then all columns beside those."""
     problem, facts, k = keys.problem, lists.geometry, keys.k
     pages, dense = problem.sequences.page_table, lists.dense.view(torch.int8)
     (n, heads, _), count, probes = lists.counts.shape, len(segments), config.probes or MOST_HEAVY
     ranked = Ranked.empty((n, heads, count), segments, pitch, probes, ROOM, k.device)
-    bits = k.new_empty(n, heads, count, pitch // 32, dtype=torch.int32)
     tile = rank_tile(problem.head_dim)
     head = moments.means, moments.spreads, k, facts.limits, dense, problem.sequences.table, pages
     tail = segments.start, segments.stop, facts.segments
     layout = {**keys.layout(), "NUM_HEADS": heads, "GROUP": problem.group_size}
     strides = k.stride()[:3], page_table_stride(pages)
-    probe: Any = probe_kernel[(triton.cdiv(count, PROBE_LAUNCH["BLOCK_S"]), heads, n)]
+    parts = k.new_empty(2, n, heads, count, PARTS, dtype=torch.float32)
+    probe: Any = probe_kernel[(triton.cdiv(count, PROBE_LAUNCH["BLOCK_S"]) * PARTS, heads, n)]
     probe(
-        *head, ranked.ranks, ranked.heavy_from, *strides, *tail, keys.scale * LOG2E,
-        **layout, PROBES=probes, MOST_HEAVY=MOST_HEAVY, BLOCK_N=tile["BLOCK_N"], **PROBE_LAUNCH,
+        *head, ranked.ranks, *parts, *strides, *tail, keys.scale * LOG2E,
+        **layout, PROBES=probes, PARTS=PARTS, **PROBE_LAUNCH,
     )  # fmt: skip
     tiles = triton.cdiv(count, tile["BLOCK_S"]) * triton.cdiv(pitch, RANK_LAUNCH["CHUNK"])
     rank: Any = rank_kernel[(tiles, heads, n)]
     rank(
-        *head, ranked.heavy_from, ranked.classes, bits, *strides, *tail, pitch, keys.scale * LOG2E,
-        **layout, **tile, **RANK_LAUNCH,
-    )  # fmt: skip
-    heavy: Any = heavy_kernel[(count, heads, n)]
-    heavy(
-        bits, facts.limits, dense, ranked.heavy, ranked.heavy_counts, pitch, facts.segments,
-        segments.start, ROOM=ROOM, **HEAVY_LAUNCH,
+        *head, *parts, ranked.heavy_from, ranked.classes, ranked.bits, *strides, *tail, pitch,
+        keys.scale * LOG2E, **layout, **tile, PROBES=probes, PARTS=PARTS, MOST_HEAVY=MOST_HEAVY,
+        **RANK_LAUNCH,
     )  # fmt: skip
     return ranked

@@ -1,7 +1,7 @@
 """Selection by mean and spread of the queries: ranks of all columns, and which of them are heavy.
 
-    q ─► moments ─► probe: ranks of the regular probes, first heavy class
-                    rank: classes [segments, columns], bits of the heavy columns ─► heavy: lists
+    q ─► moments ─► probe: ranks of the regular probes, their sums in parts
+                    rank: first heavy class, classes [segments, columns], bits of the heavy columns
 
 Steps are eighths of an octave of a rank. What a segment's ranks sum to is estimated from its
 regular probes, and classes are told apart within 16 octaves of the first heavy one: 256 bins.
@@ -12,7 +12,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .filter_kernel import list_columns
 from .mass_kernel import key_pointer, load_keys, open_limits, page_pointer
 
 HEAVY_BIN = tl.constexpr(128)
@@ -42,7 +41,8 @@ def moments_kernel(
 ):  # fmt: skip
     """Mean, and `half` times the variance, of a segment's queries: `[N, H, G, BLOCK_D]`.
 
-    A segment is dense that ends within the prefix, has no sampled row or no finite moments.
+    A segment is dense that ends within the prefix, has no sampled row or no finite moments. One
+    pass is exact enough: no row lies farther from the mean than sqrt(SEGMENT) deviations.
     """
     g, h, n = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     entry = (n * tl.num_programs(1) + h).to(tl.int64) * num_segments + g
@@ -51,16 +51,24 @@ def moments_kernel(
     if (sampled < first) | (tl.load(Ends + n * num_segments + g) <= dense_prefix):
         tl.store(Dense + entry, 1)
         return
-    b = tl.load(Table + n * 5).to(tl.int64)
+    b, at = tl.load(Table + n * 5).to(tl.int64), tl.load(Table + n * 5 + 1) - offset
     d = tl.arange(0, BLOCK_D)
-    p = first + tl.arange(0, BLOCK_M)
-    there = (p < stop)[:, None] & (d < HEAD_DIM)[None, :]
-    base = Q + b * q_strides[0] + h.to(tl.int64) * q_strides[1]
-    at = (tl.load(Table + n * 5 + 1) - offset + p).to(tl.int64)[:, None] * q_strides[2]
-    q = tl.load(base + at + d[None, :], mask=there, other=0.0).to(tl.float32)
-    mean = tl.sum(q, 0) / (stop - first)
-    away = tl.where(there, q - mean[None, :], 0.0)
-    spread = tl.sum(away * away, 0) / (stop - first) * (half / (KEY_SHRINK * KEY_SHRINK))
+    Q += b * q_strides[0] + h.to(tl.int64) * q_strides[1] + at.to(tl.int64) * q_strides[2]
+    origin = tl.load(Q + first.to(tl.int64) * q_strides[2] + d, mask=d < HEAD_DIM, other=0.0)
+    origin = origin.to(tl.float32)
+    total = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    squares = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    for start in tl.range(first, stop, BLOCK_M, loop_unroll_factor=4):
+        p = start + tl.arange(0, BLOCK_M)
+        there = (p < stop)[:, None] & (d < HEAD_DIM)[None, :]
+        q = tl.load(Q + p.to(tl.int64)[:, None] * q_strides[2] + d[None, :], mask=there, other=0.0)
+        away = tl.where(there, q.to(tl.float32) - origin[None, :], 0.0)
+        total += away
+        squares += away * away
+    away = tl.sum(total, 0) / (stop - first)
+    mean = origin + away
+    spread = tl.sum(squares, 0) / (stop - first) - away * away
+    spread = tl.where(spread < 0, 0.0, spread) * (half / (KEY_SHRINK * KEY_SHRINK))
     mean, spread = mean.to(Means.dtype.element_ty), spread.to(Spreads.dtype.element_ty)
     tl.store(Means + entry * BLOCK_D + d, mean)
     tl.store(Spreads + entry * BLOCK_D + d, spread)
@@ -106,68 +114,87 @@ def octaves_of_probes(limits, largest, PROBES: tl.constexpr):
 
 @triton.jit(do_not_specialize=["first_segment", "last_segment", "num_segments"])
 def probe_kernel(
-    Means, Spreads, K, Limits, Dense, Table, PageTable, Ranks, HeavyFrom, k_strides,
+    Means, Spreads, K, Limits, Dense, Table, PageTable, Ranks, Tops, Totals, k_strides,
     page_table_stride, first_segment, last_segment, num_segments, scale,
     NUM_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
-    BLOCK_S: tl.constexpr, BLOCK_N: tl.constexpr, PROBES: tl.constexpr, MOST_HEAVY: tl.constexpr,
+    BLOCK_S: tl.constexpr, BLOCK_N: tl.constexpr, PROBES: tl.constexpr, PARTS: tl.constexpr,
     PAGE_SIZE: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Ranks of the regular probes of a tile of segments, and the steps from which on one is heavy.
+    """Ranks of a part of the regular probes of a tile of segments; their largest and their sum.
 
     Segments of a tile share products as far as their probes lie equally far apart: the distance
     grows along the keys, as that of the segments that end there does.
     """
-    tile, h, n = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    part, h, n = tl.program_id(0) % PARTS, tl.program_id(1), tl.program_id(2)
     head = (n * NUM_HEADS + h).to(tl.int64)
-    segment = first_segment + tile * BLOCK_S + tl.arange(0, BLOCK_S)
+    segment = first_segment + tl.program_id(0) // PARTS * BLOCK_S + tl.arange(0, BLOCK_S)
     inside = segment < last_segment
     limit = open_limits(Limits, Dense, n, head, segment, inside, num_segments)
     stop = tl.max(limit)
-    row = head * num_segments + segment
-    means, spreads = load_moments(Means, Spreads, row, limit > 0, BLOCK_D)
+    means, spreads = load_moments(Means, Spreads, head * num_segments + segment, limit > 0, BLOCK_D)
     K = key_pointer(K, Table, n, h, k_strides, GROUP)
     pages = page_pointer(PageTable, n, page_table_stride, PAGE_SIZE)
     octaves = octaves_of_probes(limit, stop, PROBES)
+    between = ((1 << octaves) - 1)[:, None]
     scratch = head * (last_segment - first_segment) + segment - first_segment
-    out = scratch[:, None] * PROBES
-    least = distance_of_probes(tl.min(tl.where(limit > 0, limit, stop)), PROBES)
+    Ranks += head * (last_segment - first_segment) * PROBES
+    out = ((segment - first_segment) * PROBES)[:, None] - 1
+    step = distance_of_probes(tl.min(tl.where(limit > 0, limit, stop)), PROBES)
     top = tl.full([BLOCK_S], -FARTHEST, tl.float32)
     total = tl.zeros([BLOCK_S], tl.float32)
-    start = 0
-    while start < stop:
-        step = tl.maximum(distance_of_probes(start + 1, PROBES), least)
-        keys = start + (tl.arange(0, BLOCK_N) + 1) * step - 1
-        k = load_keys(
-            K, keys, keys < stop, pages, k_strides, HEAD_DIM, BLOCK_D, PAGE_SIZE, WIDE, True
-        )
-        steps = tl.floor(exponents(means, spreads, k) * (8 * scale))
-        steps = tl.minimum(tl.maximum(steps, -FARTHEST), FARTHEST)
-        number = (keys + 1)[None, :] >> octaves[:, None]
-        probed = (number << octaves[:, None]) == (keys + 1)[None, :]
-        probed = probed & (keys[None, :] < limit[:, None])
-        tl.store(Ranks + out + number - 1, steps.to(tl.int16), mask=probed)
-        top_new = tl.maximum(top, tl.max(tl.where(probed, steps, -FARTHEST), 1))
-        sizes = tl.where(probed, tl.exp2((steps - top_new[:, None]) / 8), 0.0)
-        total = total * tl.exp2((top - top_new) / 8) + tl.sum(sizes, 1)
-        top = top_new
-        start += step * BLOCK_N
-    heavy_from = top + tl.ceil(8 * tl.log2(total * (1 << octaves) / MOST_HEAVY))
-    tl.store(HeavyFrom + scratch, heavy_from.to(tl.int32), mask=limit > 0)
-    too_far = (limit > 0) & (tl.abs(heavy_from) > FARTHEST - 256)
-    tl.store(Dense + row, tl.full([BLOCK_S], 1, tl.int8), mask=too_far)
+    first = 0  # the probe that follows those of half the distance
+    while first * step < stop:
+        end = tl.minimum(stop, PROBES * step)
+        for t in range(first + part * BLOCK_N, tl.cdiv(end, step), PARTS * BLOCK_N):
+            ends = (t + 1 + tl.arange(0, BLOCK_N)) * step
+            k = load_keys(
+                K, ends - 1, ends <= end, pages, k_strides, HEAD_DIM, BLOCK_D, PAGE_SIZE, WIDE, True
+            )
+            steps = tl.floor(exponents(means, spreads, k) * (8 * scale))
+            steps = tl.minimum(tl.maximum(steps, -FARTHEST), FARTHEST)
+            ends = tl.where(ends <= end, ends, stop + 1)[None, :]
+            probed = ((ends & between) == 0) & (ends <= limit[:, None])
+            tl.store(Ranks + (out + (ends >> octaves[:, None])), steps.to(tl.int16), mask=probed)
+            steps = tl.where(probed, steps, float("-inf"))
+            top_new = tl.maximum(top, tl.max(steps, 1))
+            sizes = tl.exp2(steps * 0.125 - (top_new * 0.125)[:, None])
+            total = total * tl.exp2((top - top_new) * 0.125) + tl.sum(sizes, 1)
+            top = top_new
+        first = PROBES // 2
+        step *= 2
+    at = scratch * PARTS + part
+    tl.store(Tops + at, top, mask=inside)
+    tl.store(Totals + at, total, mask=inside)
+
+
+@triton.jit
+def first_heavy(
+    Tops, Totals, scratch, limit, PROBES: tl.constexpr, PARTS: tl.constexpr,
+    MOST_HEAVY: tl.constexpr,
+):  # fmt: skip
+    """The steps from which on columns of segments are heavy; 0 where `limit` is."""
+    at = scratch[:, None] * PARTS + tl.arange(0, PARTS)[None, :]
+    tops = tl.load(Tops + at, mask=(limit > 0)[:, None], other=0.0)
+    totals = tl.load(Totals + at, mask=(limit > 0)[:, None], other=0.0)
+    top = tl.max(tops, 1)
+    total = tl.sum(totals * tl.exp2((tops - top[:, None]) / 8), 1)
+    share = total * (1 << octaves_of_probes(limit, tl.max(limit), PROBES)) / MOST_HEAVY
+    return tl.where(limit > 0, top + tl.ceil(8 * tl.log2(share)), 0.0)
 
 
 @triton.jit(do_not_specialize=["first_segment", "last_segment", "num_segments"])
 def rank_kernel(
-    Means, Spreads, K, Limits, Dense, Table, PageTable, HeavyFrom, Class, Bits, k_strides,
-    page_table_stride, first_segment, last_segment, num_segments, pitch, scale,
+    Means, Spreads, K, Limits, Dense, Table, PageTable, Tops, Totals, HeavyFrom, Class, Bits,
+    k_strides, page_table_stride, first_segment, last_segment, num_segments, pitch, scale,
     NUM_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
-    BLOCK_S: tl.constexpr, BLOCK_N: tl.constexpr, CHUNK: tl.constexpr,
+    BLOCK_S: tl.constexpr, BLOCK_N: tl.constexpr, CHUNK: tl.constexpr, PROBES: tl.constexpr,
+    PARTS: tl.constexpr, MOST_HEAVY: tl.constexpr,
     PAGE_SIZE: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Classes of CHUNK columns for a tile of segments, and a bit for each that is heavy.
 
-    BLOCK_N divides the pitch: the last tile may write past a segment's limit.
+    The first chunk's program says from which steps on they are. BLOCK_N divides the pitch: the last
+    tile may write past a segment's limit.
     """
     n, h = tl.program_id(2), tl.program_id(1)
     chunks = tl.cdiv(pitch, CHUNK)
@@ -185,8 +212,12 @@ def rank_kernel(
     pages = page_pointer(PageTable, n, page_table_stride, PAGE_SIZE)
     kv_len = tl.load(Table + n * 5 + 4)
     scratch = head * (last_segment - first_segment) + segment - first_segment
-    heavy_from = tl.load(HeavyFrom + scratch, mask=limit > 0, other=0)
-    shift = (heavy_from - HEAVY_BIN - 256).to(tl.float32)[:, None]
+    heavy_from = first_heavy(Tops, Totals, scratch, limit, PROBES, PARTS, MOST_HEAVY)
+    if start == 0:
+        tl.store(HeavyFrom + scratch, heavy_from.to(tl.int32), mask=limit > 0)
+        too_far = tl.abs(heavy_from) > FARTHEST - 256
+        tl.store(Dense + row, tl.full([BLOCK_S], 1, tl.int8), mask=too_far)
+    shift = (heavy_from - HEAVY_BIN - 256)[:, None]
     out = scratch[:, None] * pitch
     step = tl.arange(0, BLOCK_N)
     bit = (1 << step % 32)[None, :]
@@ -206,23 +237,3 @@ def rank_kernel(
         word = j // 32 + tl.arange(0, BLOCK_N // 32)
         at = scratch[:, None] * (pitch // 32) + word[None, :]
         tl.store(Bits + at, heavy, mask=inside[:, None])
-
-
-@triton.jit(do_not_specialize=["num_segments", "first_segment"])
-def heavy_kernel(
-    Bits, Limits, Dense, Heavy, HeavyCounts, pitch, num_segments, first_segment,
-    ROOM: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """The sorted heavy columns of a segment, head and sequence: dense if more than ROOM."""
-    g, h, n = tl.program_id(0), tl.program_id(1), tl.program_id(2)
-    head = n * tl.num_programs(1) + h
-    entry = head * num_segments + first_segment + g
-    limit = tl.load(Limits + n * num_segments + first_segment + g)
-    if (tl.load(Dense + entry) != 0) | (limit == 0):
-        return
-    scratch = (head * tl.num_programs(0) + g).to(tl.int64)
-    Bits += scratch * (pitch // 32)
-    count = list_columns(Bits, limit, Heavy + scratch * ROOM, ROOM, BLOCK)
-    tl.store(HeavyCounts + scratch, count)
-    if count > ROOM:
-        tl.store(Dense + entry, 1)
