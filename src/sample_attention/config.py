@@ -2,7 +2,7 @@
 
 | field            | symbol in paper | paper (v1) | mlsys (v3)   | default  | fast     | pooled   |
 |------------------|-----------------|------------|--------------|----------|----------|----------|
-| `coverage`       | alpha, alpha_c  | 0.95       | 0.95         | 0.95     | 0.90     | 0.95     |
+| `coverage`       | alpha, alpha_c  | 0.95       | 0.95         | 0.95     | 0.85     | 0.95     |
 | `slash_coverage` | alpha_s         | -          | 0.95         | -        | -        | -        |
 | `segment`        | - (v3: one set) | whole call | whole call   | 128 rows | 128 rows | 128 rows |
 | `row_stride`     | 1 / r_row       | 20 (5 %)   | -            | 4        | 4        | 8        |
@@ -277,7 +277,7 @@ def check_count(name: str, value: object, lowest: int) -> None:
 
 PRESETS = {
     "default": SampleAttentionConfig(),
-    "fast": SampleAttentionConfig(coverage=0.9),
+    "fast": SampleAttentionConfig(coverage=0.85),
     "pooled": SampleAttentionConfig(row_stride=8, pool=32, spread=False, probes=None),
     "paper": SampleAttentionConfig(
         segment=None, row_stride=20, pool=None, spread=False, probes=None, window_ratio=0.08,

@@ -102,7 +102,7 @@ CASES = {
     "flag": (filter_kernel.flag_kernel, filtering.FLAG_LAUNCH),
     "place": (filter_kernel.place_kernel, filtering.PLACE_LAUNCH),
     "compact": (filter_kernel.compact_kernel, filtering.COMPACT_LAUNCH),
-    "moments": (spread_kernel.moments_kernel, {**SPREAD, **spread.MOMENTS_LAUNCH}),
+    "moments": (spread_kernel.moments_kernel, {**SPREAD, "BLOCK_M": 128, **spread.MOMENTS_LAUNCH}),
     "spread ranks": (
         spread_kernel.rank_kernel,
         {**SPREAD, **spread.rank_tile(128), **spread.RANK_LAUNCH},

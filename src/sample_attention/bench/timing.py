@@ -15,9 +15,9 @@ Clock = Callable[[Callable[[], object]], float]
 FLUSHED_BYTES = 2**28
 """Written before every run on a GPU: several times its L2 cache."""
 
-FLUSHES = 8
-"""Times that is written: most of a millisecond in which the host gets ahead of the device, as it is
-in the layers of a model. What the host takes is another question; `bench kernels` answers it."""
+FLUSHES = 24
+"""Times that is written: two milliseconds in which the host gets ahead of the device, as it is in
+the layers of a model. What the host takes is another question; `bench kernels` answers it."""
 
 
 @dataclass(frozen=True)

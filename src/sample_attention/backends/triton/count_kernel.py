@@ -238,16 +238,10 @@ def probe_mass_kernel(
 
 
 @triton.jit
-def fold(x, WIDTH: tl.constexpr):
-    """Sums of entries WIDTH apart: what one thread holds, so that threads reduce once."""
-    return tl.sum(tl.reshape(x, [x.shape[0] // WIDTH, WIDTH]), 0)
-
-
-@triton.jit
-def mass_from(mass, classes, heavy_mass, heavy_classes, low, WIDTH: tl.constexpr):
+def mass_from(mass, classes, heavy_mass, heavy_classes, low):
     """Mass of regular probes and heavy columns of classes >= low."""
-    regular = fold(tl.where(classes >= low, mass, 0.0), WIDTH)
-    return tl.sum(regular + fold(tl.where(heavy_classes >= low, heavy_mass, 0.0), WIDTH))
+    regular = tl.sum(tl.where(classes >= low, mass, 0.0))
+    return regular + tl.sum(tl.where(heavy_classes >= low, heavy_mass, 0.0))
 
 
 @triton.jit(do_not_specialize=["num_segments", "first_segment"])
@@ -309,15 +303,18 @@ def decide_kernel(
     ranks = tl.load(Ranks + t, mask=t < limit // step, other=0).to(tl.int32)
     classes = ranks - heavy_from + HEAVY_BIN
     classes = tl.minimum(tl.maximum(classes, 0), NUM_CLASSES - 1)
-    WIDTH: tl.constexpr = 512 if BLOCK_P >= 512 else BLOCK_P
-    outside = mass_from(mass, classes, heavy_mass, heavy_classes, 0, WIDTH)
+    outside = mass_from(mass, classes, heavy_mass, heavy_classes, 0)
     need = coverage - (1.0 - outside) if RESIDUAL else coverage * outside
     low = 0
-    size = NUM_CLASSES // 2
+    size = NUM_CLASSES // 4
     while size > 0:
-        half = mass_from(mass, classes, heavy_mass, heavy_classes, low + size, WIDTH)
-        low += tl.where(half >= need, size, 0)
-        size = size // 2
+        # from this class of the quarters of what is left on
+        above = 0
+        for quarter in tl.static_range(1, 4):
+            reached = mass_from(mass, classes, heavy_mass, heavy_classes, low + quarter * size)
+            above += (reached >= need).to(tl.int32)
+        low += above * size
+        size = size // 4
     tl.store(Threshold + entry, tl.where(need > 0, low, NUM_CLASSES))
     if not tl.abs(outside) < float("inf"):
         tl.store(Dense + entry, 1)

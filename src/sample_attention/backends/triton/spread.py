@@ -17,7 +17,7 @@ from .layout import LOG2E, padded_dim, page_table_stride
 from .mass import Keys
 from .spread_kernel import moments_kernel, probe_kernel, rank_kernel
 
-MOMENTS_LAUNCH = {"BLOCK_M": 16, "num_warps": 4}
+MOMENTS_LAUNCH = {"num_warps": 4}
 PROBE_LAUNCH = {"BLOCK_S": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}
 RANK_LAUNCH = {"CHUNK": 2048, "num_warps": 8, "num_stages": 3}
 
@@ -70,7 +70,7 @@ def _moments(q: Tensor, keys: Keys, config: SampleAttentionConfig, lists: Lists)
         spreads, q.stride()[:3], segments, config.dense_prefix,
         SPREAD_SHARE * keys.scale / 2,
         HEAD_DIM=problem.head_dim, BLOCK_D=block_d, SEGMENT=size,
-        ROW_STRIDE=config.row_stride, **MOMENTS_LAUNCH,
+        BLOCK_M=triton.next_power_of_2(size), ROW_STRIDE=config.row_stride, **MOMENTS_LAUNCH,
     )  # fmt: skip
     return Moments(means, spreads)
 

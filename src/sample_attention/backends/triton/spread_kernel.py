@@ -41,8 +41,7 @@ def moments_kernel(
 ):  # fmt: skip
     """Mean, and `half` times the variance, of a segment's queries: `[N, H, G, BLOCK_D]`.
 
-    A segment is dense that ends within the prefix, has no sampled row or no finite moments. One
-    pass is exact enough: no row lies farther from the mean than sqrt(SEGMENT) deviations.
+    A segment is dense that ends within the prefix, has no sampled row or no finite moments.
     """
     g, h, n = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     entry = (n * tl.num_programs(1) + h).to(tl.int64) * num_segments + g
@@ -51,24 +50,16 @@ def moments_kernel(
     if (sampled < first) | (tl.load(Ends + n * num_segments + g) <= dense_prefix):
         tl.store(Dense + entry, 1)
         return
-    b, at = tl.load(Table + n * 5).to(tl.int64), tl.load(Table + n * 5 + 1) - offset
+    b = tl.load(Table + n * 5).to(tl.int64)
     d = tl.arange(0, BLOCK_D)
-    Q += b * q_strides[0] + h.to(tl.int64) * q_strides[1] + at.to(tl.int64) * q_strides[2]
-    origin = tl.load(Q + first.to(tl.int64) * q_strides[2] + d, mask=d < HEAD_DIM, other=0.0)
-    origin = origin.to(tl.float32)
-    total = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    squares = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
-    for start in tl.range(first, stop, BLOCK_M, loop_unroll_factor=4):
-        p = start + tl.arange(0, BLOCK_M)
-        there = (p < stop)[:, None] & (d < HEAD_DIM)[None, :]
-        q = tl.load(Q + p.to(tl.int64)[:, None] * q_strides[2] + d[None, :], mask=there, other=0.0)
-        away = tl.where(there, q.to(tl.float32) - origin[None, :], 0.0)
-        total += away
-        squares += away * away
-    away = tl.sum(total, 0) / (stop - first)
-    mean = origin + away
-    spread = tl.sum(squares, 0) / (stop - first) - away * away
-    spread = tl.where(spread < 0, 0.0, spread) * (half / (KEY_SHRINK * KEY_SHRINK))
+    p = first + tl.arange(0, BLOCK_M)
+    there = (p < stop)[:, None] & (d < HEAD_DIM)[None, :]
+    base = Q + b * q_strides[0] + h.to(tl.int64) * q_strides[1]
+    at = (tl.load(Table + n * 5 + 1) - offset + p).to(tl.int64)[:, None] * q_strides[2]
+    q = tl.load(base + at + d[None, :], mask=there, other=0.0).to(tl.float32)
+    mean = tl.sum(q, 0) / (stop - first)
+    away = tl.where(there, q - mean[None, :], 0.0)
+    spread = tl.sum(away * away, 0) / (stop - first) * (half / (KEY_SHRINK * KEY_SHRINK))
     mean, spread = mean.to(Means.dtype.element_ty), spread.to(Spreads.dtype.element_ty)
     tl.store(Means + entry * BLOCK_D + d, mean)
     tl.store(Spreads + entry * BLOCK_D + d, spread)
