@@ -82,29 +82,20 @@ def _milliseconds(name: str) -> Callable[[Row], str]:
     return cell
 
 
-SHORT: Columns = {
+COLUMNS: Columns = {
     "preset": lambda r: r["preset"],
     "model": lambda r: r["model"],
+    "layer": lambda r: str(r["layer"]),
     "tokens": lambda r: f"{r['seq_len']:,}",
-    "layers": lambda r: str(r["layers"]),
     "coverage": lambda r: f"{r['coverage']:.2f}",
     "density": lambda r: f"{r['density']:.3f}",
     "retained mass": lambda r: f"{r['retained_mass_mean']:.3f}",
-    "dense (ms)": _milliseconds("ms_dense"),
-    "sparse (ms)": _milliseconds("ms_total"),
-    "speed-up": lambda r: f"{r['speedup']:.2f}×",
-}
-FULL: Columns = {
-    "preset": SHORT["preset"],
-    "model": SHORT["model"],
-    "layer": lambda r: str(r["layer"]),
-    **{name: SHORT[name] for name in ("tokens", "coverage", "density", "retained mass")},
     "select (ms)": _milliseconds("ms_select"),
     "attend (ms)": _milliseconds("ms_attend"),
     "total (ms)": _milliseconds("ms_total"),
     "dense (ms)": _milliseconds("ms_dense"),
     "floor (ms)": _milliseconds("ms_floor"),
-    "speed-up": SHORT["speed-up"],
+    "speed-up": lambda r: f"{r['speedup']:.2f}×",
 }
 
 
@@ -120,14 +111,12 @@ def table(rows: list[Row], columns: Columns) -> str:
 
 
 def tables() -> dict[Path, str]:
-    """The pages that hold a table between markers, with their text as it should be."""
-    rows, pages = read_records(), {}
-    for page, kept, columns in (
-        (ROOT / "README.md", [r for r in by_length(rows) if r["seq_len"] > 4096], SHORT),
-        (DOCS / "performance-cpu.md", rows, FULL),
-    ):
-        start, end = "<!-- cpu-table:start -->", "<!-- cpu-table:end -->"
-        head, _, rest = page.read_text("utf-8").partition(start)
-        tail = rest.partition(end)[2]
-        pages[page] = f"{head}{start}\n{table(kept, columns)}\n{end}{tail}"
-    return pages
+    """The page that holds the table between markers, with its text as it should be."""
+    page, start, end = (
+        DOCS / "performance-cpu.md",
+        "<!-- cpu-table:start -->",
+        "<!-- cpu-table:end -->",
+    )
+    head, _, rest = page.read_text("utf-8").partition(start)
+    tail = rest.partition(end)[2]
+    return {page: f"{head}{start}\n{table(read_records(), COLUMNS)}\n{end}{tail}"}

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from sample_attention import SampleAttentionConfig
 from sample_attention.bench.tables import best_dense, read_records, rule_of
 
 DOCS = Path(__file__).resolve().parent
@@ -46,6 +47,16 @@ def by_case(rows: list[Row]) -> list[Row]:
             )  # fmt: skip
             groups.setdefault(case, []).append(row)
     return sorted((mean_of(x) for x in groups.values()), key=lambda r: (r["seq_len"], input_of(r)))
+
+
+def shown(rows: list[Row]) -> list[Row]:
+    """Cases of `default` and `fast` as they are, where the public call runs as it was measured."""
+    presets = {name: SampleAttentionConfig.preset(name).coverage for name in ("default", "fast")}
+    return [
+        row for row in rows
+        if presets.get(rule_of(row)) == row["coverage"]
+        and (row.get("routed") or row["route"] == "sparse")
+    ]  # fmt: skip
 
 
 def mean_of(group: list[Row]) -> Row:
@@ -131,6 +142,12 @@ WHOLE: Columns = {
     "layers": number("layers", 0), "backend": lambda r: r["backend"], "preset": rule_of,
     "coverage": number("coverage", 2), **TIMES,
 }  # fmt: skip
+SUMMARY: Columns = {
+    "input": input_of, "tokens": number("seq_len", 0), "preset": rule_of,
+    "density": number("density", 3), "select (ms)": number("ms_select", 2),
+    "total (ms)": number("ms_total", 2), "FA3 (ms)": number("ms_fa3", 2),
+    "speed-up": number("speedup", 2, "×"),
+}  # fmt: skip
 ROUTED: Columns = {
     "input": input_of, "tokens": number("seq_len", 0), "ran": lambda r: r["route"], **TIMES,
 }  # fmt: skip
@@ -187,6 +204,7 @@ def gpu_tables(folder: Path = FOLDER) -> dict[str, str]:
     attention, cases = records("attention", folder), by_case(records("attention", folder))
     listed = [r for r in attention if r["input"] == "random"]
     return {
+        "summary": table([r for r in shown(cases) if not r.get("routed")], SUMMARY),
         "whole": table([r for r in cases if not r.get("routed")], WHOLE),
         "routed": table([r for r in cases if r.get("routed")], ROUTED),
         "attend": table(sorted(listed, key=lambda r: (r["seq_len"], r["backend"])), ATTEND),
@@ -195,11 +213,13 @@ def gpu_tables(folder: Path = FOLDER) -> dict[str, str]:
     }
 
 
-def gpu_pages(folder: Path = FOLDER) -> dict[Path, str]:
-    """The page that shows the tables, with its text as it should be."""
-    text = PAGE.read_text("utf-8")
+def gpu_pages(texts: dict[Path, str], folder: Path = FOLDER) -> dict[Path, str]:
+    """Pages by their texts, with the tables that they show as these should be."""
+    texts = dict(texts)
     for name, body in gpu_tables(folder).items():
         start, end = f"<!-- gpu-{name}:start -->", f"<!-- gpu-{name}:end -->"
-        head, _, rest = text.partition(start)
-        text = f"{head}{start}\n{body}\n{end}{rest.partition(end)[2]}"
-    return {PAGE: text}
+        for page, text in texts.items():
+            head, mark, rest = text.partition(start)
+            if mark:
+                texts[page] = f"{head}{start}\n{body}\n{end}{rest.partition(end)[2]}"
+    return texts

@@ -22,7 +22,8 @@ import torch
 from cpu_records import NO_RECORDS, Row, by_length, provenance, read_records, tables
 from eval_records import PICTURES, read_evaluation
 from eval_records import tables as evaluation_pages
-from gpu_records import NOTHING, by_case, gpu_pages, records, rule_of
+from gpu_records import NOTHING, by_case, gpu_pages, records, rule_of, shown
+from gpu_records import PAGE as GPU_PAGE
 from gpu_records import provenance as gpu_provenance
 from PIL import Image
 from torch import Tensor
@@ -32,6 +33,7 @@ from sample_attention.backends.eager.mass import GroupRows, ScoreBuffer, column_
 from sample_attention.selection.rows import held_out_rows, strided_rows
 
 DOCS = Path(__file__).resolve().parent
+README = Path(__file__).resolve().parents[1] / "README.md"
 FIGURES = DOCS / "figures"
 
 # The palette of Okabe and Ito, which people with any kind of colour vision can tell apart.
@@ -316,7 +318,7 @@ def _draw_lines(axis: plt.Axes, rows: list[Row]) -> None:
 def draw_gpu_speedup() -> None:
     """Speed-up on an NVIDIA GPU over its fastest dense attention, selection included."""
     figure, axis = plt.subplots(figsize=(8, 4.6), layout="constrained")
-    rows = by_case(records("attention"))
+    rows = shown(by_case(records("attention")))
     if rows:
         _draw_rules(axis, rows)
     else:
@@ -330,9 +332,8 @@ def _draw_rules(axis: plt.Axes, rows: list[Row]) -> None:
     axis.text(0.005, 0.98, " dense attention", va="top", transform=axis.get_yaxis_transform())
     lines: dict[str, list[Row]] = {}
     for row in rows:
-        chosen = f"{rule_of(row)} ({row['backend']})"
-        chosen = "the policy's choice" if row.get("routed") else chosen
-        lines.setdefault(f"{row['text']}, {chosen}, coverage {row['coverage']:g}", []).append(row)
+        chosen = "short: runs dense" if row.get("routed") else rule_of(row)
+        lines.setdefault(f"{row['text']}, {chosen}", []).append(row)
     colours = (BLUE, RED, GREEN, PURPLE, ORANGE, SKY)
     for i, (name, line) in enumerate(lines.items()):
         lengths, speedups = [r["seq_len"] for r in line], [r["speedup"] for r in line]
@@ -364,7 +365,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="only compare the tables")
     check = parser.parse_args().check
-    pages = tables() | gpu_pages() | evaluation_pages()
+    gpu = {page: page.read_text("utf-8") for page in (GPU_PAGE, README)}
+    pages = tables() | gpu_pages(gpu) | evaluation_pages()
     stale = [page for page, text in pages.items() if page.read_text("utf-8") != text]
     if check:
         sys.stderr.writelines(

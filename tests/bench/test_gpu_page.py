@@ -88,7 +88,9 @@ def test_kernels_and_first_tokens(gpu_records, tmp_path):
     assert "| m, t | 8,192 | sample-attention | 50.0 |" in tables["ttft"]
 
 
-def test_the_page_has_a_place_for_every_table(gpu_records, tmp_path):
-    (text,) = gpu_records.gpu_pages(tmp_path).values()
-    assert text.count(gpu_records.NOTHING) == len(gpu_records.gpu_tables(tmp_path))
-    assert text.rstrip().endswith("say what else can be measured.")
+def test_pages_have_a_place_for_every_table(gpu_records, tmp_path):
+    pages = (gpu_records.PAGE, gpu_records.ROOT / "README.md")
+    texts = gpu_records.gpu_pages({page: page.read_text("utf-8") for page in pages}, tmp_path)
+    places = sum(text.count(gpu_records.NOTHING) for text in texts.values())
+    assert places == len(gpu_records.gpu_tables(tmp_path))
+    assert texts[pages[0]].rstrip().endswith("say what else can be measured.")
