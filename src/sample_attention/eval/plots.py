@@ -105,6 +105,7 @@ def _draw_curves(axis: Axes, group: Group, names: Sequence[str]) -> None:
     axis.axhline(99, color="#8a8f98", lw=1, ls=":")
     axis.set(xlabel="density (computed pairs / causal pairs)", ylabel="score, % of dense",
              title=f"{group.model}, {group.length:,} tokens", xlim=(0, None))  # fmt: skip
+    axis.margins(x=0.08)
     axis.grid(color="#e3e5e9")
     axis.legend(frameon=False, fontsize=8)
 
