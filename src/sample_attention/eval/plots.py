@@ -103,8 +103,10 @@ def _draw_curves(axis: Axes, group: Group, names: Sequence[str]) -> None:
         axis.plot(x, y, lw=2, label=name, color=colour, marker=marker)
     axis.axhline(100, color="#22262e", lw=1)
     axis.axhline(99, color="#8a8f98", lw=1, ls=":")
-    axis.set(xlabel="density (computed pairs / causal pairs)", ylabel="score, % of dense",
-             title=f"{group.model}, {group.length:,} tokens", xlim=(0, 1.05 * axis.get_xlim()[1]))  # fmt: skip
+    axis.set(
+        xlabel="density (computed pairs / causal pairs)", ylabel="score, % of dense",
+        title=f"{group.model}, {group.length:,} tokens", xlim=(0, 1.05 * axis.get_xlim()[1]),
+    )  # fmt: skip
     axis.grid(color="#e3e5e9")
     axis.legend(frameon=False, fontsize=8)
 
