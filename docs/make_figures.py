@@ -13,6 +13,7 @@ import dataclasses
 import io
 import math
 import sys
+import textwrap
 from pathlib import Path
 
 import matplotlib as mpl
@@ -339,13 +340,17 @@ def _draw_rules(axis: plt.Axes, rows: list[Row]) -> None:
         lengths, speedups = [r["seq_len"] for r in line], [r["speedup"] for r in line]
         look = {"color": colours[i % len(colours)], "marker": "os^Dv"[i % 5]}
         axis.plot(lengths, speedups, lw=2, ms=6, label=name, **look)
+        for length, speedup in zip(lengths, speedups, strict=True):
+            if speedup > 1.1:
+                axis.annotate(f"{speedup:.1f}×", (length, speedup), (-8, 3),
+                              textcoords="offset points", ha="right")  # fmt: skip
     ticks = sorted({r["seq_len"] for r in rows})
     axis.set_xscale("log", base=2)
     axis.set_xticks(ticks, [f"{n / 1024:g}K" for n in ticks])
     axis.minorticks_off()
     axis.set_ylim(0, 1.12 * max(r["speedup"] for r in rows))
     axis.set(xlabel="prompt length (tokens)", ylabel="speed-up, selection included")
-    facts = gpu_provenance([x for row in rows for x in row["group"]])
+    facts = textwrap.fill(gpu_provenance([x for row in rows for x in row["group"]]), 90)
     axis.set_title(f"Attention against the fastest dense provider\n{facts}", fontsize=9)
     axis.grid(axis="y")
     axis.legend(fontsize=8, title="means of layers")
