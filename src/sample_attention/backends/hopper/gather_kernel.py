@@ -238,7 +238,7 @@ def as_operand(weights, acc, v_smem):
 
 @gluon.jit
 def fold_step(
-    acc, weights, shrink, m, total, q, k_smem, v_smem, full, free, stage, phase, room, scale,
+    acc, weights, shrink, m, total, q, k_smem, v_smem, full, free, stage, phase, reach, scale,
     BLOCK_N: gl.constexpr, STAGES: gl.constexpr, MASKED: gl.constexpr,
 ):  # fmt: skip
     """Add `p v` while the scores of the next keys become their weights."""
@@ -248,7 +248,7 @@ def fold_step(
     acc = rescaled(acc, shrink)
     acc = warpgroup_mma(p, v_smem.index(stage), acc, is_async=True)
     s = warpgroup_mma_wait(1, [s])
-    weights, sums, m, shrink = softmax(s, m, room, scale, BLOCK_N, MASKED)
+    weights, sums, m, shrink = softmax(s, m, reach, scale, BLOCK_N, MASKED)
     total = total * shrink + sums
     acc = warpgroup_mma_wait(0, [acc])
     mbarrier.arrive(free.index(stage))
@@ -302,7 +302,7 @@ def attend_rows(
         # Tiles of keys that every row sees, at most all but the last.
         open_steps = gl.minimum(gl.maximum(row + 1 - shift, 0) // BLOCK_N, steps - 1)
         rows = row + gl.arange(0, HALF, s_rows)
-        room = (row - shift - (steps - 1) * BLOCK_N) + (quad_rows[:, None] - 2 * lane[None, :])
+        reach = (row - shift - (steps - 1) * BLOCK_N) + (quad_rows[:, None] - 2 * lane[None, :])
         mbarrier.wait(q_full, tile_phase)
         q = q_smem.slice(PART * HALF, HALF).load(q_layout)
         mbarrier.arrive(q_free)
@@ -312,18 +312,18 @@ def attend_rows(
         mbarrier.arrive(free.index(stage))
         stage, phase = following(stage, phase, STAGES)
         m = gl.full([HALF, 4], FLOOR, gl.float32, QUAD)
-        weights, total, m, shrink = softmax(s, m, room, scale, BLOCK_N, True)
+        weights, total, m, shrink = softmax(s, m, reach, scale, BLOCK_N, True)
         acc = gl.zeros([HALF, HEAD_DIM], gl.float32, o_layout)
         for _ in range(steps - 1 - open_steps):
-            room += BLOCK_N
+            reach += BLOCK_N
             acc, weights, shrink, m, total, stage, phase = fold_step(
                 acc, weights, shrink, m, total, q, k_smem, v_smem, full, free, stage, phase,
-                room, scale, BLOCK_N, STAGES, True,
+                reach, scale, BLOCK_N, STAGES, True,
             )  # fmt: skip
         for _ in range(open_steps):
             acc, weights, shrink, m, total, stage, phase = fold_step(
                 acc, weights, shrink, m, total, q, k_smem, v_smem, full, free, stage, phase,
-                room, scale, BLOCK_N, STAGES, False,
+                reach, scale, BLOCK_N, STAGES, False,
             )  # fmt: skip
         acc = rescaled(acc, shrink)
         mbarrier.wait(full.index(stage), phase)

@@ -115,14 +115,14 @@ def largest(parts, HALVINGS: gl.constexpr):
 
 
 @gluon.jit
-def softmax(s, m, room, scale, BLOCK_N: gl.constexpr, MASKED: gl.constexpr):
+def softmax(s, m, reach, scale, BLOCK_N: gl.constexpr, MASKED: gl.constexpr):
     """Weights `[HALF, BLOCK_N]` fp32, their sums by lane, new maxima, factors for what was before.
 
-    `room`: the last column that a row sees, counted from the first of the lane.
+    `reach`: the last column that a row sees, counted from the first of the lane.
     """
     parts = by_lane(s)
     if MASKED:
-        parts = gl.where(columns(parts) <= over(room, parts), parts, float("-inf"))
+        parts = gl.where(columns(parts) <= over(reach, parts), parts, float("-inf"))
     HALVINGS: gl.constexpr = 3 if BLOCK_N == 64 else 4
     m, shrink = gl.inline_asm_elementwise(
         MOVE_MAXIMA, MAXIMA, [largest(parts, HALVINGS) * scale, m], (gl.float32, gl.float32),
