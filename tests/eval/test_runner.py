@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -167,6 +168,19 @@ def test_what_is_written_is_what_the_model_generates(loaded):
     )
     measure_answer(loaded, spy, Contender(DENSE))
     assert seen == [text]
+
+
+def test_nothing_is_written_after_the_answer(loaded):
+    (task,) = parse_tasks(["niah_single_2"])
+    (sample,) = task.samples(loaded.tokenizer, LENGTH, 1, 0)
+    ids = torch.tensor([sample.token_ids])
+    written = loaded.model.generate(ids, do_sample=False, max_new_tokens=3)[0, ids.shape[1] :]
+    answer = loaded.tokenizer.decode(written[:1])
+    steps = []
+    with loaded.model.register_forward_hook(lambda *_: steps.append(1)):
+        easy = replace(sample, answers=(answer,), target_ids=sample.target_ids[:1])
+        assert measure_answer(loaded, easy, Contender(DENSE)).score == 1
+    assert len(steps) == 1, "the prefill writes the whole answer"
 
 
 def test_a_method_is_turned_to_a_density(loaded):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +66,7 @@ def generate_greedily(
 def continue_greedily(
     model: PreTrainedModel, cache: object, token: int, max_new_tokens: int,
     on_token: Callable[[], None] | None = None,
+    enough: Callable[[Sequence[int]], bool] = lambda _: False,
 ) -> tuple[int, ...]:  # fmt: skip
     """Write on from a cache, which grows: `token` and what follows it.
 
@@ -75,6 +76,7 @@ def continue_greedily(
         token: the first new token.
         max_new_tokens: stop after this many, or at the token that ends the text, left out.
         on_token: called after every new token.
+        enough: whether to stop after these new tokens already.
     """
     forward: Any = model
     ends, keywords = end_tokens(model), last_logits(model)
@@ -83,7 +85,7 @@ def continue_greedily(
         found.append(token)
         if on_token is not None:
             on_token()
-        if len(found) >= max_new_tokens:
+        if len(found) >= max_new_tokens or enough(found):
             break
         step = torch.tensor([[token]], device=model.device)
         result = forward(input_ids=step, past_key_values=cache, use_cache=True, **keywords)

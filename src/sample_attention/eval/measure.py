@@ -85,9 +85,12 @@ def measure_answer(
     logprob = _answer_logprob(loaded, cache, first, sample.target_ids)
     if len(sample.target_ids) > 1:
         cache.crop(1 - len(sample.target_ids))  # what of the answer was fed
-    written = continue_greedily(loaded.model, cache, int(first.argmax()), sample.max_new_tokens)
-    output = str(loaded.tokenizer.decode(list(written), skip_special_tokens=True))
-    return Measurement(sample.score(output), logprob, _summary(recorder.layers))
+    written = continue_greedily(
+        loaded.model, cache, int(first.argmax()), sample.max_new_tokens,
+        enough=lambda tokens: sample.settled(_text(loaded, tokens)),
+    )  # fmt: skip
+    score = sample.score(_text(loaded, written))
+    return Measurement(score, logprob, _summary(recorder.layers))
 
 
 def _answer_logprob(
@@ -171,6 +174,10 @@ def compare_text(token_ids: Sequence[int], read: tuple[Tensor, Kept], dense: Ten
         ]))  # fmt: skip
     score, logprob, kl, agreement = torch.cat(parts, 1).mean(1).tolist()
     return Measurement(score, logprob, kept, max(0.0, kl), agreement)
+
+
+def _text(loaded: LoadedModel, token_ids: Sequence[int]) -> str:
+    return str(loaded.tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
 
 def _batch(loaded: LoadedModel, token_ids: Sequence[int]) -> Tensor:

@@ -33,6 +33,10 @@ def contains_any(output: str, answers: Answers) -> float:
     return float(any(answer.lower() in output.lower() for answer in answers))
 
 
+NEVER_FALLING = (contains_all, contains_any)
+"""Metrics whose score does not fall, whatever is written behind an output."""
+
+
 def one_label(output: str, answers: Answers, labels: Sequence[str] = ()) -> float:
     """1 if the first sentence names the answer and none of the other labels."""
     first = re.split(r"[.\n]", output.strip().lower(), maxsplit=1)[0]

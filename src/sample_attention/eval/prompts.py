@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import InvalidInput
+from .metrics import NEVER_FALLING
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -63,6 +64,10 @@ class Sample:
     def score(self, output: str) -> float:
         """The score of what was written, in [0, 1]."""
         return self.metric(output, self.answers)
+
+    def settled(self, output: str) -> bool:
+        """Whether writing on cannot change the score."""
+        return self.metric in NEVER_FALLING and self.score(output) == 1
 
 
 def seeded(*parts: object) -> random.Random:
