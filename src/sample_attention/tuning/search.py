@@ -20,7 +20,9 @@ from ..errors import InvalidInput
 from ..eval.statistics import mean_interval
 from .cost import attention_cost, sampling_density
 
-COVERAGES = (0.5, 0.6, 0.7, 0.8, 0.85, 0.88, 0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98, 0.99)
+COVERAGES = (
+    0.5, 0.6, 0.7, 0.8, 0.85, 0.88, 0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98, 0.985, 0.99,
+)  # fmt: skip
 SHAPES = {
     "segment": (32, 64, 128),
     "row_stride": (2, 4, 8, 16, 32),
