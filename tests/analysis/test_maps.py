@@ -64,15 +64,16 @@ def test_bad_spans_are_refused(inputs, plan, span):
 @pytest.mark.parametrize("measured", [True, False])
 def test_report_is_drawn_at_any_size(inputs, plan, layers, heads, measured, tmp_path):
     pytest.importorskip("matplotlib")
-    from sample_attention.analysis.plots import draw_report, head_picture
+    from sample_attention.analysis.plots import Panel, draw_report, head_picture
 
-    density = torch.rand(layers, heads, dtype=torch.float64)
-    mass = None
+    values = torch.rand(layers, heads, dtype=torch.float64)
+    panels = [Panel.density(values), Panel.sparsity_degree(values, 0.95)]
     if measured:
-        mass = 0.9 + 0.1 * torch.rand(layers, heads, dtype=torch.float64)
+        mass = 0.9 + 0.1 * values
         mass[0, 0] = torch.nan
+        panels += [Panel.retained_mass(mass, "mean"), Panel.cra(mass, "least")]
     head = head_picture(inputs, plan, 0, "Layer 1, head 0") if measured else None
-    figure = draw_report("Title", "A line\nor two", range(layers), density, mass, head)
+    figure = draw_report("Title", "A line\nor two", range(layers), panels, head)
     figure.savefig(tmp_path / "report.png")
     data = (tmp_path / "report.png").read_bytes()
     assert int.from_bytes(data[16:20], "big") >= 1200
@@ -90,9 +91,9 @@ def test_drawing_touches_no_global_state(inputs, plan):
 
 
 def test_missing_matplotlib_is_named(monkeypatch):
-    from sample_attention.analysis.plots import draw_report
+    from sample_attention.analysis.plots import Panel, draw_report
 
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
     with pytest.raises(MissingExtra, match=r"sample-attention\[plot\]"):
-        draw_report("T", "S", [0], torch.ones(1, 1), None)
+        draw_report("T", "S", [0], [Panel.density(torch.ones(1, 1))])

@@ -30,8 +30,26 @@ def test_drawn_heads_and_files(cli, model_folder, prompt_file, small, tmp_path):
     assert "Layer 1, head 0" in done.out
     assert "Layer 1, head 3" in done.out
     made = {path.name for path in tmp_path.iterdir()}
-    assert made == {"inspect.json", "layer01_head00.png", "layer01_head03.png"}
+    assert made == {"inspect.json", "heads.png", "layer01_head00.png", "layer01_head03.png"}
     assert json.loads((tmp_path / "inspect.json").read_text("utf-8"))["layers"][0]["layer"] == 1
+
+
+def test_all_layers_and_heads(cli, model_folder, prompt_file, small, tmp_path):
+    pytest.importorskip("matplotlib")
+    done = cli("inspect", model_folder, prompt_file, *small, "--layers", "all", "--rows", 32,
+               "--output", tmp_path)  # fmt: skip
+    assert done.code == 0, done.err
+    assert "SD(0.95)" in done.out
+    assert "means over heads" in done.out
+    assert {path.name for path in tmp_path.iterdir()} == {"inspect.json", "heads.png"}
+    report = json.loads((tmp_path / "inspect.json").read_text("utf-8"))
+    assert report["rows"] == 32
+    assert [x["layer"] for x in report["layers"]] == [0, 1, 2]
+    for layer in report["layers"]:
+        degrees = [x["sparsity_degree"] for x in layer["heads"]]
+        assert len(degrees) == 4
+        assert f"{sum(degrees) / 4:.3f}" in done.out
+        assert f"{min(degrees):.3f}" in done.out
 
 
 def test_default_layers_are_first_middle_and_last(cli, model_folder, prompt_file, small):

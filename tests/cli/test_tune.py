@@ -7,9 +7,11 @@ import torch
 
 from sample_attention import Tuned
 from sample_attention.integrations.transformers import sample_attention_prefill
+from sample_attention.tuning import Reading
 
-FAST = ("--lengths", "300,600", "--requests", "2", "--device", "cpu", "--threads", "1",
-        "--config", "dense_prefix=0", "--config", "segment=32", "--config", "pool=32")  # fmt: skip
+FAST = ("--lengths", "300,600", "--requests", "4", "--device", "cpu", "--threads", "1",
+        "--config", "dense_prefix=0", "--config", "segment=64", "--config", "pool=64",
+        "--config", "window=16")  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -18,7 +20,7 @@ def short_search(monkeypatch):
     words = " ".join(f"w{(i * i + i // 60) % 60}" for i in range(9000))
     monkeypatch.setattr("sample_attention.tuning.passages.reference_text", lambda _: words)
     monkeypatch.setattr(
-        "sample_attention.tuning.search.SHAPES", {"row_stride": (8, 16), "window": (64, 128)}
+        "sample_attention.tuning.search.SHAPES", {"row_stride": (4, 8), "window": (16, 32)}
     )
 
 
@@ -47,9 +49,12 @@ def test_files_hold_what_was_found_and_measured(tuned_file, model_folder):
         assert interval.config.dense_prefix == interval.config.held_out == 0
         assert row["finished"]
         assert row["kl_rows"] == row["length"] // 4
-        assert row["searched"]["kl"] <= row["max_kl"] == 5
-        assert row["searched"]["cost"] < 1
         assert row["searched"] != row["validated"]
+        assert row["validated"]["coverage"] == interval.config.coverage
+        for facts in (row["searched"], row["validated"]):
+            assert facts["kl"] <= facts["kl_bound"] <= row["max_kl"] == 5
+            assert facts["retained_mass"] >= facts["retained_mass_bound"] >= row["min_mass"] == 0.3
+            assert facts["cost"] < 1
 
 
 @pytest.mark.usefixtures("sparse_early")
@@ -81,6 +86,26 @@ def test_models_take_the_interval_of_the_call(tuned_file, loaded_tiny, length):
     assert torch.equal(*results)
 
 
+@pytest.fixture
+def worse_later(monkeypatch):
+    """The model loses twice as much on the passages that are not searched on."""
+    first = []
+
+    def read(profile, config, _):
+        first.append(profile)
+        kl = (1 - config.coverage) * (1 if profile is first[0] else 2)
+        return Reading(0.3 * config.coverage, kl, 1.0)
+
+    monkeypatch.setattr("sample_attention.tuning.profile._Profile.read", read)
+
+
+@pytest.mark.usefixtures("worse_later")
+def test_coverage_rises_where_other_passages_need_it(cli, command):
+    done = cli(*command, "--lengths", 300, "--max-kl", 0.101)
+    assert done.code == 0, done.err
+    assert "300 tokens: coverage 0.9 was found, 0.95 keeps the budget" in done.err
+
+
 def test_no_budget_is_dense(cli, command):
     done = cli(*command, "--max-kl", 0, "--json")
     assert done.code == 0, done.err
@@ -100,16 +125,16 @@ def test_the_time_ends_the_search(cli, command):
     [
         (("--lengths", "99999"), "accepts 1024; choose shorter lengths"),
         (("--lengths", "4"), "accepted: rising, from 8 tokens on"),
-        (("--requests", "3"), "requests is 3; accepted: 2, 4, 6"),
+        (("--requests", "5"), "requests is 5; accepted: 4, 6, 8"),
         (("--text", "verse"), "accepted: prose, code"),
         (("--min-mass", "0"), "min_mass must be a number in (0, 1]"),
         (
             ("--preset", "paper", "--config", "row_stride=16"),
-            "cannot start from spread=False, segment=32",
+            "cannot start from spread=False, probes=None, segment=64, row_stride=16; accepted",
         ),
         (
             ("--config", "segment=16", "--config", "pool=16"),
-            "accepted: spread, and a segment of 32, 64, 96 or 128 rows",
+            "a segment of 32, 64, 128 rows, and a row_stride up to 32",
         ),
         (("--preset", "no-such"), "unknown preset 'no-such'"),
     ],
@@ -124,7 +149,8 @@ def test_texts_that_are_too_short_are_named(cli, command, monkeypatch):
     monkeypatch.setattr("sample_attention.tuning.passages.reference_text", lambda _: "w1 " * 500)
     done = cli(*command)
     assert done.code == 2
-    assert "half of the text 'prose' has 250 tokens, 300 are needed" in done.err
+    assert "the text 'prose' has 500 tokens; 2 passages of 600 with other" in done.err
+    assert "need 750: choose fewer requests" in done.err
 
 
 def test_unknown_tuned_names(cli, model_folder, prompt_file):

@@ -40,6 +40,49 @@ DROPPED = (0.86, 0.86, 0.86)
 
 
 @dataclass(frozen=True)
+class Panel:
+    """A value of every layer and head, ready to be drawn as a heat map.
+
+    Attributes:
+        values: fp64 `[L, H]`; NaN where nothing was measured.
+        title: what the values are.
+        unit: what their scale is.
+        colours: name of a colour map of matplotlib.
+        limits: ends of the scale.
+    """
+
+    values: Tensor
+    title: str
+    unit: str
+    colours: str
+    limits: tuple[float, float]
+
+    @classmethod
+    def density(cls, values: Tensor) -> Panel:
+        """How much of the attention was computed."""
+        title = "Share of the attention computed (density)"
+        return cls(values, title, "computed pairs / causal pairs", "viridis", (0.0, 1.0))
+
+    @classmethod
+    def retained_mass(cls, values: Tensor, unit: str) -> Panel:
+        """How much of the probability was kept on average; `unit` says over which rows."""
+        title = "Probability kept by what is computed (retained mass)"
+        return cls(values, title, unit, "cividis", (min(0.9, _floor(values)), 1.0))
+
+    @classmethod
+    def cra(cls, values: Tensor, unit: str) -> Panel:
+        """How much was kept in the worst row; `unit` says of which rows."""
+        title = "Probability kept in the worst row (CRA)"
+        return cls(values, title, unit, "cividis", (min(0.9, _floor(values)), 1.0))
+
+    @classmethod
+    def sparsity_degree(cls, values: Tensor, coverage: float) -> Panel:
+        """How much of the attention a method that knew all of it could drop."""
+        title = f"Share that could be dropped at coverage {coverage:g} (sparsity degree, SD)"
+        return cls(values, title, "droppable pairs / causal pairs", "magma", (_floor(values), 1.0))
+
+
+@dataclass(frozen=True)
 class HeadPicture:
     """One head, ready to be drawn.
 
@@ -67,38 +110,30 @@ def head_picture(inputs: AttentionInputs, plan: StripePlan, h: int, title: str) 
 
 
 def draw_report(
-    title: str, summary: str, layers: Sequence[int], density: Tensor, mass: Tensor | None,
+    title: str, summary: str, layers: Sequence[int], panels: Sequence[Panel],
     head: HeadPicture | None = None,
 ) -> Figure:  # fmt: skip
-    """Density and retained mass per layer and head, and one head's plan over its attention.
+    """Heat maps over layers and heads, and one head's plan over its attention.
 
     Args:
         title: what was run.
         summary: what came out, in a line or two.
         layers: indices of the layers, L of them.
-        density: fp64 `[L, H]`.
-        mass: retained mass, fp64 `[L, H]`; NaN where none was measured; None for no panel.
+        panels: one below the other, at least one.
         head: what to draw below; None: nothing.
 
     Raises:
         MissingExtra: matplotlib is not installed.
     """
-    heads = density.shape[1]
-    map_height = min(6.0, max(1.9, 0.9 + 0.21 * heads))
-    heights = [1.0, map_height, *([map_height] if mass is not None else ())]
-    heights += [HEAD_INCHES] if head is not None else []
+    map_height = min(6.0, max(1.9, 0.9 + 0.21 * panels[0].values.shape[1]))
+    heights = [1.0, *[map_height] * len(panels), *([HEAD_INCHES] if head is not None else [])]
     figure = _figure(sum(heights))
     parts: Any = figure.subfigures(len(heights), 1, height_ratios=heights)
     _write_heading(parts[0], title, summary)
-    _draw_values(parts[1], layers, density, "Share of the attention computed (density)",
-                 "computed pairs / causal pairs", "viridis", (0.0, 1.0))  # fmt: skip
-    if mass is not None:
-        worst = float(mass.nan_to_num(nan=1.0).min())
-        _draw_values(parts[2], layers, mass, "Probability kept by what is computed (retained mass)",
-                     "mean over held-out rows", "cividis",
-                     (min(0.9, int(worst * 20) / 20), 1.0))  # fmt: skip
+    for part, panel in zip(parts[1:], panels, strict=False):  # the head has a part of its own
+        _draw_panel(part, layers, panel)
     if head is not None:
-        _draw_head(parts[len(heights) - 1], head)
+        _draw_head(parts[-1], head)
     return figure
 
 
@@ -124,18 +159,20 @@ def _write_heading(part: SubFigure, title: str, summary: str) -> None:
     part.text(0.02, 0.42, summary, fontsize=10.5, va="top", linespacing=1.4)
 
 
-def _draw_values(
-    part: SubFigure, layers: Sequence[int], values: Tensor, title: str, unit: str, colours: str,
-    limits: tuple[float, float],
-) -> None:  # fmt: skip
+def _floor(values: Tensor) -> float:
+    """The lowest value, rounded down to a twentieth."""
+    return int(float(values.nan_to_num(nan=1.0).min()) * 20) / 20
+
+
+def _draw_panel(part: SubFigure, layers: Sequence[int], panel: Panel) -> None:
     axes: Axes = part.add_axes((0.05, 0.22, 0.86, 0.66))
-    grid = values.T.double().cpu()
+    grid = panel.values.T.double().cpu()
     image = axes.imshow(
-        grid.numpy(), aspect="auto", cmap=colours, vmin=limits[0], vmax=limits[1],
-        interpolation="nearest",
+        grid.numpy(), aspect="auto", cmap=panel.colours, vmin=panel.limits[0],
+        vmax=panel.limits[1], interpolation="nearest",
     )  # fmt: skip
     heads, count = grid.shape
-    axes.set_title(title, fontsize=11, loc="left", weight="bold")
+    axes.set_title(panel.title, fontsize=11, loc="left", weight="bold")
     axes.set_xlabel("layer", fontsize=9)
     axes.set_ylabel("head", fontsize=9)
     step = max(1, count // ANNOTATED_LAYERS)
@@ -143,7 +180,7 @@ def _draw_values(
     axes.set_yticks(range(0, heads, max(1, heads // 8)))
     axes.tick_params(labelsize=8, length=2)
     if count <= ANNOTATED_LAYERS and heads <= ANNOTATED_HEADS:
-        middle = sum(limits) / 2
+        middle = sum(panel.limits) / 2
         for h in range(heads):
             for i in range(count):
                 value = float(grid[h, i])
@@ -151,7 +188,7 @@ def _draw_values(
                 shade = "white" if value < middle else "black"
                 axes.text(i, h, text, ha="center", va="center", fontsize=7.5, color=shade)
     bar = part.colorbar(image, cax=part.add_axes((0.925, 0.22, 0.012, 0.66)))
-    bar.set_label(unit, fontsize=8)
+    bar.set_label(panel.unit, fontsize=8)
     bar.ax.tick_params(labelsize=8)
 
 

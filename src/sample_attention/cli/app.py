@@ -61,11 +61,11 @@ def _inspect(  # noqa: PLR0913, PLR0917 - the options of a command
     model: Model, prompt_file: PromptFile,
     layers: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="such as 0,5,12; by default the first, the middle and the last"),
+        typer.Option(help="such as 0,5,12, or all; by default the first, middle and last"),
     ] = None,
     heads: Annotated[
         Optional[str],  # noqa: UP045
-        typer.Option(help="heads to draw, such as 0,3; by default one per layer"),
+        typer.Option(help="heads to draw, such as 0,3; by default one per named layer"),
     ] = None,
     preset: PresetOrTuned = "default", coverage: Coverage = None, config: Assignments = None,
     rows: Annotated[int, typer.Option(min=1, help="random query rows to measure on")] = 128,
@@ -73,13 +73,14 @@ def _inspect(  # noqa: PLR0913, PLR0917 - the options of a command
     chat: Chat = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Show the plans of chosen layers, and how much of the attention each head keeps."""
-    from .inspect import InspectOptions, inspect
+    from .inspect import ALL, InspectOptions, inspect
     from .setup import ModelOptions, build_rule, parse_indices
 
     settings = build_rule(preset, coverage, config)
     place = ModelOptions(model, dtype, device, threads, chat)
-    chosen = parse_indices("layers", layers), parse_indices("heads", heads)
-    inspect(place, prompt_file, InspectOptions(settings, *chosen, rows, output, as_json))
+    chosen = ALL if layers == ALL else parse_indices("layers", layers)
+    drawn = parse_indices("heads", heads)
+    inspect(place, prompt_file, InspectOptions(settings, chosen, drawn, rows, output, as_json))
 
 
 @app.command("doctor")

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 from .._extras import require
 from ..analysis.capture import AttentionInputs, capture_attention, check_layers
@@ -31,6 +33,12 @@ from .setup import ModelOptions, check_length, config_for, load, read_prompt
 
 SEED = 0
 
+ALL: Literal["all"] = "all"
+
+FACTS = ("density", "retained_mass_mean", "retained_mass_p5", "retained_mass_min",
+         "sparsity_degree")  # fmt: skip
+"""Of a head, in the order of the tables."""
+
 
 @dataclass(frozen=True)
 class InspectOptions:
@@ -38,15 +46,17 @@ class InspectOptions:
 
     Attributes:
         config: of the plans.
-        layers: indices; None: the first, the middle and the last.
-        heads: the heads to draw; None: in each layer the one with the middle density.
+        layers: indices, or `ALL`; None: the first, the middle and the last.
+        heads: the heads to draw; None: in each layer the one with the middle density, and of
+            `ALL` layers none.
         rows: random query rows to measure on.
-        output: folder for `inspect.json` and a picture per drawn head; None: no files.
+        output: folder for `inspect.json`, the picture of all heads, and one per drawn head; None:
+            no files.
         as_json: print JSON on stdout, and nothing else there.
     """
 
     config: SampleAttentionConfig | Tuned
-    layers: tuple[int, ...] | None = None
+    layers: tuple[int, ...] | Literal["all"] | None = None
     heads: tuple[int, ...] | None = None
     rows: int = 128
     output: Path | None = None
@@ -108,8 +118,12 @@ def inspect(place: ModelOptions, prompt_file: Path, options: InspectOptions) -> 
     }
     if options.output is not None:
         _write(content, views, options.output)
+        messages().print(f"wrote {options.output / 'inspect.json'} and pictures beside it")
     if options.as_json:
         print(json.dumps(content))
+        return
+    if options.layers == ALL:
+        _print_layers(views, config.coverage)
         return
     for view in views:
         _print_view(view, config.coverage)
@@ -121,15 +135,16 @@ def _chosen(
     """The layers and heads, checked before any work is done."""
     text: Any = loaded.model.config.get_text_config(decoder=True)
     count, heads = int(text.num_hidden_layers), int(text.num_attention_heads)
-    layers = options.layers
-    if layers is None:
-        layers = tuple(sorted({0, count // 2, count - 1}))
+    if options.layers == ALL:
+        layers = tuple(range(count))
+    else:
+        layers = options.layers or tuple(sorted({0, count // 2, count - 1}))
     check_layers(layers, count)
     if options.heads is not None and max(options.heads) >= heads:
         raise InvalidInput(
             f"the model has no head {max(options.heads)}; accepted: 0 to {heads - 1}"
         )
-    return layers, options.heads
+    return layers, () if options.layers == ALL and options.heads is None else options.heads
 
 
 def _view(
@@ -161,7 +176,8 @@ def _view(
     ]
     middle = int(density.argsort()[len(density) // 2])
     decision = decide(Problem.of(q, k, v), config)
-    return LayerView(layer, inputs, plan, decision, heads_facts, heads or (middle,))
+    drawn = (middle,) if heads is None else heads
+    return LayerView(layer, inputs, plan, decision, heads_facts, drawn)
 
 
 def _row(view: LayerView) -> dict[str, Any]:
@@ -183,14 +199,47 @@ def _title(view: LayerView, h: int) -> str:
 
 
 def _write(content: dict[str, Any], views: list[LayerView], folder: Path) -> None:
-    from ..analysis.plots import draw_head, head_picture
+    from ..analysis.plots import Panel, draw_head, draw_report, head_picture
 
     (folder / "inspect.json").write_text(json.dumps(content, indent=2) + "\n", "utf-8")
+    coverage, rows = content["config"]["coverage"], f"{content['rows']} random rows"
+    density, mean, _, least, degree = (_values(views, x) for x in FACTS)
+    panels = [
+        Panel.sparsity_degree(degree, coverage), Panel.retained_mass(mean, f"mean over {rows}"),
+        Panel.cra(least, f"least of {rows}"),
+    ]  # fmt: skip
+    title = f"{content['model']}, a prompt of {content['prompt_tokens']:,} tokens"
+    summary = (
+        f"{100 * degree.mean():.1f} % of the attention could be dropped with "
+        f"{100 * coverage:g} % of the probability of every row kept; in single heads "
+        f"{100 * degree.min():.1f} to {100 * degree.max():.1f} %.\nThe plans compute "
+        f"{100 * density.mean():.1f} % and keep {100 * mean.mean():.1f} %."
+    )
+    figure = draw_report(title, summary, [x.layer for x in views], panels)
+    figure.savefig(folder / "heads.png")
     for view in views:
         for h in view.drawn:
             figure = draw_head(head_picture(view.inputs, view.plan, h, _title(view, h)))
             figure.savefig(folder / f"layer{view.layer:02}_head{h:02}.png")
-    messages().print(f"wrote {folder / 'inspect.json'} and a picture per drawn head")
+
+
+def _values(views: list[LayerView], name: str) -> Tensor:
+    """One statistic of all layers and heads: fp64 `[L, H]`."""
+    rows = [[head[name] for head in view.heads] for view in views]
+    return torch.tensor(rows, dtype=torch.float64)
+
+
+def _print_layers(views: list[LayerView], coverage: float) -> None:
+    table = Table(caption="means over heads; min: of all heads and rows", caption_justify="left")
+    for name in ("layer", "density", "kept", "p5", "min (CRA)", f"SD({coverage:g})", "in heads"):
+        table.add_column(name, justify="right")
+    for name, part in [*((str(x.layer), [x]) for x in views), ("all", views)]:
+        density, mean, p5, least, degree = (_values(part, x) for x in FACTS)
+        values = [float(x) for x in (density.mean(), mean.mean(), p5.mean(), least.min())]
+        values.append(float(degree.mean()))
+        span = f"{float(degree.min()):.3f} to {float(degree.max()):.3f}"
+        table.add_row(name, *(f"{x:.3f}" for x in values), span)
+    Console(highlight=False, soft_wrap=True, markup=False).print(table)
 
 
 def _print_view(view: LayerView, coverage: float) -> None:

@@ -125,7 +125,7 @@ def write_report(report: Report, folder: Path) -> None:
         OSError: the folder cannot be written to.
         MissingExtra: matplotlib is not installed.
     """
-    from ..analysis.plots import draw_report, head_picture
+    from ..analysis.plots import Panel, draw_report, head_picture
 
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(report.content, indent=2, ensure_ascii=False)
@@ -133,10 +133,11 @@ def write_report(report: Report, folder: Path) -> None:
     comparison = report.comparison
     density = torch.stack([x.density for x in comparison.layers])
     means = [x.retained_mass_mean for x in comparison.layers]
-    mass = None
+    panels = [Panel.density(density)]
     if any(x is not None for x in means):
         blank = torch.full_like(density[0], torch.nan)
         mass = torch.stack([blank if x is None else x for x in means])
+        panels.append(Panel.retained_mass(mass, "mean over held-out rows"))
     head = None
     layer = comparison.pictured
     if layer is not None and layer.plan is not None and comparison.inputs is not None:
@@ -147,7 +148,7 @@ def write_report(report: Report, folder: Path) -> None:
         head = head_picture(comparison.inputs, layer.plan, h, title)
     title, summary = _headline(report.content)
     layers = [x.layer for x in comparison.layers]
-    figure = draw_report(title, summary, layers, density, mass, head)
+    figure = draw_report(title, summary, layers, panels, head)
     figure.savefig(folder / "report.png")
 
 

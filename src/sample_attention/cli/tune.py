@@ -12,7 +12,7 @@ from ..tuning import TuneOptions, tune
 from .bench import Machine, print_tables
 from .console import counted, messages, step
 
-COLUMNS = ("coverage", "row_stride", "probes", "window")
+COLUMNS = ("coverage", "segment", "row_stride", "probes", "window")
 
 
 def tune_model(
@@ -44,14 +44,14 @@ def tune_model(
 
 
 def _table(tuned: Tuned) -> RecordTable:
-    headers = ("from keys", *COLUMNS, "density", "sampling", "cost", "KL", "kept")
+    headers = ("from keys", *COLUMNS, "density", "sampling", "cost", "KL", "at most", "kept")
     lines: list[tuple[str, ...]] = []
     for interval, row in zip(tuned.intervals, tuned.measured, strict=True):
         facts = row["validated"]
         lines.append((
             f"{interval.min_kv_len:,}", *(str(getattr(interval.config, x)) for x in COLUMNS),
             *(f"{facts[x]:.3f}" for x in ("density", "sampling", "cost")),
-            f"{facts['kl']:.4f}", f"{facts['retained_mass']:.3f}",
+            *(f"{facts[x]:.4f}" for x in ("kl", "kl_bound")), f"{facts['retained_mass']:.3f}",
         ))  # fmt: skip
     return RecordTable(f"{tuned.model}, on passages not searched on", headers, tuple(lines))
 
@@ -61,9 +61,10 @@ def _notes(tuned: Tuned) -> list[str]:
     for row in tuned.measured:
         if not row["finished"]:
             found.append(f"{row['length']:,} tokens: the time ended the search early")
-        if not row["validated_within_budget"]:
+        first, kept = (row[x]["coverage"] for x in ("searched", "validated"))
+        if kept > first:
             found.append(
-                f"{row['length']:,} tokens: beyond the budget on passages not searched on; "
-                "take more --requests, or a smaller --max-kl"
+                f"{row['length']:,} tokens: coverage {first} was found, {kept} keeps the budget on "
+                "passages not searched on"
             )
     return found

@@ -20,7 +20,7 @@ def _tune(  # noqa: PLR0913, PLR0917 - the options of a command
     model: Annotated[str, typer.Option(help="hub id, folder, GGUF file, or a pinned key")],
     lengths: Lengths = "2048,4096",
     requests: Annotated[
-        int, typer.Option(min=2, help="per length; half to search on, half to validate on")
+        int, typer.Option(min=4, help="per length; half to search on, half to validate on")
     ] = 8,
     texts: Annotated[str, typer.Option("--text", help="prose, code or both")] = "prose,code",
     max_kl: Annotated[

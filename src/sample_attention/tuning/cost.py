@@ -1,4 +1,4 @@
-"""What selecting costs, in the unit of density: shares of dense attention's products."""
+"""What attending and selecting cost, in the unit of density: shares of dense attention."""
 
 from __future__ import annotations
 
@@ -6,6 +6,24 @@ import torch
 
 from ..bench.work import Call, causal_pairs, exact_positions, listed_columns, probed_pairs
 from ..config import SampleAttentionConfig
+
+ROWS_PER_LOAD = 128
+"""Rows that share a gathered key in a tile of the kernels for GPUs."""
+
+
+def attention_cost(config: SampleAttentionConfig, density: float) -> float:
+    """Density, with the pairs of small segments weighted by what gathering their keys costs.
+
+    Tiles wait for keys rather than for products, and a segment gathers its own: with segments of
+    64 rows a key serves half as many pairs as in a tile of 128.
+
+    Args:
+        config: how keys are selected.
+        density: computed pairs over causal pairs.
+    """
+    if config.dense or config.segment is None:
+        return density
+    return density * max(1.0, ROWS_PER_LOAD / config.segment)
 
 
 def sampling_density(config: SampleAttentionConfig, length: int) -> float:

@@ -17,41 +17,39 @@ Passage = tuple[int, ...]
 
 
 def split_passages(
-    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], length: int, count: int
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], length: int, count: int, apart: int
 ) -> tuple[list[Passage], list[Passage]]:
-    """`count` passages from the first halves of the texts and as many from the second halves.
+    """`count` passages to tune on, and as many from later in the texts.
 
     Args:
         tokenizer: makes the tokens.
         texts: kinds of `reference_text`, which take turns.
         length: tokens of each passage.
-        count: passages of each half; those of one text are spread evenly and may overlap.
+        count: passages of each group; those of one text are spread evenly and may overlap.
+        apart: tokens between the ends of two passages, so that their last rows are others.
 
     Raises:
-        InvalidInput: half of a text is shorter than a passage.
+        InvalidInput: a text is too short.
     """
     each = -(-count // len(texts))
-    firsts, seconds = list[list[Passage]](), list[list[Passage]]()
-    for kind in texts:
-        text = reference_text(kind)
-        middle = len(text) // 2
-        firsts.append(_spread(tokenizer, (kind, text[:middle]), length, each))
-        seconds.append(_spread(tokenizer, (kind, text[middle:]), length, each))
+    found = [_spread(tokenizer, kind, length, 2 * each, apart) for kind in texts]
+    firsts, seconds = ([x[part] for x in found] for part in (slice(each), slice(each, None)))
     return _take_turns(firsts)[:count], _take_turns(seconds)[:count]
 
 
 def _spread(
-    tokenizer: PreTrainedTokenizerBase, half: tuple[str, str], length: int, count: int
+    tokenizer: PreTrainedTokenizerBase, kind: str, length: int, count: int, apart: int
 ) -> list[Passage]:
-    kind, text = half
-    tokens = encode_text(tokenizer, text[: CHARACTERS_PER_TOKEN * length * count])
-    room = len(tokens) - length
-    if room < 0:
+    text = reference_text(kind)[: CHARACTERS_PER_TOKEN * length * count]
+    tokens = encode_text(tokenizer, text)
+    room, needed = len(tokens) - length, apart * (count - 1)
+    if room < needed:
         raise InvalidInput(
-            f"half of the text '{kind}' has {len(tokens)} tokens, {length} are needed; choose a "
-            "shorter length or the text code alone"
+            f"the text '{kind}' has {len(tokens)} tokens; {count} passages of {length} with other "
+            f"last rows need {length + needed}: choose fewer requests, shorter lengths, or the "
+            "text code alone"
         )
-    starts = [i * room // max(1, count - 1) for i in range(count)]
+    starts = [i * room // (count - 1) for i in range(count)]
     return [tokens[start : start + length] for start in starts]
 
 

@@ -21,7 +21,7 @@ from ..models.text import TEXTS
 from ..plan import Interval, Tuned
 from ..records import Provenance
 from .passages import Passage, split_passages
-from .search import SEGMENTS, Budget, Reading, Search, Trial
+from .search import SHAPES, Budget, Reading, Search, Trial
 
 KL_ROWS = 1024
 """The last rows of a passage, at most a quarter of it, on which KL to dense is measured."""
@@ -38,7 +38,8 @@ class TuneOptions:
 
     Attributes:
         lengths: tokens of the requests, rising; each begins an interval, the first at 0.
-        requests: per length, half of them to search on and half to validate on; even.
+        requests: per length, half of them to search on and half to validate on; even, and at
+            least 4, since one request says nothing of its spread.
         texts: kinds of `reference_text`, which take turns.
         budget: what is allowed.
         base: gives the fields that are not searched.
@@ -60,15 +61,21 @@ class TuneOptions:
         """Check what a search needs, before a model is loaded."""
         if not self.lengths or self.lengths[0] < 8 or [*self.lengths] != sorted({*self.lengths}):
             raise InvalidInput(f"lengths are {self.lengths}; accepted: rising, from 8 tokens on")
-        if self.requests < 2 or self.requests % 2:
-            raise InvalidInput(f"requests is {self.requests}; accepted: 2, 4, 6 and so on")
+        if self.requests < 4 or self.requests % 2:
+            raise InvalidInput(f"requests is {self.requests}; accepted: 4, 6, 8 and so on")
         if not self.texts or not {*self.texts} <= {*TEXTS}:
             raise InvalidInput(f"texts are {self.texts}; accepted: {', '.join(TEXTS)}")
-        if not self.base.spread or self.base.segment not in SEGMENTS:
+        self._check_base()
+
+    def _check_base(self) -> None:
+        base, segments = self.base, SHAPES["segment"]
+        shape = base.segment in segments and base.row_stride <= segments[0]
+        if not (base.spread and base.probes and shape):
             raise InvalidInput(
-                f"a search cannot start from spread={self.base.spread}, "
-                f"segment={self.base.segment}; accepted: spread, and a segment of "
-                f"{', '.join(map(str, SEGMENTS[:-1]))} or {SEGMENTS[-1]} rows"
+                f"a search cannot start from spread={base.spread}, probes={base.probes}, "
+                f"segment={base.segment}, row_stride={base.row_stride}; accepted: spread with "
+                f"probes, a segment of {', '.join(map(str, segments))} rows, and a row_stride "
+                f"up to {segments[0]}"
             )
 
 
@@ -79,8 +86,9 @@ def tune(
 ) -> Tuned:  # fmt: skip
     """Find the cheapest configuration within the budget for each length.
 
-    The passages that a configuration is chosen on and those that it is validated on differ; what
-    both gave is in `measured`. Where nothing cheaper keeps the budget, the interval is dense.
+    A configuration is chosen on some passages; on the others its coverage rises until it keeps the
+    budget there too. What both gave is in `measured`. Where nothing cheaper than dense attention
+    keeps the budget, the interval is dense.
 
     Args:
         loaded: the model; its attention runs sparse at every length while it is measured.
@@ -113,26 +121,27 @@ def _tune_length(
     loaded: LoadedModel, options: TuneOptions, length: int, deadline: float | None,
     on_reading: Callable[[str], None],
 ) -> tuple[SampleAttentionConfig, Row]:  # fmt: skip
-    half = options.requests // 2
-    chosen, unseen = split_passages(loaded.tokenizer, options.texts, length, half)
-    search = Search(
-        _Profile(loaded, chosen).read, half, length, options.budget, deadline,
-        lambda done: on_reading(f"{length:,} tokens, {done}"),
-    )  # fmt: skip
-    finished = search.run(options.base)
-    validated = Search(_Profile(loaded, unseen).read, half, length, options.budget).measure(
-        search.best.config
-    )
+    half, rows = options.requests // 2, min(KL_ROWS, measured_tokens(length))
+
+    def search_on(passages: Sequence[Passage], deadline: float | None = None) -> Search:
+        return Search(
+            _Profile(loaded, passages).read, half, length, options.budget, deadline,
+            lambda done: on_reading(f"{length:,} tokens, {done}"),
+        )  # fmt: skip
+
+    chosen, others = split_passages(loaded.tokenizer, options.texts, length, half, rows)
+    searched, unseen = search_on(chosen, deadline), search_on(others)
+    finished = searched.run(options.base)
+    unseen.validate(searched.best.config)
     row: Row = {
         "length": length, "requests": half, "texts": list(options.texts),
-        "kl_rows": min(KL_ROWS, measured_tokens(length)), "held_out": HELD_OUT,
+        "kl_rows": rows, "held_out": HELD_OUT,
         "dtype": str(loaded.model.dtype).removeprefix("torch."),
         "max_kl": options.budget.max_kl, "min_mass": options.budget.min_mass,
-        "config": json.loads(search.best.config.to_json()), "trials": search.trials,
-        "finished": finished, "searched": _facts(search.best), "validated": _facts(validated),
-        "validated_within_budget": validated.within(options.budget),
+        "config": json.loads(unseen.best.config.to_json()), "trials": searched.trials,
+        "finished": finished, "searched": _facts(searched.best), "validated": _facts(unseen.best),
     }  # fmt: skip
-    return search.best.config, row
+    return unseen.best.config, row
 
 
 class _Profile:
@@ -161,9 +170,10 @@ def _last_rows(logits: Tensor) -> Tensor:
 
 
 def _facts(trial: Trial) -> dict[str, float]:
-    reading = trial.reading
+    found = trial.mean
     facts = {
-        "cost": trial.cost, "density": reading.density, "sampling": trial.sampling,
-        "kl": reading.kl, "retained_mass": reading.mass,
+        "coverage": trial.config.coverage, "cost": trial.cost, "density": found.density,
+        "sampling": trial.sampling, "kl": found.kl, "kl_bound": trial.kl_bound,
+        "retained_mass": found.mass, "retained_mass_bound": trial.mass_bound,
     }  # fmt: skip
     return {name: round(value, DIGITS) for name, value in facts.items()}

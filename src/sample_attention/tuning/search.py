@@ -1,42 +1,45 @@
 """The cheapest configuration within an error budget, from few prefills.
 
-For one shape (row_stride, probes, window) the coverage is bisected: error falls and density
-rises with it. Shapes follow one another by coordinates: each field in turn takes its other values
-beside the best of the rest, those with the cheapest sampling first, until a round changes nothing.
-A trial ends at the first request after which it can no longer win.
+For the first shape (segment, row_stride, probes, window) the coverage is bisected: error falls and
+density rises with it. From there the search climbs by coordinates: each field in turn takes its
+next values below and above, at the best coverage and those beside it, until a round changes
+nothing. A trial ends at the first request after which it is beyond the budget, or has cost more
+than the best did on the same requests.
 """
 
 from __future__ import annotations
 
 import time
+from bisect import bisect_left
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from statistics import mean
-from typing import Any
 
 from ..config import SampleAttentionConfig, check_share
 from ..errors import InvalidInput
-from .cost import sampling_density
+from ..eval.statistics import mean_interval
+from .cost import attention_cost, sampling_density
 
-COVERAGES = (0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.925, 0.95, 0.97, 0.98, 0.99)
+COVERAGES = (
+    0.5, 0.6, 0.7, 0.8, 0.85, 0.88, 0.9, 0.92, 0.94, 0.95, 0.96, 0.97, 0.98, 0.985, 0.99,
+)  # fmt: skip
 SHAPES = {
+    "segment": (32, 64, 128),
     "row_stride": (2, 4, 8, 16, 32),
     "probes": (512, 1024, 2048, 4096),
     "window": (64, 128, 256, 512, 1024),
 }
-"""What each field may be; every combination is a configuration with one of `SEGMENTS`."""
-
-SEGMENTS = (32, 64, 96, 128)
-"""Segments of a rule with `spread` that every `row_stride` divides."""
+"""What each field may be; every combination is a configuration, with `pool=segment`."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """How far a configuration may be from dense attention, as means over the requests.
+    """How far a configuration may be from dense attention; `Trial.within` says how surely.
 
     Attributes:
-        max_kl: KL(dense || sparse) of the next token on the last rows, nats.
-        min_mass: retained mass on held-out rows.
+        max_kl: mean KL(dense || sparse) of the next token on the last rows, nats. About the
+            relative rise of the perplexity, whatever the model: 0.01 is 1 %.
+        min_mass: mean retained mass on held-out rows.
 
     Raises:
         InvalidInput: a negative KL.
@@ -68,33 +71,60 @@ class Reading:
     mass: float
 
 
+NOTHING_LOST = Reading(1.0, 0.0, 1.0)
+"""What dense attention gives."""
+
+
 @dataclass(frozen=True)
 class Trial:
-    """A configuration and what all requests gave on average.
+    """A configuration and what the requests gave.
 
     Attributes:
         config: that was measured.
         sampling: cost of the selection, see `sampling_density`.
-        reading: means over the requests.
+        readings: one per request.
     """
 
     config: SampleAttentionConfig
     sampling: float
-    reading: Reading
+    readings: tuple[Reading, ...]
+
+    @property
+    def mean(self) -> Reading:
+        """Means over the requests."""
+        found = self.readings
+        return Reading(
+            mean(x.density for x in found), mean(x.kl for x in found), mean(x.mass for x in found)
+        )
+
+    @property
+    def kl_bound(self) -> float:
+        """Upper end of the 95 % interval of the mean KL, from resampled requests."""
+        return mean_interval([x.kl for x in self.readings]).high
+
+    @property
+    def mass_bound(self) -> float:
+        """Lower end of the 95 % interval of the mean retained mass."""
+        return mean_interval([x.mass for x in self.readings]).low
 
     @property
     def cost(self) -> float:
-        """Density and sampling together; 1 is dense attention."""
-        return self.reading.density + self.sampling
+        """Attention and selection together, mean over the requests; 1 is dense attention."""
+        return self.cost_of_first(len(self.readings))
+
+    def cost_of_first(self, count: int) -> float:
+        """The cost on the first requests alone."""
+        density = mean(x.density for x in self.readings[:count])
+        return attention_cost(self.config, density) + self.sampling
 
     def within(self, budget: Budget) -> bool:
-        """Whether the error stays in the budget."""
-        return self.reading.kl <= budget.max_kl and self.reading.mass >= budget.min_mass
+        """Whether the bounds, and not the means alone, stay in the budget."""
+        return self.kl_bound <= budget.max_kl and self.mass_bound >= budget.min_mass
 
 
 @dataclass
 class Search:
-    """Finds the cheapest configuration for one length.
+    """Trials on requests of one length, the cheapest of which within the budget counts.
 
     Attributes:
         read: measures a configuration on the request of an index.
@@ -102,7 +132,7 @@ class Search:
         length: tokens of each.
         budget: what is allowed.
         deadline: of `time.monotonic`; no prefill is begun after it.
-        on_reading: called after every prefill, with the shape.
+        on_reading: called after every prefill, with the configuration.
         best: the cheapest so far; at first dense attention, which is always within the budget.
         trials: configurations of which at least one request was measured.
     """
@@ -123,36 +153,48 @@ class Search:
         Returns:
             Whether the search came to its end before the deadline.
         """
-        dense = replace(base, coverage=1.0)
-        self.best = Trial(dense, sampling_density(dense, self.length), Reading(1.0, 0.0, 1.0))
+        self._start_dense(base)
         try:
-            self._bisect(base)
+            self._bisect(base, 0, len(COVERAGES))
             before = None
             while before != self.best:
                 before = self.best
                 for name in SHAPES:
                     for shape in self._neighbours(base, name):
-                        self._bisect(shape)
+                        at = bisect_left(COVERAGES, self.best.config.coverage)
+                        self._bisect(shape, max(0, at - 1), min(at + 2, len(COVERAGES)))
         except TimeoutError:
             return False
         return True
 
-    def measure(self, config: SampleAttentionConfig) -> Trial:
-        """A configuration on every request, whatever comes out."""
-        return self._mean(config, [self.read(config, i) for i in range(self.requests)])
+    def validate(self, config: SampleAttentionConfig) -> None:
+        """Raise the coverage of what was found on other requests until it keeps the budget here.
+
+        The result is `best`; dense attention where no coverage is enough. Error falls with
+        coverage, so the first to pass is also the last that a descent from the safest would reach
+        before the first failure. Such a fixed sequence of tests may be long without loss of
+        confidence, as long as these requests had no part in the search.
+        """
+        self._start_dense(config)
+        for coverage in COVERAGES[bisect_left(COVERAGES, config.coverage) :]:
+            if not self._try(replace(config, coverage=coverage)):
+                return
+
+    def _start_dense(self, config: SampleAttentionConfig) -> None:
+        self.best = Trial(replace(config, coverage=1.0), 0.0, (NOTHING_LOST,) * self.requests)
 
     def _neighbours(
         self, base: SampleAttentionConfig, name: str
     ) -> Iterator[SampleAttentionConfig]:
-        """The best shape with other values of one field, cheapest sampling first."""
+        """The best shape with the next values of one field, cheaper sampling first."""
         shape = base if self.best.config.dense else self.best.config
-        others: list[Any] = [x for x in SHAPES[name] if x != getattr(shape, name)]
-        found = [replace(shape, **{name: value}) for value in others]
+        given, values = getattr(shape, name), SHAPES[name]
+        nearest = [x for x in values if x < given][-1:] + [x for x in values if x > given][:1]
+        found = [_with(shape, name, value) for value in nearest]
         yield from sorted(found, key=lambda config: sampling_density(config, self.length))
 
-    def _bisect(self, shape: SampleAttentionConfig) -> None:
-        """Keep the shape at the least coverage within the budget, if that beats the best."""
-        low, high = 0, len(COVERAGES)
+    def _bisect(self, shape: SampleAttentionConfig, low: int, high: int) -> None:
+        """Find the least of these coverages within the budget, as long as it can beat the best."""
         while low < high:
             middle = (low + high) // 2
             config = replace(shape, coverage=COVERAGES[middle])
@@ -166,28 +208,29 @@ class Search:
         if sampling >= self.best.cost:
             return False
         self.trials += 1
-        readings: list[Reading] = []
+        trial = Trial(config, sampling, ())
         for i in range(n):
             if self.deadline is not None and time.monotonic() > self.deadline:
                 raise TimeoutError
-            readings.append(self.read(config, i))
+            trial = replace(trial, readings=(*trial.readings, self.read(config, i)))
             self.on_reading(_named(config))
-            # Requests to come can at best lose nothing and compute nothing.
-            lost = sum(1 - x.mass for x in readings)
-            kl = sum(x.kl for x in readings)
+            # Requests to come can at best lose nothing.
+            kl, lost = (sum(x.kl for x in trial.readings), sum(1 - x.mass for x in trial.readings))
             if kl > n * self.budget.max_kl or lost > n * (1 - self.budget.min_mass):
                 return True
-            if sampling + sum(x.density for x in readings) / n >= self.best.cost:
+            if trial.cost >= self.best.cost_of_first(i + 1):
                 return False
-        self.best = self._mean(config, readings)
+        if not trial.within(self.budget):
+            return True
+        self.best = trial
         return False
 
-    def _mean(self, config: SampleAttentionConfig, readings: list[Reading]) -> Trial:
-        means = Reading(
-            mean(x.density for x in readings), mean(x.kl for x in readings),
-            mean(x.mass for x in readings),
-        )  # fmt: skip
-        return Trial(config, sampling_density(config, self.length), means)
+
+def _with(shape: SampleAttentionConfig, name: str, value: int) -> SampleAttentionConfig:
+    """The shape with one field replaced, and with `segment` what `spread` ties to it."""
+    if name == "segment":
+        return replace(shape, segment=value, pool=value)
+    return replace(shape, **{name: value})
 
 
 def _named(config: SampleAttentionConfig) -> str:
