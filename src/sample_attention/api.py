@@ -23,10 +23,10 @@ from .config import SampleAttentionConfig
 from .dispatch import choose, selector_of, verdicts
 from .errors import InvalidInput
 from .ops import operator, untraced
-from .plan import FixedRule, Rule, Selector, StripePlan, fixed_rule
+from .plan import FixedRule, Rule, StripePlan, fixed_rule
 from .policy import Decision, decide
 from .problem import Problem, Sequences, as_batched, keys_of
-from .spans import spans
+from .spans import rule_of_span, spans
 
 
 class AttentionOutput(NamedTuple):
@@ -245,7 +245,7 @@ def measured_attention(
     _refuse_gradient(q, k, v)
     q, k, v = (as_batched(x, problem) for x in (q, k, v))
     if not keep_plan and guard is None:
-        out, lse = _in_spans(q, k, v, problem, spans(problem, rule), factor, (selector, backend))
+        out, lse = _in_spans(q, k, v, problem, spans(problem, rule), factor, (rule, backend))
         lse = lse[0] if problem.sequences.packed else lse
         return Measured(_unbatched(out, problem), decision, lse=lse)
     plan = selector.select(q, k, problem, factor)
@@ -282,18 +282,19 @@ def explain(
 
 def _in_spans(
     q: Tensor, k: Tensor, v: Tensor, problem: Problem, parts: list[range], scale: float,
-    who: tuple[Selector, str],
+    who: tuple[FixedRule, str],
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Select and attend span by span: out like q and lse `[B, H, Sq]`."""
-    selector, backend = who
+    rule, backend = who
     if len(parts) == 1:
-        plan = selector.select(q, k, problem, scale)
+        plan = selector_of(backend, problem, rule).select(q, k, problem, scale)
         return choose(backend, problem, plan).attend(q, k, v, problem, plan, scale)
     offset, outs, lses = k.shape[2] - q.shape[2], list[Tensor](), list[Tensor]()
     for rows in parts:
         last = offset + rows.stop
         some = q[:, :, rows.start : rows.stop], k[:, :, :last], v[:, :, :last]
         part = Problem.of(*some)
+        selector = selector_of(backend, part, rule_of_span(rule, rows, q.shape[2]))
         plan = selector.select(*some[:2], part, scale)
         out, lse = choose(backend, part, plan).attend(*some, part, plan, scale)
         outs.append(out)

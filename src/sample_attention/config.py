@@ -12,7 +12,7 @@
 | `probes`         | -               | all        | all          | 1024     | 1024     | all      |
 | `key_block`      | blk             | 1          | 128          | 1        | 1        | 1        |
 | `window`         | w = ceil(r_w S) | 8 % of Skv | -            | 256      | 256      | 256      |
-| `dense_tail`     | bottom area     | 128        | -            | 0        | 0        | 0        |
+| `dense_tail`     | bottom area     | 128        | -            | 64       | 64       | 64       |
 | `dense_prefix`   | -               | 0          | 0            | 1024     | 1024     | 1024     |
 """
 
@@ -69,7 +69,8 @@ class SampleAttentionConfig:
         window: latest keys that every query keeps, itself included.
         window_ratio: window as a share of the key length; overrides `window`.
         residual: columns need to cover only what the window does not.
-        dense_tail: last rows of the call that attend to every key.
+        dense_tail: last rows of the call that attend to every key; with segments, all segments
+            that hold one of them: what a prompt asks for stands there, in few rows.
         dense_prefix: segments that end at or before this position attend to every key.
         dense_above: a segment that would keep more than this share of its selectable columns is
             computed dense.
@@ -95,7 +96,7 @@ class SampleAttentionConfig:
     window: int = 256
     window_ratio: float | None = None
     residual: bool = True
-    dense_tail: int = 0
+    dense_tail: int = 64
     dense_prefix: int = 1024
     dense_above: float = 0.75
     held_out: int = 0
@@ -176,6 +177,13 @@ class SampleAttentionConfig:
     @property
     def _rows_share_a_window(self) -> bool:
         return self.segment is not None and self.segment <= WINDOW_ALIGNMENT
+
+    def tail_from(self, kv_len: int) -> int:
+        """Position from which on the rows of a sequence of `kv_len` keys attend to every key."""
+        first = max(0, kv_len - self.dense_tail)
+        if self.segment is None or not self.dense_tail:
+            return first
+        return first // self.segment * self.segment
 
     def window_for(self, kv_len: int) -> int:
         """The window in keys for a sequence of `kv_len` keys."""
@@ -285,7 +293,7 @@ PRESETS = {
     ),
     "mlsys": SampleAttentionConfig(
         slash_coverage=0.95, segment=None, chunk_tails=2, pool=None, spread=False, probes=None,
-        key_block=128, window=0, residual=False, dense_prefix=0,
+        key_block=128, window=0, residual=False, dense_tail=0, dense_prefix=0,
     ),
 }  # fmt: skip
 """The named points of the space; the table above says what each is."""

@@ -56,9 +56,10 @@ def select(
     align = config.window_alignment
     window = causal & (j > p // align * align - config.window_for(kv_len))
     segment = config.segment or 2**62
-    always = (p >= kv_len - config.dense_tail) | (
-        (p // segment + 1) * segment <= config.dense_prefix
-    )
+    in_tail = p >= kv_len - config.dense_tail
+    if config.segment is not None:
+        in_tail = torch.isin(p // segment, (p // segment)[in_tail])
+    always = in_tail | ((p // segment + 1) * segment <= config.dense_prefix)
     if config.dense:
         return causal.expand(q.shape[0], -1, -1)
     prob = probabilities(q, k, scale)

@@ -7,6 +7,7 @@ within the whole call. The queries before it only make its offset larger.
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 from .config import SampleAttentionConfig
 from .plan import FixedRule
@@ -23,8 +24,8 @@ def spans(problem: Problem, rule: FixedRule) -> list[range]:
     """Query rows of the call that are computed together, in order; one span where all fit.
 
     Only batches without padding are cut: other sequences end at different rows. So are only
-    configurations that know no end of the call: no dense tail, no window that is a share of the
-    keys. What a selector looks at is not known here, so it sees the whole call.
+    configurations whose window is no share of the keys. What a selector looks at is not known
+    here, so it sees the whole call.
     """
     s, size = problem.sequences, _segment(rule)
     if size is None or not s.uniform:
@@ -46,4 +47,11 @@ def _segment(rule: FixedRule) -> int | None:
     """Rows that are selected for on their own, whatever follows them; None: all of the call."""
     if not isinstance(rule, SampleAttentionConfig):
         return None
-    return None if rule.dense_tail or rule.window_ratio is not None else rule.segment
+    return None if rule.window_ratio is not None else rule.segment
+
+
+def rule_of_span(rule: FixedRule, rows: range, q_len: int) -> FixedRule:
+    """The rule for a span of the `q_len` rows of a call: with what of the dense tail lies in it."""
+    if not isinstance(rule, SampleAttentionConfig):
+        return rule
+    return replace(rule, dense_tail=max(0, rule.dense_tail - (q_len - rows.stop)))

@@ -41,12 +41,13 @@ FAMILIES = {
     "phimoe": ("Phimoe", {**SLIDING, **EXPERTS}),
 }
 SPARSE = SampleAttentionConfig.preset(
-    "pooled", coverage=0.9, segment=16, pool=4, row_stride=4, window=8, dense_prefix=0, held_out=2
-)
+    "pooled", coverage=0.9, segment=16, pool=4, row_stride=4, window=8, dense_prefix=0,
+    dense_tail=0, held_out=2,
+)  # fmt: skip
 # Next to nothing is dropped, so the sparse path has to give what dense attention gives.
 NEARLY_ALL = SampleAttentionConfig.preset(
     "pooled", coverage=1 - 1e-7, segment=16, pool=4, row_stride=4, window=8, dense_prefix=0,
-    dense_above=1.0,
+    dense_tail=0, dense_above=1.0,
 )  # fmt: skip
 
 

@@ -25,7 +25,7 @@ def test_step_is_the_smallest_power_of_two_that_leaves_few_enough(columns, probe
     assert probe_step(columns, None) == 1
 
 
-RULE = SampleAttentionConfig(dense_prefix=0, window=64, coverage=0.9)
+RULE = SampleAttentionConfig(dense_prefix=0, dense_tail=0, window=64, coverage=0.9)
 
 
 def test_few_probes_say_what_all_columns_say():

@@ -196,7 +196,7 @@ def test_the_policy_is_asked_anew(monkeypatch):
 @pytest.mark.usefixtures("always_sparse")
 def test_the_configuration_is_that_of_the_call():
     q, k, v = make_qkv(300)
-    wide, narrow = (SampleAttentionConfig(dense_prefix=0, window=n) for n in (128, 8))
+    wide, narrow = (SampleAttentionConfig(dense_prefix=0, dense_tail=0, window=n) for n in (128, 8))
     tuned = Tuned("a model", (Interval(0, wide), Interval(300, narrow)))
     given = [wide, narrow, tuned, replace(wide), "default", "paper"]
     once = [sa.sample_attention(q, k, v, config) for config in given]

@@ -1,5 +1,7 @@
 """Long calls are computed in spans of rows that change nothing."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -8,8 +10,15 @@ from sample_attention.problem import Problem
 from sample_attention.testing import assert_matches_oracle, make_qkv
 
 CONFIG = SampleAttentionConfig.preset(
-    "pooled", dense_prefix=0, window=16, segment=32, pool=8, row_stride=4, coverage=0.8
-)
+    "pooled",
+    dense_prefix=0,
+    dense_tail=0,
+    window=16,
+    segment=32,
+    pool=8,
+    row_stride=4,
+    coverage=0.8,
+)  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -34,7 +43,7 @@ def test_spans_bound_the_columns(monkeypatch):
         assert -(-len(part) // 32) * part.stop * q.shape[1] <= 40_000
 
 
-@pytest.mark.parametrize("change", [{"dense_tail": 5}, {"window_ratio": 0.1}, {"segment": None}])
+@pytest.mark.parametrize("change", [{"window_ratio": 0.1}, {"segment": None, "dense_tail": 5}])
 def test_rules_that_know_the_end_are_not_cut(monkeypatch, change):
     monkeypatch.setattr(spans, "COLUMNS_AT_ONCE", 1000)
     q, k, _ = make_qkv(300)
@@ -52,6 +61,16 @@ def test_a_call_in_spans_equals_one_in_whole(monkeypatch):
     out = sample_attention(q, k, v, CONFIG)
     assert_matches_oracle(out, None, q, k, v, plan)
     assert torch.equal(out, whole)
+
+
+@pytest.mark.usefixtures("always_sparse")
+@pytest.mark.parametrize("tail", [5, 70])
+def test_a_dense_tail_is_that_of_the_call(monkeypatch, tail):
+    q, k, v = make_qkv(111, 333, num_heads=4, num_kv_heads=2)
+    config = replace(CONFIG, dense_tail=tail)
+    monkeypatch.setattr(spans, "COLUMNS_AT_ONCE", 3000)
+    out = sample_attention(q, k, v, config)
+    assert_matches_oracle(out, None, q, k, v, select(q, k, config))
 
 
 def test_large_problems_take_larger_spans(monkeypatch):

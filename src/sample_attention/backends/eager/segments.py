@@ -41,12 +41,13 @@ def _runs(rows: GroupRows, n: int, lists: SegmentLists) -> Iterator[list[int]]:
     Segments without columns to choose from are left out. Those of a run have the same probes.
     """
     config, size = lists.config, lists.segment
-    window = config.window_for(len(rows.k))
+    window, tail = config.window_for(len(rows.k)), config.tail_from(len(rows.k))
     run: list[int] = []
     run_step = 1
     for g, (lo, hi) in enumerate(lists.starts(n)):
         nominal_end = (lo // size + 1) * size
-        if nominal_end <= config.dense_prefix or not len(strided_rows(lo, hi, config.row_stride)):
+        sampled = len(strided_rows(lo, hi, config.row_stride))
+        if nominal_end <= config.dense_prefix or lo >= tail or not sampled:
             lists.dense[n, rows.heads.start : rows.heads.stop, g] = True
             continue
         columns = int(_edges(torch.tensor(hi - 1), window, config))
