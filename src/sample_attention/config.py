@@ -178,6 +178,11 @@ class SampleAttentionConfig:
     def _rows_share_a_window(self) -> bool:
         return self.segment is not None and self.segment <= WINDOW_ALIGNMENT
 
+    @property
+    def tail_rows(self) -> int:
+        """Rows of the dense tail that are dense one by one; with segments whole ones are."""
+        return self.dense_tail if self.segment is None else 0
+
     def tail_from(self, kv_len: int) -> int:
         """Position from which on the rows of a sequence of `kv_len` keys attend to every key."""
         first = max(0, kv_len - self.dense_tail)

@@ -24,9 +24,9 @@ SHAPE = Shape(batch=2, num_heads=4, num_kv_heads=2, head_dim=32)
 RATES = Rates(flops=1e12, exps=1e10, bytes=1e9)
 CPU = torch.device("cpu")
 CONFIGS = {
-    "pooled": SampleAttentionConfig.preset("pooled", window=32, dense_prefix=0),
+    "pooled": SampleAttentionConfig.preset("pooled", window=32, dense_prefix=0, dense_tail=0),
     "no pool": SampleAttentionConfig.preset(
-        "pooled", segment=256, row_stride=32, pool=None, dense_prefix=0
+        "pooled", segment=256, row_stride=32, pool=None, dense_prefix=0, dense_tail=0
     ),
     "paper": SampleAttentionConfig.preset("paper"),
     "mlsys": SampleAttentionConfig.preset("mlsys"),

@@ -16,7 +16,7 @@ QUICK = (
     "--tasks",
     "ppl_prose",
 )
-METHOD = "default:coverage=0.6,dense_prefix=0,window=16"
+METHOD = "default:coverage=0.6,dense_prefix=0,dense_tail=0,window=16"
 
 
 @pytest.fixture(autouse=True)

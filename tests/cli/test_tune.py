@@ -10,8 +10,8 @@ from sample_attention.integrations.transformers import sample_attention_prefill
 from sample_attention.tuning import Reading
 
 FAST = ("--lengths", "300,600", "--requests", "4", "--device", "cpu", "--threads", "1",
-        "--config", "dense_prefix=0", "--config", "segment=64", "--config", "pool=64",
-        "--config", "window=16")  # fmt: skip
+        "--config", "dense_prefix=0", "--config", "dense_tail=0", "--config", "segment=64",
+        "--config", "pool=64", "--config", "window=16")  # fmt: skip
 
 
 @pytest.fixture(autouse=True)

@@ -20,7 +20,7 @@ from sample_attention.models import reference_text
 
 LENGTH = 768
 SETTINGS = RunSettings("tiny", skip_below=0.0)
-SPARSE = "default:coverage=0.6,dense_prefix=0,window=16"
+SPARSE = "default:coverage=0.6,dense_prefix=0,dense_tail=0,window=16"
 FIELDS = {
     "model", "length", "task", "method", "setting", "n", "score", "answer_logprob", "ci95",
     "density", "retained_mass_mean", "seed", "commit", "config", "scores", "logprobs", "densities",
@@ -51,7 +51,7 @@ def test_rows_of_answers(loaded):
     assert dense["density"] == 1
     assert dense["setting"] == ""
     assert dense["config"] is None
-    assert sparse["setting"] == "coverage=0.6,dense_prefix=0,window=16"
+    assert sparse["setting"] == "coverage=0.6,dense_prefix=0,dense_tail=0,window=16"
     assert sparse["config"]["coverage"] == 0.6
     assert 0 < sparse["density"] < 1
     assert sparse["retained_mass_mean"] is None
@@ -138,7 +138,7 @@ def test_prompts_beyond_the_context_are_refused(loaded):
 def test_nearly_all_is_nearly_dense(loaded):
     (task,) = parse_tasks(["niah_multiquery"])
     (sample,) = task.samples(loaded.tokenizer, LENGTH, 1, 0)
-    nearly = parse_method("default:coverage=0.9999999,dense_prefix=0,dense_above=1.0")
+    nearly = parse_method("default:coverage=0.9999999,dense_prefix=0,dense_tail=0,dense_above=1.0")
     dense, sparse = (measure_answer(loaded, sample, m) for m in (Contender(DENSE), nearly))
     assert math.isclose(dense.answer_logprob, sparse.answer_logprob, rel_tol=1e-3)
     assert dense.score == sparse.score
@@ -186,11 +186,11 @@ def test_nothing_is_written_after_the_answer(loaded):
 def test_a_method_is_turned_to_a_density(loaded):
     ids = encode_text(loaded.tokenizer, reference_text()[:8000])[:1024]
     for wanted in (0.3, 0.5):
-        method = parse_method(f"default:density={wanted},dense_prefix=0,window=16")
+        method = parse_method(f"default:density={wanted},dense_prefix=0,dense_tail=0,window=16")
         _, kept = text_logits(loaded, ids, turned_to_density(loaded, ids, method))
         assert abs(kept.density - wanted) < 0.1 * wanted
-    (_, row) = measured(loaded, suite("default:density=0.4,dense_prefix=0,window=16"))
-    assert row["setting"] == "dense_prefix=0,density=0.4,window=16"
+    (_, row) = measured(loaded, suite("default:density=0.4,dense_prefix=0,dense_tail=0,window=16"))
+    assert row["setting"] == "dense_prefix=0,dense_tail=0,density=0.4,window=16"
     assert row["turned"]["coverage"] != row["config"]["coverage"]
 
 

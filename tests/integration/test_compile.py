@@ -14,7 +14,7 @@ from sample_attention.errors import InvalidInput
 from sample_attention.testing import make_qkv
 
 SMALL = SampleAttentionConfig.preset(
-    "pooled", coverage=0.6, segment=32, row_stride=8, pool=8, window=8, dense_prefix=0
+    "pooled", coverage=0.6, segment=32, row_stride=8, pool=8, window=8, dense_prefix=0, dense_tail=0
 )
 OPERATOR = torch.ops.sample_attention.sample_attention.default
 
@@ -31,7 +31,7 @@ def layer(q, k, v, config, scale):
     return sa.sample_attention(2 * q, k, v, config, scale=scale) + 1
 
 config = SampleAttentionConfig.preset(
-"pooled", coverage=0.6, segment=32, row_stride=8, pool=8, window=8, dense_prefix=0
+"pooled", coverage=0.6, segment=32, row_stride=8, pool=8, window=8, dense_prefix=0, dense_tail=0
 )
 dynamic = sys.argv[3] == "dynamic"
 compiled = torch.compile(layer, backend=sys.argv[2], fullgraph=True, dynamic=dynamic)

@@ -15,10 +15,17 @@ pytestmark = [
 
 CONFIGS = {
     "segments-of-32": SampleAttentionConfig.preset(
-        "pooled", dense_prefix=0, window=16, segment=32, pool=8, row_stride=4, coverage=0.8
+        "pooled",
+        dense_prefix=0,
+        dense_tail=0,
+        window=16,
+        segment=32,
+        pool=8,
+        row_stride=4,
+        coverage=0.8,
     ),
     "segments-of-256": SampleAttentionConfig.preset(
-        "pooled", dense_prefix=0, window=100, segment=256, coverage=0.6
+        "pooled", dense_prefix=0, dense_tail=0, window=100, segment=256, coverage=0.6
     ),
     "default": SampleAttentionConfig(dense_prefix=128, window=100, coverage=0.5),
     "pooled": SampleAttentionConfig.preset("pooled", dense_prefix=128, window=100, coverage=0.5),

@@ -30,10 +30,17 @@ CONFIGS = {
     "default": SampleAttentionConfig(dense_prefix=128, window=100, coverage=0.5),
     "pooled": SampleAttentionConfig.preset("pooled", dense_prefix=128, window=100, coverage=0.5),
     "segments-of-256": SampleAttentionConfig.preset(
-        "pooled", dense_prefix=0, window=100, segment=256, coverage=0.6
+        "pooled", dense_prefix=0, dense_tail=0, window=100, segment=256, coverage=0.6
     ),
     "segments-of-512": SampleAttentionConfig.preset(
-        "pooled", dense_prefix=0, window=1, segment=512, pool=None, row_stride=16, coverage=0.9
+        "pooled",
+        dense_prefix=0,
+        dense_tail=0,
+        window=1,
+        segment=512,
+        pool=None,
+        row_stride=16,
+        coverage=0.9,
     ),
 }
 each_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())

@@ -16,11 +16,12 @@ PAGE_SIZES = [1, 5, 16, 256]
 Q_ENDS, KV_ENDS = torch.tensor([0, 130, 131, 150]), torch.tensor([0, 300, 301, 390])
 CONFIGS = {
     "segments": SampleAttentionConfig.preset(
-"pooled", coverage=0.6, segment=32, row_stride=8, pool=8, window=8, dense_prefix=0, held_out=4
+        "pooled", coverage=0.6, segment=32, row_stride=8, pool=8, window=8, dense_prefix=0,
+        dense_tail=0, held_out=4,
     ),
     "spread": SampleAttentionConfig(
         coverage=0.6, segment=32, row_stride=8, pool=32, spread=True, probes=16, window=8,
-        dense_prefix=0, held_out=4,
+        dense_prefix=0, dense_tail=0, held_out=4,
     ),
     "paper": SampleAttentionConfig.preset("paper", coverage=0.7),
     "mlsys": SampleAttentionConfig.preset("mlsys", coverage=0.5, slash_coverage=0.5),

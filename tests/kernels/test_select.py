@@ -15,7 +15,14 @@ LENGTHS = {
     "offset within a segment": (173, 410),
     "within one segment": (9, 395),
 }
-POOLED = {"dense_prefix": 0, "segment": 64, "row_stride": 8, "pool": 16, "window": 40}
+POOLED = {
+    "dense_prefix": 0,
+    "dense_tail": 0,
+    "segment": 64,
+    "row_stride": 8,
+    "pool": 16,
+    "window": 40,
+}
 CONFIGS = {
     "segments of 16": {"segment": 16, "row_stride": 4, "pool": 8, "window": 16},
     "segments of 32": {"segment": 32, "window": 7},
@@ -224,7 +231,7 @@ DENSE = {
     "default": SampleAttentionConfig(coverage=1),
     "pooled": SampleAttentionConfig.preset("pooled", coverage=1),
     "segments without pools": SampleAttentionConfig.preset(
-        "pooled", coverage=1.0, pool=None, dense_prefix=0
+        "pooled", coverage=1.0, pool=None, dense_prefix=0, dense_tail=0
     ),
     "paper": SampleAttentionConfig.preset("paper", coverage=1),
     "mlsys": SampleAttentionConfig.preset("mlsys", coverage=1, slash_coverage=1),

@@ -47,7 +47,7 @@ TYPES = {
     ),
     **dict.fromkeys(
         ("Table", "PageTable", "Window", "Indices", "Counts", "At", "Position", "Edge", "Low",
-         "High", "Nearest", "Limits", "Ends", "Threshold", "HeavyFrom", "HeavyCounts", "Heavy",
+         "High", "Nearest", "Limits", "Threshold", "HeavyFrom", "HeavyCounts", "Heavy",
          "Bits"), "*i32",
     ),
     **dict.fromkeys(("Offsets", "Used"), "*i64"),
@@ -55,7 +55,7 @@ TYPES = {
     **dict.fromkeys(
         ("strides", "q_strides", "k_strides", "v_strides", "out_strides"), ("i64",) * 3
     ),
-    "Dense": "*i8", "Mass": "*bf16", "Class": "*u8",
+    "Dense": "*i8", "Always": "*i8", "Mass": "*bf16", "Class": "*u8",
 }  # fmt: skip
 """All others are numbers, i32."""
 

@@ -16,10 +16,17 @@ pytestmark = pytest.mark.skipif(
 
 CONFIGS = {
     "segments-of-32": SampleAttentionConfig.preset(
-        "pooled", dense_prefix=0, window=16, segment=32, pool=8, row_stride=4, coverage=0.8
+        "pooled",
+        dense_prefix=0,
+        dense_tail=0,
+        window=16,
+        segment=32,
+        pool=8,
+        row_stride=4,
+        coverage=0.8,
     ),
     "two-windows-per-segment": SampleAttentionConfig.preset(
-        "pooled", dense_prefix=0, window=1, segment=256, coverage=0.6
+        "pooled", dense_prefix=0, dense_tail=0, window=1, segment=256, coverage=0.6
     ),
     "dense-prefix": SampleAttentionConfig.preset(
         "pooled", dense_prefix=128, window=100, coverage=0.5

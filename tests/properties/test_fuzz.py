@@ -92,7 +92,15 @@ def test_any_shapes(always_sparse, shapes, lengths, layout, alike):
         shapes = [shapes[0]] * 3
     q, k, v = (torch.randn(s) for s in shapes)
     config = SampleAttentionConfig.preset(
-        "pooled", segment=16, row_stride=4, pool=4, window=4, dense_prefix=0, held_out=1, guard=0.9
+        "pooled",
+        segment=16,
+        row_stride=4,
+        pool=4,
+        window=4,
+        dense_prefix=0,
+        dense_tail=0,
+        held_out=1,
+        guard=0.9,
     )
     try:
         sequences = None
@@ -112,13 +120,27 @@ def test_any_shapes(always_sparse, shapes, lengths, layout, alike):
 BAD = {"nan": math.nan, "inf": math.inf, "minus inf": -math.inf}
 SETTINGS = {
     "segments": SampleAttentionConfig.preset(
-        "pooled", dense_prefix=0, segment=32, row_stride=8, pool=8, window=16, held_out=2
+        "pooled",
+        dense_prefix=0,
+        dense_tail=0,
+        segment=32,
+        row_stride=8,
+        pool=8,
+        window=16,
+        held_out=2,
     ),
     "spread": SampleAttentionConfig(
-        dense_prefix=0, segment=32, row_stride=8, pool=32, spread=True, probes=16, window=16
+        dense_prefix=0,
+        dense_tail=0,
+        segment=32,
+        row_stride=8,
+        pool=32,
+        spread=True,
+        probes=16,
+        window=16,
     ),
     "sampled rows rank": SampleAttentionConfig.preset(
-        "pooled", dense_prefix=0, window=32, pool=None
+        "pooled", dense_prefix=0, dense_tail=0, window=32, pool=None
     ),
     "paper": SampleAttentionConfig.preset("paper"),
     "mlsys": SampleAttentionConfig.preset("mlsys", key_block=32, coverage=0.5, slash_coverage=0.5),
@@ -170,8 +192,8 @@ def test_bad_numbers_through_the_whole_operation(always_sparse, bad):
     q, k, v = make_qkv(600, num_heads=2)
     q[:, 0, 580], k[:, 1, 300] = BAD[bad], BAD[bad]
     config = SampleAttentionConfig.preset(
-        "pooled", dense_prefix=0, window=32, held_out=2, guard=0.99, segment=64, row_stride=8,
-        pool=16,
+        "pooled", dense_prefix=0, dense_tail=0, window=32, held_out=2, guard=0.99, segment=64,
+        row_stride=8, pool=16,
     )  # fmt: skip
     result = sa.measured_attention(q, k, v, config)
     lost = result.out[0].isnan().all(-1)
@@ -188,7 +210,14 @@ def test_any_packing(select, attend, spans):
     q, k, v = (x[0].transpose(0, 1) for x in (q, k, v))
     sequences = Sequences.packed_from(q_ends, kv_ends)
     config = SampleAttentionConfig.preset(
-        "pooled", dense_prefix=0, segment=32, row_stride=4, pool=8, window=8, held_out=2
+        "pooled",
+        dense_prefix=0,
+        dense_tail=0,
+        segment=32,
+        row_stride=4,
+        pool=8,
+        window=8,
+        held_out=2,
     )
     plan = select(q, k, config, sequences=sequences)
     out, lse = attend(q, k, v, plan)

@@ -20,7 +20,7 @@ SMALL = SampleAttentionConfig.preset(
 CONFIGS = {
     "segments": SMALL,
     "segments of 128, sampled rows rank": SampleAttentionConfig.preset(
-        "pooled", coverage=0.8, pool=None, window=40, dense_prefix=0, held_out=2
+        "pooled", coverage=0.8, pool=None, window=40, dense_prefix=0, dense_tail=0, held_out=2
     ),
     "segments, spread": replace(SMALL, pool=64, spread=True, probes=16),
     "paper": SampleAttentionConfig.preset("paper", coverage=0.7, held_out=2, dense_tail=16),

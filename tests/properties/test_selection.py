@@ -84,7 +84,7 @@ def test_threshold_is_met_on_the_sampled_rows(select, qkv, config):
             assert have >= need - ROUNDING
 
 
-@given(problems(), segment_configs(pool=None, dense_above=1.0, dense_prefix=0))
+@given(problems(), segment_configs(pool=None, dense_above=1.0, dense_prefix=0, dense_tail=0))
 def test_set_is_smallest_by_class(select, qkv, config):
     """Without the columns of the lowest kept class the threshold is missed."""
     q, k, _ = qkv

@@ -88,7 +88,11 @@ def test_density_equals_the_mask(window, align, key_block):
 def test_density_of_selected_plans_equals_their_masks(preset):
     q, k, _ = make_qkv(300, 700, batch=2, num_heads=2)
     sequences = Sequences.left_padded(torch.tensor([700, 450]), 300, 700)
-    narrow = {"window": 32, "dense_prefix": 0} if preset in ("default", "fast", "pooled") else {}
+    narrow = (
+        {"window": 32, "dense_prefix": 0, "dense_tail": 0}
+        if preset in ("default", "fast", "pooled")
+        else {}
+    )
     config = SampleAttentionConfig.preset(preset, coverage=0.7, **narrow)
     plan = sa.select(q, k, config, sequences=sequences)
     for n, (_, _, q_len, _, kv_len) in enumerate(sequences.rows()):
@@ -100,7 +104,9 @@ def test_density_of_selected_plans_equals_their_masks(preset):
 
 def test_with_dense_changes_only_the_flagged_heads():
     q, k, _ = make_qkv(200, batch=2)
-    plan = sa.select(q, k, SampleAttentionConfig(dense_prefix=0, window=8, coverage=0.5))
+    plan = sa.select(
+        q, k, SampleAttentionConfig(dense_prefix=0, dense_tail=0, window=8, coverage=0.5)
+    )
     heads = torch.tensor([[True, False], [False, False]])
     flagged = plan.with_dense(heads)
     assert flagged.density()[0, 0] == 1

@@ -177,7 +177,7 @@ def sparse(q, k, v, config):
 
 def test_the_policy_is_asked_anew(monkeypatch):
     q, k, v = make_qkv(300)
-    config = SampleAttentionConfig(dense_prefix=0, window=8)
+    config = SampleAttentionConfig(dense_prefix=0, dense_tail=0, window=8)
     dense = sa.sample_attention(q, k, v, config)
     assert not sparse(q, k, v, config)
     with policy.always_sparse():

@@ -47,7 +47,7 @@ def test_spans_bound_the_columns(monkeypatch):
 def test_rules_that_know_the_end_are_not_cut(monkeypatch, change):
     monkeypatch.setattr(spans, "COLUMNS_AT_ONCE", 1000)
     q, k, _ = make_qkv(300)
-    fields = {"dense_prefix": 0, "pool": None, **change}
+    fields = {"dense_prefix": 0, "dense_tail": 0, "pool": None, **change}
     config = SampleAttentionConfig.preset("pooled", **fields)
     assert spans.spans(Problem.of(q, k, k), config) == [range(300)]
 

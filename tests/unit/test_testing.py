@@ -16,7 +16,7 @@ from sample_attention.testing import (
 )
 
 CONFIG = SampleAttentionConfig.preset(
-    "pooled", dense_prefix=0, segment=32, row_stride=8, pool=8, window=8, coverage=0.7
+    "pooled", dense_prefix=0, dense_tail=0, segment=32, row_stride=8, pool=8, window=8, coverage=0.7
 )
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 

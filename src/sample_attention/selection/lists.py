@@ -67,7 +67,7 @@ class SegmentLists:
             window=torch.tensor(window, dtype=torch.int32, device=device),
             window_alignment=self.config.window_alignment,
             key_block=self.config.key_block,
-            dense_tail=0 if self.config.segment else self.config.dense_tail,
+            dense_tail=self.config.tail_rows,
             probe=probe,
         )
 

@@ -37,10 +37,9 @@ def sums_from(Class, Mass, limit, pitch, low, step, BLOCK: tl.constexpr):
     return tl.sum(every), tl.sum(one), tl.sum(two), tl.sum(three)
 
 
-@triton.jit(do_not_specialize=["num_segments", "first_segment", "dense_prefix"])
+@triton.jit(do_not_specialize=["num_segments", "first_segment"])
 def threshold_kernel(
-    Class, Mass, Limits, Ends, Threshold, Dense, pitch, num_segments, first_segment, coverage,
-    dense_prefix,
+    Class, Mass, Limits, Always, Threshold, Dense, pitch, num_segments, first_segment, coverage,
     RESIDUAL: tl.constexpr, BLOCK: tl.constexpr, NUM_CLASSES: tl.constexpr,
 ):  # fmt: skip
     """The highest class t such that the columns of classes >= t hold the share.
@@ -66,7 +65,7 @@ def threshold_kernel(
         _, one, two, three = sums_from(Class, Mass, limit, pitch, low, step, BLOCK)
         low += step * ((one >= need).to(tl.int32) + (two >= need) + (three >= need))
         step = step // 4
-    sparse = tl.load(Ends + n * num_segments + first_segment + g) > dense_prefix
+    sparse = tl.load(Always + n * num_segments + first_segment + g) == 0
     sparse = sparse & (tl.abs(outside) < float("inf"))
     tl.store(Threshold + entry, tl.where(need > 0, low, NUM_CLASSES))
     tl.store(Dense + entry, tl.where(sparse, 0, 1).to(tl.int8))

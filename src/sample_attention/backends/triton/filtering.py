@@ -75,9 +75,9 @@ class Lists:
         n, h, g, pitch = classes.shape
         launch: Any = threshold_kernel[(g, h, n)]
         launch(
-            classes, mass, self.geometry.limits, self.geometry.ends, self.threshold,
-            self.dense.view(torch.int8), pitch, self.geometry.segments, segments.start,
-            config.coverage, config.dense_prefix,
+            classes, mass, self.geometry.limits, self.geometry.always.view(torch.int8),
+            self.threshold, self.dense.view(torch.int8), pitch, self.geometry.segments,
+            segments.start, config.coverage,
             RESIDUAL=config.residual, BLOCK=BLOCK_CLASSES, NUM_CLASSES=NUM_CLASSES, num_warps=4,
         )  # fmt: skip
         self.collect(classes, segments, config.dense_above)

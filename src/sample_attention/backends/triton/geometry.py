@@ -35,7 +35,7 @@ class Geometry:
         size: rows per segment.
         segments: the most that a sequence has.
         window: int32 `[N]`.
-        ends: int32 `[N, G]`, position after each segment's last row.
+        always: bool `[N, G]`, segments that attend to every key, whatever it is.
         limits: int32 `[N, G]`, columns, or blocks of them, that can be listed.
         exact: the rows that are scored exactly.
         pools: the runs of rows with mean queries; None without `pool`.
@@ -45,7 +45,7 @@ class Geometry:
     size: int
     segments: int
     window: Tensor
-    ends: Tensor
+    always: Tensor
     limits: Tensor
     exact: RowTable
     pools: Pools | None
@@ -84,8 +84,9 @@ def _make(problem: Problem, config: SampleAttentionConfig) -> Geometry:
     )
     exact = rows.tails(problem, config) if blocks else rows.strided(problem, config, segments)
     return Geometry(
-        size, segments, rows.windows(problem, config), ends, rows.limits(problem, config, ends),
-        exact, None if config.pool is None else rows.pools(problem, config, segments), columns,
+        size, segments, rows.windows(problem, config), rows.always(problem, config, ends),
+        rows.limits(problem, config, ends), exact,
+        None if config.pool is None else rows.pools(problem, config, segments), columns,
     )  # fmt: skip
 
 

@@ -126,6 +126,13 @@ def ends(problem: Problem, size: int, segments: int) -> Tensor:
     return (_starts(offset, size, segments) + size)[..., 0]
 
 
+def always(problem: Problem, config: SampleAttentionConfig, stops: Tensor) -> Tensor:
+    """Segments in the dense prefix or tail, given their `ends`: bool `[N, G]`."""
+    kv_len = problem.sequences.table[:, 4, None]
+    last = torch.minimum(stops, kv_len)
+    return (stops <= config.dense_prefix) | (last > kv_len - config.dense_tail)
+
+
 def limits(problem: Problem, config: SampleAttentionConfig, stops: Tensor) -> Tensor:
     """Columns that each segment can list, given its `ends`: int32 `[N, G]`, blocks of columns."""
     last = torch.minimum(stops, problem.sequences.table[:, 4, None])

@@ -54,7 +54,7 @@ def select(
         indices=lists.indices, offsets=lists.offsets, counts=lists.counts, dense=lists.dense,
         sequences=problem.sequences, segment=facts.size, window=facts.window,
         window_alignment=config.window_alignment, key_block=config.key_block,
-        dense_tail=config.dense_tail,
+        dense_tail=config.tail_rows,
         probe=_probe(q, keys, config) if config.held_out else None,
     )  # fmt: skip
 

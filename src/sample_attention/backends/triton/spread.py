@@ -66,8 +66,8 @@ def _moments(q: Tensor, keys: Keys, config: SampleAttentionConfig, lists: Lists)
     means, spreads = (q.new_empty(n, heads, segments, block_d) for _ in range(2))
     launch: Any = moments_kernel[(segments, heads, n)]
     launch(
-        q, problem.sequences.table, lists.geometry.ends, lists.dense.view(torch.int8), means,
-        spreads, q.stride()[:3], segments, config.dense_prefix,
+        q, problem.sequences.table, lists.geometry.always.view(torch.int8),
+        lists.dense.view(torch.int8), means, spreads, q.stride()[:3], segments,
         SPREAD_SHARE * keys.scale / 2,
         HEAD_DIM=problem.head_dim, BLOCK_D=block_d, SEGMENT=size,
         BLOCK_M=triton.next_power_of_2(size), ROW_STRIDE=config.row_stride, **MOMENTS_LAUNCH,

@@ -33,21 +33,21 @@ def segment_rows(Table, n, g, size):
     return tl.maximum(start, offset), tl.minimum(start + size, kv_len), offset
 
 
-@triton.jit(do_not_specialize=["num_segments", "dense_prefix"])
+@triton.jit(do_not_specialize=["num_segments"])
 def moments_kernel(
-    Q, Table, Ends, Dense, Means, Spreads, q_strides, num_segments, dense_prefix, half,
+    Q, Table, Always, Dense, Means, Spreads, q_strides, num_segments, half,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, SEGMENT: tl.constexpr, BLOCK_M: tl.constexpr,
     ROW_STRIDE: tl.constexpr,
 ):  # fmt: skip
     """Mean, and `half` times the variance, of a segment's queries: `[N, H, G, BLOCK_D]`.
 
-    A segment is dense that ends within the prefix, has no sampled row or no finite moments.
+    A segment is dense that always is, has no sampled row or no finite moments.
     """
     g, h, n = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     entry = (n * tl.num_programs(1) + h).to(tl.int64) * num_segments + g
     first, stop, offset = segment_rows(Table, n, g, SEGMENT)
     sampled = (stop - 1 - ROW_STRIDE // 2) // ROW_STRIDE * ROW_STRIDE + ROW_STRIDE // 2
-    if (sampled < first) | (tl.load(Ends + n * num_segments + g) <= dense_prefix):
+    if (sampled < first) | (tl.load(Always + n * num_segments + g) != 0):
         tl.store(Dense + entry, 1)
         return
     b = tl.load(Table + n * 5).to(tl.int64)
