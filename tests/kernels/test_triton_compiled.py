@@ -47,7 +47,7 @@ TYPES = {
     ),
     **dict.fromkeys(
         ("Table", "PageTable", "Window", "Indices", "Counts", "At", "Position", "Edge", "Low",
-         "High", "Nearest", "Limits", "Ends", "Threshold", "HeavyFrom", "HeavyCounts", "Heavy",
+         "High", "Nearest", "Limits", "Ends", "Threshold", "HeavyCounts", "Heavy",
          "Bits"), "*i32",
     ),
     **dict.fromkeys(("Offsets", "Used"), "*i64"),
@@ -71,7 +71,7 @@ WIDEST = {"HEAD_DIM": 256, "BLOCK_D": 256}
 SPREAD = {
     "SEGMENT": 128, "ROW_STRIDE": 4, "ROWS": 32, "HEADS": 4, "PROBES": 2048, "BLOCK_P": 2048,
     "MOST_HEAVY": 512, "ROOM": spread.ROOM, "PARTS": spread.PARTS,
-    "TYPES": {"Mass": "*fp32", "Ranks": "*i16"},
+    "TYPES": {"Mass": "*fp32"},
 }  # fmt: skip
 PAGED = {"PAGE_SIZE": 16, "PageTable": ..., "page_table_stride": ...}
 RANKS, COUNTS = {"Mass": None}, {"Class": None}

@@ -18,8 +18,7 @@ from ..selection.rows import chunk_tail_rows, held_out_rows, strided_rows
 from .inputs import Inputs
 from .rates import Rates
 
-BIT_BYTES, FLAG_BYTES, CLASS_BYTES, RANK_BYTES, BF16_BYTES = 1 / 8, 1, 1, 2, 2
-ENTRY_BYTES, FP32_BYTES = 4, 4
+BIT_BYTES, FLAG_BYTES, CLASS_BYTES, BF16_BYTES, ENTRY_BYTES, FP32_BYTES = 1 / 8, 1, 1, 2, 4, 4
 
 
 @dataclass(frozen=True)
@@ -144,7 +143,7 @@ def _work_by_spread(call: Call, listed: int) -> dict[str, Work]:
     rows = FP32_BYTES * call.heads * len(exact_positions(call))
     return {
         "moments": Work(bytes=call.q_bytes + means),
-        "rank_probes": Work(4 * d * probes, probes, means + RANK_BYTES * probes),
+        "rank_probes": Work(4 * d * probes, probes, means),
         "rank_pass": Work(
             4 * d * columns, 0, call.k_bytes + means + (CLASS_BYTES + BIT_BYTES) * columns
         ),
@@ -153,7 +152,7 @@ def _work_by_spread(call: Call, listed: int) -> dict[str, Work]:
         ),
         "probe_lse": Work(2 * d * (probed + near), probed + near, read + 3 * rows),
         "probe_mass": Work(2 * d * probed, probed, read + rows + FP32_BYTES * probes),
-        "decide": Work(bytes=rows + (FP32_BYTES + RANK_BYTES) * probes),
+        "decide": Work(bytes=rows + (FP32_BYTES + CLASS_BYTES) * probes),
     }
 
 

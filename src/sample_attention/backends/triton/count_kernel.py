@@ -16,7 +16,7 @@ import triton.language as tl
 
 from .filter_kernel import list_columns
 from .mass_kernel import FLOOR, key_pointer, load_keys, page_pointer
-from .spread_kernel import HEAVY_BIN, distance_of_probes, segment_rows
+from .spread_kernel import distance_of_probes, segment_rows
 
 NUM_CLASSES = tl.constexpr(256)
 
@@ -246,8 +246,8 @@ def mass_from(mass, classes, heavy_mass, heavy_classes, low):
 
 @triton.jit(do_not_specialize=["num_segments", "first_segment"])
 def decide_kernel(
-    Q, K, Table, PageTable, Class, Limits, Dense, Ranks, HeavyFrom, HeavyCounts, Heavy, Shift, Mass,
-    HeavyMass, Threshold, q_strides, k_strides, page_table_stride, pitch, num_segments,
+    Q, K, Table, PageTable, Class, Limits, Dense, HeavyCounts, Heavy, Shift, Mass, HeavyMass,
+    Threshold, q_strides, k_strides, page_table_stride, pitch, num_segments,
     first_segment, coverage, scale,
     NUM_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     SEGMENT: tl.constexpr, ROW_STRIDE: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -266,10 +266,9 @@ def decide_kernel(
         return
     scratch = (head * tl.num_programs(0) + g).to(tl.int64)
     Class += scratch * pitch
-    Ranks += scratch * PROBES
     Heavy += scratch * ROOM
     HeavyMass += scratch * ROOM
-    count, heavy_from = tl.load(HeavyCounts + scratch), tl.load(HeavyFrom + scratch)
+    count = tl.load(HeavyCounts + scratch)
     step = distance_of_probes(limit, PROBES)
     r = tl.arange(0, ROWS)
     q, _, _, _, _ = load_sampled(
@@ -287,11 +286,6 @@ def decide_kernel(
         )
         mass = tl.sum(tl.exp2(tl.dot(k, tl.trans(q)) * scale - shift[None, :]), 1)
         tl.store(HeavyMass + slot, mass * heavy_weight(keys, step), mask=slot < count)
-        # The two parts of a column have to be of one class: two roundings may differ.
-        regular = (slot < count) & ((keys + 1) % step == 0)
-        rank_class = tl.load(Class + keys, mask=regular, other=0).to(tl.int32)
-        rank = (rank_class - HEAVY_BIN + heavy_from).to(tl.int16)
-        tl.store(Ranks + (keys + 1) // step - 1, rank, mask=regular)
 
     tl.debug_barrier()  # what other threads of the program have written is read next
     slot = tl.arange(0, ROOM)
@@ -299,10 +293,9 @@ def decide_kernel(
     keys = tl.load(Heavy + slot, mask=slot < count, other=0)
     heavy_classes = tl.load(Class + keys, mask=slot < count, other=0).to(tl.int32)
     t = tl.arange(0, BLOCK_P)
-    mass = tl.load(Mass + scratch * PROBES + t, mask=t < limit // step, other=0.0)
-    ranks = tl.load(Ranks + t, mask=t < limit // step, other=0).to(tl.int32)
-    classes = ranks - heavy_from + HEAVY_BIN
-    classes = tl.minimum(tl.maximum(classes, 0), NUM_CLASSES - 1)
+    probed = t < limit // step
+    mass = tl.load(Mass + scratch * PROBES + t, mask=probed, other=0.0)
+    classes = tl.load(Class + (t + 1) * step - 1, mask=probed, other=0).to(tl.int32)
     outside = mass_from(mass, classes, heavy_mass, heavy_classes, 0)
     need = coverage - (1.0 - outside) if RESIDUAL else coverage * outside
     low = 0

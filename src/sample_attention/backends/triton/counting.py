@@ -30,19 +30,17 @@ class Ranked:
 
     Attributes:
         segments: which.
+        probes: the most regular ones of a segment.
         classes: uint8 `[N, H, G', pitch]`.
         bits: int32 `[N, H, G', pitch / 32]`, the heavy columns.
-        ranks: int16 `[N, H, G', probes]`, of the regular probes, without a common reference.
-        heavy_from: int32 `[N, H, G']`, what `ranks` of the first heavy class are.
         heavy: int32 `[N, H, G', room]`, a list of them.
         heavy_counts: int32 `[N, H, G']`.
     """
 
     segments: range
+    probes: int
     classes: Tensor
     bits: Tensor
-    ranks: Tensor
-    heavy_from: Tensor
     heavy: Tensor
     heavy_counts: Tensor
 
@@ -54,10 +52,8 @@ class Ranked:
         """Room for the ranks of `[N, H, G']` lists."""
         counts = torch.empty(shape, dtype=torch.int32, device=device)
         return cls(
-            segments, counts.new_empty(*shape, pitch, dtype=torch.uint8),
-            counts.new_empty(*shape, pitch // 32),
-            counts.new_empty(*shape, probes, dtype=torch.int16), counts,
-            counts.new_empty(*shape, room), torch.empty_like(counts),
+            segments, probes, counts.new_empty(*shape, pitch, dtype=torch.uint8),
+            counts.new_empty(*shape, pitch // 32), counts.new_empty(*shape, room), counts,
         )  # fmt: skip
 
 
@@ -68,7 +64,7 @@ def count_on_probes(
     problem, facts, pages = keys.problem, lists.geometry, keys.problem.sequences.page_table
     n, heads, count, pitch = ranked.classes.shape
     dense, group = lists.dense.view(torch.int8), problem.group_size
-    probes, room = ranked.ranks.shape[-1], ranked.heavy.shape[-1]
+    probes, room = ranked.probes, ranked.heavy.shape[-1]
     rows = max(16, _power_of_two(facts.size // config.row_stride))
     together = min(_power_of_two(group), max(1, TILE_ROWS // rows))
     largest, sums, shift = (
@@ -103,10 +99,9 @@ def count_on_probes(
     )  # fmt: skip
     launch: Any = decide_kernel[(count, heads, n)]
     launch(
-        *first, ranked.classes, facts.limits, dense, ranked.ranks, ranked.heavy_from, *heavy,
-        shift, mass, heavy_mass, lists.threshold, *strides, pitch, *last, config.coverage, scale,
-        **constants, ROOM=room, BLOCK_P=_power_of_two(probes), RESIDUAL=config.residual,
-        **DECIDE_LAUNCH,
+        *first, ranked.classes, facts.limits, dense, *heavy, shift, mass, heavy_mass,
+        lists.threshold, *strides, pitch, *last, config.coverage, scale, **constants, ROOM=room,
+        BLOCK_P=_power_of_two(probes), RESIDUAL=config.residual, **DECIDE_LAUNCH,
     )  # fmt: skip
 
 

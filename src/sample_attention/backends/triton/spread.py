@@ -79,7 +79,7 @@ def _rank(
     moments: Moments, keys: Keys, config: SampleAttentionConfig, lists: Lists, segments: range,
     pitch: int,
 ) -> Ranked:  # fmt: skip
-    """Rank the regular probes, then all columns beside those."""
+    """Sum the ranks of the regular probes, then rank all columns relative to the sum."""
     problem, facts, k = keys.problem, lists.geometry, keys.k
     pages, dense = problem.sequences.page_table, lists.dense.view(torch.int8)
     (n, heads, _), count, probes = lists.counts.shape, len(segments), config.probes or MOST_HEAVY
@@ -92,14 +92,13 @@ def _rank(
     parts = k.new_empty(2, n, heads, count, PARTS, dtype=torch.float32)
     probe: Any = probe_kernel[(triton.cdiv(count, PROBE_LAUNCH["BLOCK_S"]) * PARTS, heads, n)]
     probe(
-        *head, ranked.ranks, *parts, *strides, *tail, keys.scale * LOG2E,
+        *head, *parts, *strides, *tail, keys.scale * LOG2E,
         **layout, PROBES=probes, PARTS=PARTS, **PROBE_LAUNCH,
     )  # fmt: skip
     tiles = triton.cdiv(count, tile["BLOCK_S"]) * triton.cdiv(pitch, RANK_LAUNCH["CHUNK"])
     rank: Any = rank_kernel[(tiles, heads, n)]
     rank(
-        *head, *parts, ranked.heavy_from, ranked.classes, ranked.bits, *strides, *tail, pitch,
-        keys.scale * LOG2E, **layout, **tile, PROBES=probes, PARTS=PARTS, MOST_HEAVY=MOST_HEAVY,
-        **RANK_LAUNCH,
+        *head, *parts, ranked.classes, ranked.bits, *strides, *tail, pitch, keys.scale * LOG2E,
+        **layout, **tile, PROBES=probes, PARTS=PARTS, MOST_HEAVY=MOST_HEAVY, **RANK_LAUNCH,
     )  # fmt: skip
     return ranked

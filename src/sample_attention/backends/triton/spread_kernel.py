@@ -1,7 +1,7 @@
 """Selection by mean and spread of the queries: ranks of all columns, and which of them are heavy.
 
-    q ─► moments ─► probe: ranks of the regular probes, their sums in parts
-                    rank: first heavy class, classes [segments, columns], bits of the heavy columns
+    q ─► moments ─► probe: sums of the ranks of regular probes, in parts
+                    rank: classes [segments, columns], bits of the heavy columns
 
 Steps are eighths of an octave of a rank. What a segment's ranks sum to is estimated from its
 regular probes, and classes are told apart within 16 octaves of the first heavy one: 256 bins.
@@ -21,7 +21,7 @@ KEY_SHRINK = tl.constexpr(1 / 16)
 """Keys are multiplied by this before they are squared: squares of fp16 overflow from 256 on."""
 
 FARTHEST = tl.constexpr(32767)
-"""Most steps from a rank of 1 that are told apart; segments with such probes are dense."""
+"""Segments whose first heavy class is about as many steps from a rank of 1 are dense."""
 
 
 @triton.jit
@@ -105,13 +105,13 @@ def octaves_of_probes(limits, largest, PROBES: tl.constexpr):
 
 @triton.jit(do_not_specialize=["first_segment", "last_segment", "num_segments"])
 def probe_kernel(
-    Means, Spreads, K, Limits, Dense, Table, PageTable, Ranks, Tops, Totals, k_strides,
-    page_table_stride, first_segment, last_segment, num_segments, scale,
+    Means, Spreads, K, Limits, Dense, Table, PageTable, Tops, Totals, k_strides, page_table_stride,
+    first_segment, last_segment, num_segments, scale,
     NUM_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_S: tl.constexpr, BLOCK_N: tl.constexpr, PROBES: tl.constexpr, PARTS: tl.constexpr,
     PAGE_SIZE: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Ranks of a part of the regular probes of a tile of segments; their largest and their sum.
+    """Largest rank of a part of the regular probes of a tile of segments, and their sum.
 
     Segments of a tile share products as far as their probes lie equally far apart: the distance
     grows along the keys, as that of the segments that end there does.
@@ -128,8 +128,6 @@ def probe_kernel(
     octaves = octaves_of_probes(limit, stop, PROBES)
     between = ((1 << octaves) - 1)[:, None]
     scratch = head * (last_segment - first_segment) + segment - first_segment
-    Ranks += head * (last_segment - first_segment) * PROBES
-    out = ((segment - first_segment) * PROBES)[:, None] - 1
     step = distance_of_probes(tl.min(tl.where(limit > 0, limit, stop)), PROBES)
     top = tl.full([BLOCK_S], -FARTHEST, tl.float32)
     total = tl.zeros([BLOCK_S], tl.float32)
@@ -141,11 +139,9 @@ def probe_kernel(
             k = load_keys(
                 K, ends - 1, ends <= end, pages, k_strides, HEAD_DIM, BLOCK_D, PAGE_SIZE, WIDE, True
             )
-            steps = tl.floor(exponents(means, spreads, k) * (8 * scale))
-            steps = tl.minimum(tl.maximum(steps, -FARTHEST), FARTHEST)
             ends = tl.where(ends <= end, ends, stop + 1)[None, :]
             probed = ((ends & between) == 0) & (ends <= limit[:, None])
-            tl.store(Ranks + (out + (ends >> octaves[:, None])), steps.to(tl.int16), mask=probed)
+            steps = tl.floor(exponents(means, spreads, k) * (8 * scale))
             steps = tl.where(probed, steps, float("-inf"))
             top_new = tl.maximum(top, tl.max(steps, 1))
             sizes = tl.exp2(steps * 0.125 - (top_new * 0.125)[:, None])
@@ -175,7 +171,7 @@ def first_heavy(
 
 @triton.jit(do_not_specialize=["first_segment", "last_segment", "num_segments"])
 def rank_kernel(
-    Means, Spreads, K, Limits, Dense, Table, PageTable, Tops, Totals, HeavyFrom, Class, Bits,
+    Means, Spreads, K, Limits, Dense, Table, PageTable, Tops, Totals, Class, Bits,
     k_strides, page_table_stride, first_segment, last_segment, num_segments, pitch, scale,
     NUM_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_S: tl.constexpr, BLOCK_N: tl.constexpr, CHUNK: tl.constexpr, PROBES: tl.constexpr,
@@ -184,8 +180,7 @@ def rank_kernel(
 ):  # fmt: skip
     """Classes of CHUNK columns for a tile of segments, and a bit for each that is heavy.
 
-    The first chunk's program says from which steps on they are. BLOCK_N divides the pitch: the last
-    tile may write past a segment's limit.
+    BLOCK_N divides the pitch: the last tile may write past a segment's limit.
     """
     n, h = tl.program_id(2), tl.program_id(1)
     chunks = tl.cdiv(pitch, CHUNK)
@@ -205,9 +200,8 @@ def rank_kernel(
     scratch = head * (last_segment - first_segment) + segment - first_segment
     heavy_from = first_heavy(Tops, Totals, scratch, limit, PROBES, PARTS, MOST_HEAVY)
     if start == 0:
-        tl.store(HeavyFrom + scratch, heavy_from.to(tl.int32), mask=limit > 0)
-        too_far = tl.abs(heavy_from) > FARTHEST - 256
-        tl.store(Dense + row, tl.full([BLOCK_S], 1, tl.int8), mask=too_far)
+        too_far = ~(tl.abs(heavy_from) < FARTHEST)  # as is a NaN, where ranks overflow
+        tl.store(Dense + row, tl.full([BLOCK_S], 1, tl.int8), mask=inside & too_far)
     shift = (heavy_from - HEAVY_BIN - 256)[:, None]
     out = scratch[:, None] * pitch
     step = tl.arange(0, BLOCK_N)
