@@ -36,7 +36,7 @@ CONFIGS = {
 LSE = ("row_lse_kernel", "merge_lse_kernel")
 LISTS = ("flag_kernel", "place_kernel", "compact_kernel")
 BY_SPREAD = ("probe_kernel", "rank_kernel", "heavy_lse_kernel", "probe_lse_kernel",
-             "probe_mass_kernel", "decide_kernel", *LISTS)  # fmt: skip
+             "probe_mass_kernel", "decide_kernel", *LISTS[1:])  # fmt: skip
 LAUNCHES = {
     "pooled": ["finite_kernel", *LSE, "mean_query_kernel", *LSE, "segment_mass_kernel",
                 "segment_mass_kernel", "threshold_kernel", *LISTS, "segment_mass_kernel",

@@ -99,11 +99,10 @@ def work_of_selection(call: Call, plan: StripePlan) -> dict[str, Work]:
     config, listed = call.config, listed_columns(call)
     exact, entries = exact_positions(call), int(plan.counts.sum())
     queries = call.q_bytes if config.pool is None else 0.0
+    flagged = BIT_BYTES if config.spread else CLASS_BYTES + BIT_BYTES
     found = {
         "finite_check": Work(bytes=call.k_bytes + queries),
-        "place_compact": Work(
-            bytes=call.heads * listed * (CLASS_BYTES + BIT_BYTES) + entries * ENTRY_BYTES
-        ),
+        "place_compact": Work(bytes=call.heads * listed * flagged + entries * ENTRY_BYTES),
     }
     if not config.spread:
         found["row_lse_rows"] = row_lse(call, exact)
@@ -152,7 +151,7 @@ def _work_by_spread(call: Call, listed: int) -> dict[str, Work]:
         ),
         "probe_lse": Work(2 * d * (probed + near), probed + near, read + 3 * rows),
         "probe_mass": Work(2 * d * probed, probed, read + rows + FP32_BYTES * probes),
-        "decide": Work(bytes=rows + (FP32_BYTES + CLASS_BYTES) * probes),
+        "decide": Work(bytes=rows + FP32_BYTES * probes + (CLASS_BYTES + BIT_BYTES) * columns),
     }
 
 

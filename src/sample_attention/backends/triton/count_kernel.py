@@ -2,7 +2,7 @@
 
     bits of heavy columns ─► heavy_lse: their lists, sums over them
     ─► probe_lse: normalisers of the rows ─► probe_mass: masses of the regular probes
-    ─► decide: those of heavy columns, lowest class kept
+    ─► decide: those of heavy columns, lowest class kept, bits of the columns from there on
 
 Regular probes and windows are the same for all heads that share keys: their rows fill one tile.
 Which columns are heavy differs. A regular probe that is heavy stands for itself alone: as a heavy
@@ -14,7 +14,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .filter_kernel import list_columns
+from .filter_kernel import close_list, flag_columns, list_columns
 from .mass_kernel import FLOOR, key_pointer, load_keys, page_pointer
 from .spread_kernel import distance_of_probes, segment_rows
 
@@ -240,23 +240,24 @@ def probe_mass_kernel(
 @triton.jit
 def mass_from(mass, classes, heavy_mass, heavy_classes, low):
     """Mass of regular probes and heavy columns of classes >= low."""
-    regular = tl.sum(tl.where(classes >= low, mass, 0.0))
-    return regular + tl.sum(tl.where(heavy_classes >= low, heavy_mass, 0.0))
+    regular = tl.where(classes >= low, mass, 0.0)
+    return tl.sum(regular + tl.where(heavy_classes >= low, heavy_mass, 0.0))
 
 
 @triton.jit(do_not_specialize=["num_segments", "first_segment"])
 def decide_kernel(
     Q, K, Table, PageTable, Class, Limits, Dense, HeavyCounts, Heavy, Shift, Mass, HeavyMass,
-    Threshold, q_strides, k_strides, page_table_stride, pitch, num_segments,
-    first_segment, coverage, scale,
+    Counts, Bits, q_strides, k_strides, page_table_stride, pitch, num_segments, first_segment,
+    coverage, dense_above, scale,
     NUM_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     SEGMENT: tl.constexpr, ROW_STRIDE: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr,
-    PROBES: tl.constexpr, BLOCK_P: tl.constexpr, ROOM: tl.constexpr, RESIDUAL: tl.constexpr,
-    PAGE_SIZE: tl.constexpr, WIDE: tl.constexpr,
+    PROBES: tl.constexpr, BLOCK_P: tl.constexpr, ROOM: tl.constexpr, BLOCK: tl.constexpr,
+    RESIDUAL: tl.constexpr, PAGE_SIZE: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """The highest class such that the columns from it on hold the share of the mass.
+    """Bits of the columns of the fewest highest classes that hold the share of the mass.
 
-    One program per segment, head and sequence. A mass that is not finite makes a segment dense.
+    One program per segment, head and sequence. A segment is dense whose mass is not finite, or that
+    would keep too many columns. BLOCK_P is no less than PROBES and ROOM.
     """
     g, h, n = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     head = n * NUM_HEADS + h
@@ -270,6 +271,10 @@ def decide_kernel(
     HeavyMass += scratch * ROOM
     count = tl.load(HeavyCounts + scratch)
     step = distance_of_probes(limit, PROBES)
+    t = tl.arange(0, BLOCK_P)
+    probed = t < limit // step
+    mass = tl.load(Mass + scratch * PROBES + t, mask=probed, other=0.0)
+    classes = tl.load(Class + (t + 1) * step - 1, mask=probed, other=0).to(tl.int32)
     r = tl.arange(0, ROWS)
     q, _, _, _, _ = load_sampled(
         Q, Table, n, first_segment + g, h + 0 * r, r, q_strides, HEAD_DIM, BLOCK_D, SEGMENT,
@@ -284,30 +289,24 @@ def decide_kernel(
         k = load_keys(
             K, keys, slot < count, pages, k_strides, HEAD_DIM, BLOCK_D, PAGE_SIZE, WIDE, True
         )
-        mass = tl.sum(tl.exp2(tl.dot(k, tl.trans(q)) * scale - shift[None, :]), 1)
-        tl.store(HeavyMass + slot, mass * heavy_weight(keys, step), mask=slot < count)
+        share = tl.sum(tl.exp2(tl.dot(k, tl.trans(q)) * scale - shift[None, :]), 1)
+        tl.store(HeavyMass + slot, share * heavy_weight(keys, step), mask=slot < count)
 
     tl.debug_barrier()  # what other threads of the program have written is read next
-    slot = tl.arange(0, ROOM)
-    heavy_mass = tl.load(HeavyMass + slot, mask=slot < count, other=0.0)
-    keys = tl.load(Heavy + slot, mask=slot < count, other=0)
-    heavy_classes = tl.load(Class + keys, mask=slot < count, other=0).to(tl.int32)
-    t = tl.arange(0, BLOCK_P)
-    probed = t < limit // step
-    mass = tl.load(Mass + scratch * PROBES + t, mask=probed, other=0.0)
-    classes = tl.load(Class + (t + 1) * step - 1, mask=probed, other=0).to(tl.int32)
+    heavy_mass = tl.load(HeavyMass + t, mask=t < count, other=0.0)
+    keys = tl.load(Heavy + t, mask=t < count, other=0)
+    heavy_classes = tl.load(Class + keys, mask=t < count, other=0).to(tl.int32)
     outside = mass_from(mass, classes, heavy_mass, heavy_classes, 0)
     need = coverage - (1.0 - outside) if RESIDUAL else coverage * outside
     low = 0
-    size = NUM_CLASSES // 4
-    while size > 0:
-        # from this class of the quarters of what is left on
-        above = 0
-        for quarter in tl.static_range(1, 4):
-            reached = mass_from(mass, classes, heavy_mass, heavy_classes, low + quarter * size)
-            above += (reached >= need).to(tl.int32)
-        low += above * size
-        size = size // 4
-    tl.store(Threshold + entry, tl.where(need > 0, low, NUM_CLASSES))
-    if not tl.abs(outside) < float("inf"):
+    half = NUM_CLASSES // 2
+    while half > 0:
+        reached = mass_from(mass, classes, heavy_mass, heavy_classes, low + half)
+        low += tl.where(reached >= need, half, 0)
+        half = half // 2
+    low = tl.where(need > 0, low, NUM_CLASSES)
+    if tl.abs(outside) < float("inf"):
+        kept = flag_columns(Class, Bits + scratch * (pitch // 32), limit, pitch, low, BLOCK)
+        close_list(Counts, Dense, entry, kept, limit, dense_above)
+    else:
         tl.store(Dense + entry, 1)

@@ -1,4 +1,4 @@
-"""Launches the counting on probed columns: from which class on a segment keeps columns."""
+"""Launches the counting on probed columns: which columns a segment keeps."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .mass import Keys
 HEAVY_LSE_LAUNCH = {"BLOCK_N": 64, "WORDS": 256, "num_warps": 4, "num_stages": 2}
 PROBE_LSE_LAUNCH = {"BLOCK_N": 64, "num_warps": 8, "num_stages": 2}
 PROBE_MASS_LAUNCH = {"BLOCK_N": 64, "num_warps": 8, "num_stages": 2}
-DECIDE_LAUNCH = {"BLOCK_N": 64, "num_warps": 4, "num_stages": 2}
+DECIDE_LAUNCH = {"BLOCK_N": 64, "BLOCK": 4096, "num_warps": 4, "num_stages": 2}
 
 TILE_ROWS = 128
 """Sampled rows of heads that share keys that one program scores, if a head has no more."""
@@ -32,7 +32,7 @@ class Ranked:
         segments: which.
         probes: the most regular ones of a segment.
         classes: uint8 `[N, H, G', pitch]`.
-        bits: int32 `[N, H, G', pitch / 32]`, the heavy columns.
+        bits: int32 `[N, H, G', pitch / 32]`, the heavy columns; after counting those kept.
         heavy: int32 `[N, H, G', room]`, a list of them.
         heavy_counts: int32 `[N, H, G']`.
     """
@@ -60,7 +60,7 @@ class Ranked:
 def count_on_probes(
     q: Tensor, keys: Keys, config: SampleAttentionConfig, lists: Lists, ranked: Ranked
 ) -> None:
-    """Find the thresholds of the segments: the mass from there on is what is needed."""
+    """Turn the bits of heavy columns into those of the columns to keep, and count these."""
     problem, facts, pages = keys.problem, lists.geometry, keys.problem.sequences.page_table
     n, heads, count, pitch = ranked.classes.shape
     dense, group = lists.dense.view(torch.int8), problem.group_size
@@ -99,9 +99,10 @@ def count_on_probes(
     )  # fmt: skip
     launch: Any = decide_kernel[(count, heads, n)]
     launch(
-        *first, ranked.classes, facts.limits, dense, *heavy, shift, mass, heavy_mass,
-        lists.threshold, *strides, pitch, *last, config.coverage, scale, **constants, ROOM=room,
-        BLOCK_P=_power_of_two(probes), RESIDUAL=config.residual, **DECIDE_LAUNCH,
+        *first, ranked.classes, facts.limits, dense, *heavy, shift, mass, heavy_mass, lists.counts,
+        ranked.bits, *strides, pitch, *last, config.coverage, config.dense_above, scale,
+        **constants, ROOM=room, BLOCK_P=_power_of_two(max(probes, room)), RESIDUAL=config.residual,
+        **DECIDE_LAUNCH,
     )  # fmt: skip
 
 

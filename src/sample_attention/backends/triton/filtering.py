@@ -80,38 +80,50 @@ class Lists:
             config.coverage, config.dense_prefix,
             RESIDUAL=config.residual, BLOCK=BLOCK_CLASSES, NUM_CLASSES=NUM_CLASSES, num_warps=4,
         )  # fmt: skip
-        self.collect(classes, segments, config.dense_above)
+        self._collect(classes, segments, config.dense_above)
 
     def keep(self, flags: Tensor, segments: range) -> None:
         """Write the lists of what is flagged: bool `[N, H, len(segments), pitch]`."""
         self.threshold[..., segments.start : segments.stop] = 1
-        self.collect(flags.view(torch.uint8), segments, dense_above=1.0)
+        whole_words = torch.nn.functional.pad(flags.view(torch.uint8), (0, -flags.shape[-1] % 4))
+        self._collect(whole_words, segments, dense_above=1.0)
 
-    def collect(self, classes: Tensor, segments: range, dense_above: float) -> None:
-        """Write the lists of the classes from the thresholds on behind those already there.
+    def write(self, bits: Tensor, segments: range) -> None:
+        """Write the lists of what has a bit behind those already there.
 
-        Segments become dense that would keep more than the share `dense_above` of their columns, or
-        whose lists would end beyond the capacity.
+        Segments become dense whose lists would end beyond the capacity.
+
+        Args:
+            bits: int32 `[N, H, len(segments), words]`; `counts` has how many are set.
+            segments: which of the G segments.
+        """
+        n, h, g, words = bits.shape
+        total = self.geometry.segments
+        place: Any = place_kernel[(1,)]
+        place(
+            self.counts, self.dense.view(torch.int8), self.offsets, self.used, len(self.indices),
+            total, segments.start, n * h * g, g, **PLACE_LAUNCH,
+        )  # fmt: skip
+        compact: Any = compact_kernel[(g, h, n)]
+        compact(
+            bits, self.geometry.limits, self.counts, self.offsets, self.indices, words, total,
+            segments.start, **COMPACT_LAUNCH,
+        )  # fmt: skip
+
+    def _collect(self, classes: Tensor, segments: range, dense_above: float) -> None:
+        """Write the lists of the classes from the thresholds on.
+
+        Segments become dense that would keep more than the share `dense_above` of their columns.
         """
         n, h, g, pitch = classes.shape
-        facts, dense, total = self.geometry, self.dense.view(torch.int8), self.geometry.segments
         words = -(-pitch // 32)
         bits = torch.empty(n, h, g, words, dtype=torch.int32, device=classes.device)
         flag: Any = flag_kernel[(g, h, n)]
         flag(
-            classes, facts.limits, self.threshold, self.counts, dense, bits, pitch, words, total,
-            segments.start, dense_above, **FLAG_LAUNCH,
+            classes, self.geometry.limits, self.threshold, self.counts, self.dense.view(torch.int8),
+            bits, pitch, words, self.geometry.segments, segments.start, dense_above, **FLAG_LAUNCH,
         )  # fmt: skip
-        place: Any = place_kernel[(1,)]
-        place(
-            self.counts, dense, self.offsets, self.used, len(self.indices), total, segments.start,
-            n * h * g, g, **PLACE_LAUNCH,
-        )  # fmt: skip
-        compact: Any = compact_kernel[(g, h, n)]
-        compact(
-            bits, facts.limits, self.counts, self.offsets, self.indices, words, total,
-            segments.start, **COMPACT_LAUNCH,
-        )  # fmt: skip
+        self.write(bits, segments)
 
 
 def fewest(mass: Tensor, need: Tensor) -> Tensor:

@@ -50,7 +50,7 @@ def fill_by_spread(q: Tensor, keys: Keys, config: SampleAttentionConfig, lists: 
     for segments, pitch in groups(keys.problem, lists.geometry, 1, RANKED_TOGETHER):
         ranked = _rank(moments, keys, config, lists, segments, pitch)
         count_on_probes(q, keys, config, lists, ranked)
-        lists.collect(ranked.classes, segments, config.dense_above)
+        lists.write(ranked.bits, segments)
 
 
 def rank_tile(head_dim: int) -> dict[str, int]:
