@@ -105,18 +105,19 @@ CASES = {
     "moments": (spread_kernel.moments_kernel, {**SPREAD, "BLOCK_M": 128, **spread.MOMENTS_LAUNCH}),
     "spread ranks": (
         spread_kernel.rank_kernel,
-        {**SPREAD, **spread.rank_tile(128), **spread.RANK_LAUNCH},
+        {**SPREAD, **spread.rank_tile(128, 4), **spread.RANK_LAUNCH},
     ),
     "spread ranks, 256": (
         spread_kernel.rank_kernel,
-        {**SPREAD, **spread.rank_tile(256), **spread.RANK_LAUNCH, **WIDEST},
+        {**SPREAD, **spread.rank_tile(256, 4), **spread.RANK_LAUNCH, **WIDEST},
     ),
     "probe ranks": (
-        spread_kernel.probe_kernel, {**SPREAD, **spread.PROBE_LAUNCH},
+        spread_kernel.probe_kernel,
+        {**SPREAD, **spread.rank_tile(128, 4), **spread.PROBE_LAUNCH},
     ),
     "probe ranks, 256": (
         spread_kernel.probe_kernel,
-        {**SPREAD, **spread.PROBE_LAUNCH, **WIDEST},
+        {**SPREAD, **spread.rank_tile(256, 4), **spread.PROBE_LAUNCH, **WIDEST},
     ),
     "heavy sums": (count_kernel.heavy_lse_kernel, {**SPREAD, **counting.HEAVY_LSE_LAUNCH}),
     "heavy sums, 256": (

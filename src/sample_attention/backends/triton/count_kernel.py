@@ -16,7 +16,7 @@ import triton.language as tl
 
 from .filter_kernel import close_list, flag_columns, list_columns
 from .mass_kernel import FLOOR, key_pointer, load_keys, page_pointer
-from .spread_kernel import distance_of_probes, segment_rows
+from .spread_kernel import distance_of_probes, heads_of_program, segment_rows
 
 NUM_CLASSES = tl.constexpr(256)
 
@@ -122,10 +122,7 @@ def load_probes(
 @triton.jit
 def heads_of_tile(Dense, n, g, num_segments, NUM_HEADS, GROUP: tl.constexpr, HEADS: tl.constexpr):
     """First head of the program, how many are its own, and which of HEADS are not dense."""
-    PARTS: tl.constexpr = (GROUP + HEADS - 1) // HEADS
-    part = tl.program_id(1) % PARTS
-    head = tl.program_id(1) // PARTS * GROUP + part * HEADS
-    heads = tl.minimum(HEADS, GROUP - part * HEADS)
+    head, heads = heads_of_program(GROUP, HEADS)
     i = tl.arange(0, HEADS)
     entry = (n * NUM_HEADS + head + i) * num_segments + g
     return head, heads, tl.load(Dense + entry, mask=i < heads, other=1) == 0
