@@ -140,9 +140,7 @@ def test_the_backend_launches_in_that_order(monkeypatch):
     monkeypatch.setattr(select, "score", score)
     monkeypatch.setattr(select, "write_mass", write_mass)
     monkeypatch.setattr(select, "mean_queries", lambda *_: None)
-    lists = SimpleNamespace(
-        counts=torch.zeros(2, 4, 6), dense=None, decide=lambda *_: None, collect=lambda *_: None
-    )
+    lists = SimpleNamespace(counts=torch.zeros(2, 4, 6), dense=None, decide=lambda *_: None)
     for name in ("pooled", "no pool"):
         inputs, config = planted(), CONFIGS[name]
         problem = select.Problem.of(inputs.q, inputs.k, inputs.v)

@@ -174,19 +174,19 @@ def probe_lse_kernel(
     step = distance_of_probes(limit, PROBES)
     count = limit // step
     full = count // BLOCK_N * BLOCK_N
-    far = tl.zeros([HEADS * ROWS], tl.float32)
+    far = tl.zeros([HEADS * ROWS, BLOCK_N], tl.float32)
     for t in range(0, full, BLOCK_N):
         _, k = load_probes(
             K, t + lane, step, limit, pages, k_strides, HEAD_DIM, BLOCK_D, PAGE_SIZE, WIDE, False
         )
-        far += tl.sum(tl.exp2(tl.dot(q, tl.trans(k)) * scale - m[:, None]), 1)
+        far += tl.exp2(tl.dot(q, tl.trans(k)) * scale - m[:, None])
     for t in range(full, count, BLOCK_N):
         inside, k = load_probes(
             K, t + lane, step, limit, pages, k_strides, HEAD_DIM, BLOCK_D, PAGE_SIZE, WIDE, True
         )
         weight = tl.exp2(tl.dot(q, tl.trans(k)) * scale - m[:, None])
-        far += tl.sum(tl.where(inside[None, :], weight, 0.0), 1)
-    shift = m + tl.log2((total + step * far) * rows)
+        far += tl.where(inside[None, :], weight, 0.0)
+    shift = m + tl.log2((total + step * tl.sum(far, 1)) * rows)
     shift = tl.where(shift < float("inf"), shift, float("-inf"))
     tl.store(Shift + at, tl.where(there, shift, float("inf")), mask=c // ROWS < heads)
 

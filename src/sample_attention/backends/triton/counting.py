@@ -6,13 +6,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import triton  # pyright: ignore[reportMissingTypeStubs]
 from torch import Tensor
 
 from ...config import SampleAttentionConfig
 from .count_kernel import decide_kernel, heavy_lse_kernel, probe_lse_kernel, probe_mass_kernel
 from .filtering import Lists
-from .layout import LOG2E, page_table_stride
+from .layout import LOG2E, page_table_stride, power_of_two
 from .mass import Keys
 
 HEAVY_LSE_LAUNCH = {"BLOCK_N": 64, "WORDS": 256, "num_warps": 4, "num_stages": 2}
@@ -65,11 +64,9 @@ def count_on_probes(
     n, heads, count, pitch = ranked.classes.shape
     dense, group = lists.dense.view(torch.int8), problem.group_size
     probes, room = ranked.probes, ranked.heavy.shape[-1]
-    rows = max(16, _power_of_two(facts.size // config.row_stride))
-    together = min(_power_of_two(group), max(1, TILE_ROWS // rows))
-    largest, sums, shift = (
-        q.new_empty(n, heads, count, rows, dtype=torch.float32) for _ in range(3)
-    )
+    rows = max(16, power_of_two(facts.size // config.row_stride))
+    together = min(power_of_two(group), max(1, TILE_ROWS // rows))
+    largest, sums, shift = q.new_empty(3, n, heads, count, rows, dtype=torch.float32)
     mass = q.new_empty(n, heads, count, probes, dtype=torch.float32)
     heavy_mass = q.new_empty(n, heads, count, room, dtype=torch.float32)
     first = q, keys.k, problem.sequences.table, pages
@@ -86,7 +83,7 @@ def count_on_probes(
         *first, facts.limits, dense, ranked.bits, *heavy, largest, sums, *strides, pitch, *last,
         scale, **constants, ROOM=room, **HEAVY_LSE_LAUNCH,
     )  # fmt: skip
-    tiles = heads // group * triton.cdiv(group, together)
+    tiles = heads // group * -(-group // together)
     probe_lse: Any = probe_lse_kernel[(count, tiles, n)]
     probe_lse(
         *first, facts.limits, dense, largest, sums, shift, *strides, *last, scale,
@@ -101,10 +98,6 @@ def count_on_probes(
     launch(
         *first, ranked.classes, facts.limits, dense, *heavy, shift, mass, heavy_mass, lists.counts,
         ranked.bits, *strides, pitch, *last, config.coverage, config.dense_above, scale,
-        **constants, ROOM=room, BLOCK_P=_power_of_two(max(probes, room)), RESIDUAL=config.residual,
+        **constants, ROOM=room, BLOCK_P=power_of_two(max(probes, room)), RESIDUAL=config.residual,
         **DECIDE_LAUNCH,
     )  # fmt: skip
-
-
-def _power_of_two(least: int) -> int:
-    return 1 << max(0, least - 1).bit_length()

@@ -6,14 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import triton  # pyright: ignore[reportMissingTypeStubs]
 from torch import Tensor
 
 from ...config import MOST_HEAVY, SPREAD_SHARE, SampleAttentionConfig
 from .counting import Ranked, count_on_probes
 from .filtering import Lists
 from .geometry import groups
-from .layout import LOG2E, padded_dim, page_table_stride
+from .layout import LOG2E, padded_dim, page_table_stride, power_of_two
 from .mass import Keys
 from .spread_kernel import moments_kernel, probe_kernel, rank_kernel
 
@@ -60,21 +59,21 @@ def rank_tile(head_dim: int, group_size: int) -> dict[str, int]:
     The columns of segments end where these begin: few of many heads waste less than many of one.
     """
     rows, columns = (RANKED_TOGETHER, 64) if head_dim <= 128 else (RANKED_TOGETHER // 2, 32)
-    heads = min(rows, triton.next_power_of_2(group_size))
+    heads = min(rows, power_of_two(group_size))
     return {"HEADS": heads, "BLOCK_S": rows // heads, "BLOCK_N": columns}
 
 
 def _moments(q: Tensor, keys: Keys, config: SampleAttentionConfig, lists: Lists) -> Moments:
     problem, size = keys.problem, lists.geometry.size
     block_d, (n, heads, segments) = padded_dim(problem.head_dim), lists.counts.shape
-    means, spreads = (q.new_empty(n, heads, segments, block_d) for _ in range(2))
+    means, spreads = q.new_empty(2, n, heads, segments, block_d)
     launch: Any = moments_kernel[(segments, heads, n)]
     launch(
         q, problem.sequences.table, lists.geometry.ends, lists.dense.view(torch.int8), means,
         spreads, q.stride()[:3], segments, config.dense_prefix,
         SPREAD_SHARE * keys.scale / 2,
         HEAD_DIM=problem.head_dim, BLOCK_D=block_d, SEGMENT=size,
-        BLOCK_M=triton.next_power_of_2(size), ROW_STRIDE=config.row_stride, **MOMENTS_LAUNCH,
+        BLOCK_M=power_of_two(size), ROW_STRIDE=config.row_stride, **MOMENTS_LAUNCH,
     )  # fmt: skip
     return Moments(means, spreads)
 
@@ -95,13 +94,13 @@ def _rank(
         **keys.layout(), **tile, "NUM_HEADS": heads, "GROUP": problem.group_size,
         "PROBES": probes, "PARTS": PARTS,
     }  # fmt: skip
-    tiles = triton.cdiv(count, tile["BLOCK_S"])
-    head_tiles = heads // problem.group_size * triton.cdiv(problem.group_size, tile["HEADS"])
+    tiles = -(-count // tile["BLOCK_S"])
+    head_tiles = heads // problem.group_size * -(-problem.group_size // tile["HEADS"])
     strides = k.stride()[:3], page_table_stride(pages)
     parts = k.new_empty(2, n, heads, count, PARTS, dtype=torch.float32)
     probe: Any = probe_kernel[(tiles * PARTS, head_tiles, n)]
     probe(*head, *parts, *strides, *tail, keys.scale * LOG2E, **constants, **PROBE_LAUNCH)
-    rank: Any = rank_kernel[(tiles * triton.cdiv(pitch, RANK_LAUNCH["CHUNK"]), head_tiles, n)]
+    rank: Any = rank_kernel[(tiles * -(-pitch // RANK_LAUNCH["CHUNK"]), head_tiles, n)]
     rank(
         *head, *parts, ranked.classes, ranked.bits, *strides, *tail, pitch, keys.scale * LOG2E,
         **constants, MOST_HEAVY=MOST_HEAVY, **RANK_LAUNCH,
