@@ -69,8 +69,8 @@ KEYS = {
 
 WIDEST = {"HEAD_DIM": 256, "BLOCK_D": 256}
 SPREAD = {
-    "SEGMENT": 128, "ROW_STRIDE": 4, "ROWS": 32, "HEADS": 4, "PROBES": 2048, "BLOCK_P": 2048,
-    "MOST_HEAVY": 512, "ROOM": spread.ROOM, "PARTS": spread.PARTS,
+    "SEGMENT": 128, "ROW_STRIDE": 8, "ROWS": 16, "HEADS": 4, "BLOCK_S": 2, "PROBES": 1024,
+    "BLOCK_P": 1024, "MOST_HEAVY": 512, "ROOM": spread.ROOM, "PARTS": spread.PARTS,
     "TYPES": {"Mass": "*fp32"},
 }  # fmt: skip
 PAGED = {"PAGE_SIZE": 16, "PageTable": ..., "page_table_stride": ...}

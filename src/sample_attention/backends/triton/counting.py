@@ -15,12 +15,12 @@ from .layout import LOG2E, page_table_stride, power_of_two
 from .mass import Keys
 
 HEAVY_LSE_LAUNCH = {"BLOCK_N": 64, "WORDS": 256, "num_warps": 4, "num_stages": 2}
-PROBE_LSE_LAUNCH = {"BLOCK_N": 64, "num_warps": 8, "num_stages": 2}
+PROBE_LSE_LAUNCH = {"BLOCK_N": 64, "num_warps": 8, "num_stages": 2, "maxnreg": 128}
 PROBE_MASS_LAUNCH = {"BLOCK_N": 64, "num_warps": 8, "num_stages": 2}
 DECIDE_LAUNCH = {"BLOCK_N": 64, "BLOCK": 4096, "num_warps": 4, "num_stages": 2}
 
 TILE_ROWS = 128
-"""Sampled rows of heads that share keys that one program scores, if a head has no more."""
+"""Sampled rows of segments that share probes that one program scores, if a head has no more."""
 
 
 @dataclass(frozen=True)
@@ -83,16 +83,18 @@ def count_on_probes(
         *first, facts.limits, dense, ranked.bits, *heavy, largest, sums, *strides, pitch, *last,
         scale, **constants, ROOM=room, **HEAVY_LSE_LAUNCH,
     )  # fmt: skip
-    tiles = heads // group * -(-group // together)
-    probe_lse: Any = probe_lse_kernel[(count, tiles, n)]
+    tile = {"HEADS": together, "BLOCK_S": max(1, TILE_ROWS // (together * rows))}
+    grid = -(-count // tile["BLOCK_S"]), heads // group * -(-group // together), n
+    span = ranked.segments.start, ranked.segments.stop, facts.segments
+    probe_lse: Any = probe_lse_kernel[grid]
     probe_lse(
-        *first, facts.limits, dense, largest, sums, shift, *strides, *last, scale,
-        **constants, HEADS=together, **PROBE_LSE_LAUNCH,
+        *first, facts.limits, dense, largest, sums, shift, *strides, *span, scale,
+        **constants, **tile, **PROBE_LSE_LAUNCH,
     )  # fmt: skip
-    probe_mass: Any = probe_mass_kernel[(count, tiles, n)]
+    probe_mass: Any = probe_mass_kernel[grid]
     probe_mass(
-        *first, facts.limits, dense, shift, mass, *strides, *last, scale,
-        **constants, HEADS=together, **PROBE_MASS_LAUNCH,
+        *first, facts.limits, dense, shift, mass, *strides, *span, scale,
+        **constants, **tile, **PROBE_MASS_LAUNCH,
     )  # fmt: skip
     launch: Any = decide_kernel[(count, heads, n)]
     launch(

@@ -69,31 +69,24 @@ def moments_kernel(
 
 
 @triton.jit
-def heads_of_program(GROUP: tl.constexpr, HEADS: tl.constexpr):
-    """First head of a program for HEADS heads that share keys, and how many there are."""
-    PARTS: tl.constexpr = (GROUP + HEADS - 1) // HEADS
-    part = tl.program_id(1) % PARTS
-    head = tl.program_id(1) // PARTS * GROUP + part * HEADS
-    return head, tl.minimum(HEADS, GROUP - part * HEADS)
-
-
-@triton.jit
-def rows_of_tile(
-    Limits, Dense, start, last_segment, num_segments,
-    NUM_HEADS: tl.constexpr, GROUP: tl.constexpr, HEADS: tl.constexpr, BLOCK_S: tl.constexpr,
+def lists_of_tile(
+    Limits, Dense, i, start, first_segment, last_segment, num_segments,
+    NUM_HEADS: tl.constexpr, GROUP: tl.constexpr, HEADS: tl.constexpr,
 ):  # fmt: skip
-    """Rows of a tile: BLOCK_S segments from `start` on of each of HEADS heads that share keys.
+    """Lists `i` of the segments from `start` on, of each of HEADS heads that share keys.
 
-    Returns the first head, each row's head among those of all sequences, its segment, and how many
-    columns that can list: 0 where it is dense or there is none.
+    Returns each one's head, segment, place among all that are made together, and how many columns
+    it can hold: 0 where it is dense or there is none.
     """
-    n, i = tl.program_id(2), tl.arange(0, HEADS * BLOCK_S)
-    first, heads = heads_of_program(GROUP, HEADS)
-    head = (n * NUM_HEADS + first + i // BLOCK_S).to(tl.int64)
-    segment = start + i % BLOCK_S
-    inside = (i // BLOCK_S < heads) & (segment < last_segment)
-    limit = open_limits(Limits, Dense, n, head, segment, inside, num_segments)
-    return first, head, segment, limit
+    PARTS: tl.constexpr = (GROUP + HEADS - 1) // HEADS
+    n, part = tl.program_id(2), tl.program_id(1) % PARTS
+    own = tl.minimum(part * HEADS + i % HEADS, GROUP - 1)
+    head = tl.program_id(1) // PARTS * GROUP + own
+    segment = start + i // HEADS
+    row = (n * NUM_HEADS + head).to(tl.int64)
+    inside = (part * HEADS + i % HEADS < GROUP) & (segment < last_segment)
+    limit = open_limits(Limits, Dense, n, row, segment, inside, num_segments)
+    return head, segment, row * (last_segment - first_segment) + segment - first_segment, limit
 
 
 @triton.jit
@@ -146,12 +139,14 @@ def probe_kernel(
     """
     part, n = tl.program_id(0) % PARTS, tl.program_id(2)
     start = first_segment + tl.program_id(0) // PARTS * BLOCK_S
-    first_head, head, segment, limit = rows_of_tile(
-        Limits, Dense, start, last_segment, num_segments, NUM_HEADS, GROUP, HEADS, BLOCK_S
-    )
+    head, segment, scratch, limit = lists_of_tile(
+        Limits, Dense, tl.arange(0, HEADS * BLOCK_S), start, first_segment, last_segment,
+        num_segments, NUM_HEADS, GROUP, HEADS,
+    )  # fmt: skip
     stop = tl.max(limit)
-    means, spreads = load_moments(Means, Spreads, head * num_segments + segment, limit > 0, BLOCK_D)
-    K = key_pointer(K, Table, n, first_head, k_strides, GROUP)
+    row = (n * NUM_HEADS + head).to(tl.int64) * num_segments + segment
+    means, spreads = load_moments(Means, Spreads, row, limit > 0, BLOCK_D)
+    K = key_pointer(K, Table, n, tl.max(head), k_strides, GROUP)
     pages = page_pointer(PageTable, n, page_table_stride, PAGE_SIZE)
     between = ((1 << octaves_of_probes(limit, stop, PROBES)) - 1)[:, None]
     step = distance_of_probes(tl.min(tl.where(limit > 0, limit, stop)), PROBES)
@@ -175,9 +170,8 @@ def probe_kernel(
             top = top_new
         first = PROBES // 2
         step *= 2
-    at = (head * (last_segment - first_segment) + segment - first_segment) * PARTS + part
-    tl.store(Tops + at, top, mask=limit > 0)
-    tl.store(Totals + at, total, mask=limit > 0)
+    tl.store(Tops + scratch * PARTS + part, top, mask=limit > 0)
+    tl.store(Totals + scratch * PARTS + part, total, mask=limit > 0)
 
 
 @triton.jit
@@ -209,20 +203,20 @@ def rank_kernel(
     BLOCK_N divides the pitch: the last tile may write past a segment's limit.
     """
     n, chunks = tl.program_id(2), tl.cdiv(pitch, CHUNK)
-    first_head, head, segment, limit = rows_of_tile(
-        Limits, Dense, first_segment + tl.program_id(0) // chunks * BLOCK_S, last_segment,
-        num_segments, NUM_HEADS, GROUP, HEADS, BLOCK_S,
+    head, segment, scratch, limit = lists_of_tile(
+        Limits, Dense, tl.arange(0, HEADS * BLOCK_S),
+        first_segment + tl.program_id(0) // chunks * BLOCK_S, first_segment, last_segment,
+        num_segments, NUM_HEADS, GROUP, HEADS,
     )  # fmt: skip
     start = tl.program_id(0) % chunks * CHUNK
     stop = tl.minimum(tl.max(limit), start + CHUNK)
     if start >= stop:
         return
-    row = head * num_segments + segment
+    row = (n * NUM_HEADS + head).to(tl.int64) * num_segments + segment
     means, spreads = load_moments(Means, Spreads, row, limit > 0, BLOCK_D)
-    K = key_pointer(K, Table, n, first_head, k_strides, GROUP)
+    K = key_pointer(K, Table, n, tl.max(head), k_strides, GROUP)
     pages = page_pointer(PageTable, n, page_table_stride, PAGE_SIZE)
     kv_len = tl.load(Table + n * 5 + 4)
-    scratch = head * (last_segment - first_segment) + segment - first_segment
     heavy_from = first_heavy(Tops, Totals, scratch, limit, PROBES, PARTS, MOST_HEAVY)
     if start == 0:
         too_far = ~(tl.abs(heavy_from) < FARTHEST)  # as is a NaN, where ranks overflow
