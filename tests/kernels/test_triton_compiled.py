@@ -47,7 +47,7 @@ TYPES = {
     ),
     **dict.fromkeys(
         ("Table", "PageTable", "Window", "Indices", "Counts", "At", "Position", "Edge", "Low",
-         "High", "Nearest", "Limits", "Threshold", "HeavyFrom", "HeavyCounts", "Heavy",
+         "High", "Nearest", "Limits", "Threshold", "HeavyCounts", "Heavy",
          "Bits"), "*i32",
     ),
     **dict.fromkeys(("Offsets", "Used"), "*i64"),
@@ -69,9 +69,9 @@ KEYS = {
 
 WIDEST = {"HEAD_DIM": 256, "BLOCK_D": 256}
 SPREAD = {
-    "SEGMENT": 128, "ROW_STRIDE": 8, "ROWS": 16, "HEADS": 4, "PROBES": 1024, "BLOCK_P": 1024,
-    "MOST_HEAVY": 512, "ROOM": spread.ROOM, "PARTS": spread.PARTS,
-    "TYPES": {"Mass": "*fp32", "Ranks": "*i16"},
+    "SEGMENT": 128, "ROW_STRIDE": 8, "ROWS": 16, "HEADS": 4, "BLOCK_S": 2, "PROBES": 1024,
+    "BLOCK_P": 1024, "MOST_HEAVY": 512, "ROOM": spread.ROOM, "PARTS": spread.PARTS,
+    "TYPES": {"Mass": "*fp32"},
 }  # fmt: skip
 PAGED = {"PAGE_SIZE": 16, "PageTable": ..., "page_table_stride": ...}
 RANKS, COUNTS = {"Mass": None}, {"Class": None}
@@ -105,18 +105,19 @@ CASES = {
     "moments": (spread_kernel.moments_kernel, {**SPREAD, "BLOCK_M": 128, **spread.MOMENTS_LAUNCH}),
     "spread ranks": (
         spread_kernel.rank_kernel,
-        {**SPREAD, **spread.rank_tile(128), **spread.RANK_LAUNCH},
+        {**SPREAD, **spread.rank_tile(128, 4), **spread.RANK_LAUNCH},
     ),
     "spread ranks, 256": (
         spread_kernel.rank_kernel,
-        {**SPREAD, **spread.rank_tile(256), **spread.RANK_LAUNCH, **WIDEST},
+        {**SPREAD, **spread.rank_tile(256, 4), **spread.RANK_LAUNCH, **WIDEST},
     ),
     "probe ranks": (
-        spread_kernel.probe_kernel, {**SPREAD, **spread.PROBE_LAUNCH},
+        spread_kernel.probe_kernel,
+        {**SPREAD, **spread.rank_tile(128, 4), **spread.PROBE_LAUNCH},
     ),
     "probe ranks, 256": (
         spread_kernel.probe_kernel,
-        {**SPREAD, **spread.PROBE_LAUNCH, **WIDEST},
+        {**SPREAD, **spread.rank_tile(256, 4), **spread.PROBE_LAUNCH, **WIDEST},
     ),
     "heavy sums": (count_kernel.heavy_lse_kernel, {**SPREAD, **counting.HEAVY_LSE_LAUNCH}),
     "heavy sums, 256": (

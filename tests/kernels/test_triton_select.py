@@ -227,10 +227,14 @@ def test_groups_of_segments_change_nothing(monkeypatch, name):
 
 @pytest.mark.parametrize("tile", [16, 128])
 @pytest.mark.parametrize("heads", [(3, 1), (6, 2), (7, 1)], ids=str)
-def test_heads_that_share_keys_share_tiles(monkeypatch, assert_selected, heads, tile):
-    monkeypatch.setattr(module("counting"), "TILE_ROWS", 2 * tile)
+def test_lists_that_share_probes_share_tiles(monkeypatch, assert_selected, heads, tile):
+    """Of heads that share keys, and of segments side by side, whose distances may differ."""
     q, k, _ = make_qkv(200, 330, num_heads=heads[0], num_kv_heads=heads[1], head_dim=16)
-    assert_selected(select(q, k, CONFIGS["spread"]), q[0], k[0], CONFIGS["spread"])
+    alone = select(q[:, :, 62:126], k[:, :, :256], CONFIGS["spread"])  # the second of four
+    monkeypatch.setattr(module("counting"), "TILE_ROWS", 2 * tile)
+    plan = select(q, k, CONFIGS["spread"])
+    assert_selected(plan, q[0], k[0], CONFIGS["spread"])
+    assert [head[1:2] for head in lists_of(plan, 0)] == lists_of(alone, 0)
 
 
 def test_heavy_probes_stand_for_themselves(assert_selected):

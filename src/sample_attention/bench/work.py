@@ -18,8 +18,7 @@ from ..selection.rows import chunk_tail_rows, held_out_rows, strided_rows
 from .inputs import Inputs
 from .rates import Rates
 
-BIT_BYTES, FLAG_BYTES, CLASS_BYTES, RANK_BYTES, BF16_BYTES = 1 / 8, 1, 1, 2, 2
-ENTRY_BYTES, FP32_BYTES = 4, 4
+BIT_BYTES, FLAG_BYTES, CLASS_BYTES, BF16_BYTES, ENTRY_BYTES, FP32_BYTES = 1 / 8, 1, 1, 2, 4, 4
 
 
 @dataclass(frozen=True)
@@ -100,11 +99,10 @@ def work_of_selection(call: Call, plan: StripePlan) -> dict[str, Work]:
     config, listed = call.config, listed_columns(call)
     exact, entries = exact_positions(call), int(plan.counts.sum())
     queries = call.q_bytes if config.pool is None else 0.0
+    flagged = BIT_BYTES if config.spread else CLASS_BYTES + BIT_BYTES
     found = {
         "finite_check": Work(bytes=call.k_bytes + queries),
-        "place_compact": Work(
-            bytes=call.heads * listed * (CLASS_BYTES + BIT_BYTES) + entries * ENTRY_BYTES
-        ),
+        "place_compact": Work(bytes=call.heads * listed * flagged + entries * ENTRY_BYTES),
     }
     if not config.spread:
         found["row_lse_rows"] = row_lse(call, exact)
@@ -144,7 +142,7 @@ def _work_by_spread(call: Call, listed: int) -> dict[str, Work]:
     rows = FP32_BYTES * call.heads * len(exact_positions(call))
     return {
         "moments": Work(bytes=call.q_bytes + means),
-        "rank_probes": Work(4 * d * probes, probes, means + RANK_BYTES * probes),
+        "rank_probes": Work(4 * d * probes, probes, means),
         "rank_pass": Work(
             4 * d * columns, 0, call.k_bytes + means + (CLASS_BYTES + BIT_BYTES) * columns
         ),
@@ -153,7 +151,7 @@ def _work_by_spread(call: Call, listed: int) -> dict[str, Work]:
         ),
         "probe_lse": Work(2 * d * (probed + near), probed + near, read + 3 * rows),
         "probe_mass": Work(2 * d * probed, probed, read + rows + FP32_BYTES * probes),
-        "decide": Work(bytes=rows + (FP32_BYTES + RANK_BYTES) * probes),
+        "decide": Work(bytes=rows + FP32_BYTES * probes + (CLASS_BYTES + BIT_BYTES) * columns),
     }
 
 

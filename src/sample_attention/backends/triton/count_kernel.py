@@ -2,11 +2,12 @@
 
     bits of heavy columns ─► heavy_lse: their lists, sums over them
     ─► probe_lse: normalisers of the rows ─► probe_mass: masses of the regular probes
-    ─► decide: those of heavy columns, lowest class kept
+    ─► decide: those of heavy columns, lowest class kept, bits of the columns from there on
 
-Regular probes and windows are the same for all heads that share keys: their rows fill one tile.
-Which columns are heavy differs. A regular probe that is heavy stands for itself alone: as a heavy
-column it weighs so much less than 1 that both together are one column.
+Regular probes are the same for all heads that share keys and, but for a few, for segments side by
+side: their rows fill one tile. Which columns are heavy differs. A regular probe that is heavy
+stands for itself alone: as a heavy column it weighs so much less than 1 that both together are one
+column.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .filter_kernel import list_columns
+from .filter_kernel import close_list, flag_columns, list_columns
 from .mass_kernel import FLOOR, key_pointer, load_keys, page_pointer
-from .spread_kernel import HEAVY_BIN, distance_of_probes, segment_rows
+from .spread_kernel import distance_of_probes, lists_of_tile, octaves_of_probes, segment_rows
 
 NUM_CLASSES = tl.constexpr(256)
 
@@ -105,158 +106,150 @@ def heavy_lse_kernel(
     tl.store(Sums + scratch * ROWS + r, tl.sum(total * tl.exp2(m - largest[None, :]), 0))
 
 
-@triton.jit
-def load_probes(
-    K, t, step, limit, pages, k_strides,
-    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, PAGE_SIZE: tl.constexpr, WIDE: tl.constexpr,
-    MASKED: tl.constexpr,
-):  # fmt: skip
-    """Regular probes number `t`: which columns below the limit these are, and their keys."""
-    keys = (t + 1) * step - 1
-    k = load_keys(
-        K, keys, keys < limit, pages, k_strides, HEAD_DIM, BLOCK_D, PAGE_SIZE, WIDE, MASKED
-    )
-    return keys < limit, k
-
-
-@triton.jit
-def heads_of_tile(Dense, n, g, num_segments, NUM_HEADS, GROUP: tl.constexpr, HEADS: tl.constexpr):
-    """First head of the program, how many are its own, and which of HEADS are not dense."""
-    PARTS: tl.constexpr = (GROUP + HEADS - 1) // HEADS
-    part = tl.program_id(1) % PARTS
-    head = tl.program_id(1) // PARTS * GROUP + part * HEADS
-    heads = tl.minimum(HEADS, GROUP - part * HEADS)
-    i = tl.arange(0, HEADS)
-    entry = (n * NUM_HEADS + head + i) * num_segments + g
-    return head, heads, tl.load(Dense + entry, mask=i < heads, other=1) == 0
-
-
-@triton.jit(do_not_specialize=["num_segments", "first_segment"])
+@triton.jit(do_not_specialize=["first_segment", "last_segment", "num_segments"])
 def probe_lse_kernel(
     Q, K, Table, PageTable, Limits, Dense, Largest, Sums, Shift, q_strides, k_strides,
-    page_table_stride, num_segments, first_segment, scale,
-    NUM_HEADS: tl.constexpr, GROUP: tl.constexpr, HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
-    BLOCK_D: tl.constexpr, SEGMENT: tl.constexpr, ROW_STRIDE: tl.constexpr, ROWS: tl.constexpr,
-    BLOCK_N: tl.constexpr, PROBES: tl.constexpr, PAGE_SIZE: tl.constexpr, WIDE: tl.constexpr,
+    page_table_stride, first_segment, last_segment, num_segments, scale,
+    NUM_HEADS: tl.constexpr, GROUP: tl.constexpr, HEADS: tl.constexpr, BLOCK_S: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, SEGMENT: tl.constexpr,
+    ROW_STRIDE: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr, PROBES: tl.constexpr,
+    PAGE_SIZE: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """What makes a score of a sampled row the logarithm of a share of the mean, subtracted from it.
 
-    One program for HEADS heads that share keys. It is infinite where there is no row, and minus
-    infinity where a sum overflows, so that masses do as well.
+    One program for BLOCK_S segments of HEADS heads that share keys. It is infinite where there is
+    no row, and minus infinity where a sum overflows, so that masses do as well. Which segments
+    share a program does not change a bit: the keys of others add zeros.
     """
-    g, n = tl.program_id(0), tl.program_id(2)
-    limit = tl.load(Limits + n * num_segments + first_segment + g)
-    head, heads, wanted = heads_of_tile(
-        Dense, n, first_segment + g, num_segments, NUM_HEADS, GROUP, HEADS
-    )
-    if (limit == 0) | (tl.sum(wanted.to(tl.int32)) == 0):
-        return
-    c = tl.arange(0, HEADS * ROWS)
-    own = tl.minimum(c // ROWS, heads - 1)
-    q, p, there, rows, stop = load_sampled(
-        Q, Table, n, first_segment + g, head + own, c % ROWS, q_strides, HEAD_DIM, BLOCK_D, SEGMENT,
-        ROW_STRIDE,
+    n, c = tl.program_id(2), tl.arange(0, BLOCK_S * HEADS * ROWS)
+    head, segment, scratch, limit = lists_of_tile(
+        Limits, Dense, c // ROWS, first_segment + tl.program_id(0) * BLOCK_S, first_segment,
+        last_segment, num_segments, NUM_HEADS, GROUP, HEADS,
     )  # fmt: skip
-    first = (n * NUM_HEADS + head).to(tl.int64) * tl.num_programs(0) + g
-    at = (first + own * tl.num_programs(0)) * ROWS + c % ROWS
-    m, total = tl.load(Largest + at), tl.load(Sums + at)
-    K = key_pointer(K, Table, n, head, k_strides, GROUP)
+    furthest = tl.max(limit)
+    if furthest == 0:
+        return
+    nearest = tl.min(tl.where(limit > 0, limit, furthest))
+    q, p, there, rows, stop = load_sampled(
+        Q, Table, n, segment, head, c % ROWS, q_strides, HEAD_DIM, BLOCK_D, SEGMENT, ROW_STRIDE
+    )
+    at = scratch * ROWS + c % ROWS
+    m = tl.load(Largest + at, mask=limit > 0, other=FLOOR)
+    total = tl.load(Sums + at, mask=limit > 0, other=0.0)
+    K = key_pointer(K, Table, n, tl.max(head), k_strides, GROUP)
     pages = page_pointer(PageTable, n, page_table_stride, PAGE_SIZE)
     lane = tl.arange(0, BLOCK_N)
-    for j in range(limit, stop, BLOCK_N):
+    end = tl.max(tl.where(limit > 0, stop, 0))
+    for j in range(nearest // BLOCK_N * BLOCK_N, end, BLOCK_N):
         keys = j + lane
         k = load_keys(
-            K, keys, keys < stop, pages, k_strides, HEAD_DIM, BLOCK_D, PAGE_SIZE, WIDE, True
+            K, keys, keys < end, pages, k_strides, HEAD_DIM, BLOCK_D, PAGE_SIZE, WIDE, True
         )
-        s = tl.where(keys[None, :] <= p[:, None], tl.dot(q, tl.trans(k)), float("-inf"))
+        near = (keys[None, :] >= limit[:, None]) & (keys[None, :] <= p[:, None])
+        s = tl.where(near, tl.dot(q, tl.trans(k)), float("-inf"))
         m_new = tl.maximum(m, tl.max(s, 1) * scale)
         total = total * tl.exp2(m - m_new) + tl.sum(tl.exp2(s * scale - m_new[:, None]), 1)
         m = m_new
 
     # What is left is lighter: sums relative to the same maximum do not overflow.
-    step = distance_of_probes(limit, PROBES)
-    count = limit // step
-    full = count // BLOCK_N * BLOCK_N
-    far = tl.zeros([HEADS * ROWS], tl.float32)
-    for t in range(0, full, BLOCK_N):
-        _, k = load_probes(
-            K, t + lane, step, limit, pages, k_strides, HEAD_DIM, BLOCK_D, PAGE_SIZE, WIDE, False
-        )
-        far += tl.sum(tl.exp2(tl.dot(q, tl.trans(k)) * scale - m[:, None]), 1)
-    for t in range(full, count, BLOCK_N):
-        inside, k = load_probes(
-            K, t + lane, step, limit, pages, k_strides, HEAD_DIM, BLOCK_D, PAGE_SIZE, WIDE, True
-        )
-        weight = tl.exp2(tl.dot(q, tl.trans(k)) * scale - m[:, None])
-        far += tl.sum(tl.where(inside[None, :], weight, 0.0), 1)
-    shift = m + tl.log2((total + step * far) * rows)
+    steps = 1 << octaves_of_probes(limit, furthest, PROBES)
+    step = distance_of_probes(nearest, PROBES)
+    alike = step * PROBES >= furthest
+    far = tl.zeros([BLOCK_S * HEADS * ROWS, BLOCK_N], tl.float32)
+    while step <= distance_of_probes(furthest, PROBES):
+        reach = tl.where(steps == step, limit, 0)
+        full = tl.where(alike, nearest // step // BLOCK_N * BLOCK_N, 0)
+        for t in range(0, full, BLOCK_N):
+            ends = (t + lane + 1) * step
+            k = load_keys(
+                K, ends - 1, ends > 0, pages, k_strides, HEAD_DIM, BLOCK_D, PAGE_SIZE, WIDE, False
+            )
+            far += tl.exp2(tl.dot(q, tl.trans(k)) * scale - m[:, None])
+        for t in range(full, tl.max(reach) // step, BLOCK_N):
+            ends = (t + lane + 1) * step
+            k = load_keys(
+                K, ends - 1, ends <= furthest, pages, k_strides, HEAD_DIM, BLOCK_D, PAGE_SIZE,
+                WIDE, True,
+            )  # fmt: skip
+            weight = tl.exp2(tl.dot(q, tl.trans(k)) * scale - m[:, None])
+            far += tl.where(ends[None, :] <= reach[:, None], weight, 0.0)
+        step *= 2
+    shift = m + tl.log2((total + steps * tl.sum(far, 1)) * rows)
     shift = tl.where(shift < float("inf"), shift, float("-inf"))
-    tl.store(Shift + at, tl.where(there, shift, float("inf")), mask=c // ROWS < heads)
+    tl.store(Shift + at, tl.where(there, shift, float("inf")), mask=limit > 0)
 
 
-@triton.jit(do_not_specialize=["num_segments", "first_segment"])
+@triton.jit(do_not_specialize=["first_segment", "last_segment", "num_segments"])
 def probe_mass_kernel(
     Q, K, Table, PageTable, Limits, Dense, Shift, Mass, q_strides, k_strides, page_table_stride,
-    num_segments, first_segment, scale,
-    NUM_HEADS: tl.constexpr, GROUP: tl.constexpr, HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
-    BLOCK_D: tl.constexpr, SEGMENT: tl.constexpr, ROW_STRIDE: tl.constexpr, ROWS: tl.constexpr,
-    BLOCK_N: tl.constexpr, PROBES: tl.constexpr, PAGE_SIZE: tl.constexpr, WIDE: tl.constexpr,
+    first_segment, last_segment, num_segments, scale,
+    NUM_HEADS: tl.constexpr, GROUP: tl.constexpr, HEADS: tl.constexpr, BLOCK_S: tl.constexpr,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, SEGMENT: tl.constexpr,
+    ROW_STRIDE: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr, PROBES: tl.constexpr,
+    PAGE_SIZE: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Mean probability of what each regular probe stands for, over the sampled rows of a segment.
 
-    One program for HEADS heads that share keys.
+    One program for BLOCK_S segments of HEADS heads that share keys.
     """
-    g, n = tl.program_id(0), tl.program_id(2)
-    limit = tl.load(Limits + n * num_segments + first_segment + g)
-    head, heads, wanted = heads_of_tile(
-        Dense, n, first_segment + g, num_segments, NUM_HEADS, GROUP, HEADS
-    )
-    if (limit == 0) | (tl.sum(wanted.to(tl.int32)) == 0):
-        return
-    c = tl.arange(0, HEADS * ROWS)
-    own = tl.minimum(c // ROWS, heads - 1)
-    q, _, _, _, _ = load_sampled(
-        Q, Table, n, first_segment + g, head + own, c % ROWS, q_strides, HEAD_DIM, BLOCK_D, SEGMENT,
-        ROW_STRIDE,
+    n, start = tl.program_id(2), first_segment + tl.program_id(0) * BLOCK_S
+    c, i = tl.arange(0, BLOCK_S * HEADS * ROWS), tl.arange(0, BLOCK_S * HEADS)
+    head, segment, scratch, limit = lists_of_tile(
+        Limits, Dense, c // ROWS, start, first_segment, last_segment, num_segments, NUM_HEADS,
+        GROUP, HEADS,
     )  # fmt: skip
-    first = (n * NUM_HEADS + head).to(tl.int64) * tl.num_programs(0) + g
-    step = distance_of_probes(limit, PROBES)
-    shift = tl.load(Shift + (first + own * tl.num_programs(0)) * ROWS + c % ROWS)
-    shift -= tl.log2(step.to(tl.float32))
-    K = key_pointer(K, Table, n, head, k_strides, GROUP)
+    furthest = tl.max(limit)
+    if furthest == 0:
+        return
+    q, _, _, _, _ = load_sampled(
+        Q, Table, n, segment, head, c % ROWS, q_strides, HEAD_DIM, BLOCK_D, SEGMENT, ROW_STRIDE
+    )
+    shift = tl.load(Shift + scratch * ROWS + c % ROWS, mask=limit > 0, other=float("inf"))
+    shift -= octaves_of_probes(limit, furthest, PROBES)
+    step = distance_of_probes(tl.min(tl.where(limit > 0, limit, furthest)), PROBES)
+    K = key_pointer(K, Table, n, tl.max(head), k_strides, GROUP)
     pages = page_pointer(PageTable, n, page_table_stride, PAGE_SIZE)
-    out = (first + tl.arange(0, HEADS) * tl.num_programs(0)) * PROBES
-    for start in range(0, limit // step, BLOCK_N):
-        t = start + tl.arange(0, BLOCK_N)
-        inside, k = load_probes(
-            K, t, step, limit, pages, k_strides, HEAD_DIM, BLOCK_D, PAGE_SIZE, WIDE, True
-        )
-        share = tl.exp2(tl.dot(k, tl.trans(q)) * scale - shift[None, :])
-        mass = tl.sum(tl.reshape(share, [BLOCK_N, HEADS, ROWS]), 2)
-        mask = inside[:, None] & wanted[None, :]
-        tl.store(Mass + out[None, :] + t[:, None], mass, mask=mask)
+    _, _, out, limit = lists_of_tile(
+        Limits, Dense, i, start, first_segment, last_segment, num_segments, NUM_HEADS, GROUP, HEADS
+    )
+    steps = 1 << octaves_of_probes(limit, furthest, PROBES)
+    while step <= distance_of_probes(furthest, PROBES):
+        reach = tl.where(steps == step, limit, 0)
+        for first in range(0, tl.max(reach) // step, BLOCK_N):
+            t = first + tl.arange(0, BLOCK_N)
+            ends = (t + 1) * step
+            k = load_keys(
+                K, ends - 1, ends <= furthest, pages, k_strides, HEAD_DIM, BLOCK_D, PAGE_SIZE,
+                WIDE, True,
+            )  # fmt: skip
+            share = tl.exp2(tl.dot(k, tl.trans(q)) * scale - shift[None, :])
+            mass = tl.sum(tl.reshape(share, [BLOCK_N, BLOCK_S * HEADS, ROWS]), 2)
+            mask = ends[:, None] <= reach[None, :]
+            tl.store(Mass + (out * PROBES)[None, :] + t[:, None], mass, mask=mask)
+        step *= 2
 
 
 @triton.jit
 def mass_from(mass, classes, heavy_mass, heavy_classes, low):
     """Mass of regular probes and heavy columns of classes >= low."""
-    regular = tl.sum(tl.where(classes >= low, mass, 0.0))
-    return regular + tl.sum(tl.where(heavy_classes >= low, heavy_mass, 0.0))
+    regular = tl.where(classes >= low, mass, 0.0)
+    return tl.sum(regular + tl.where(heavy_classes >= low, heavy_mass, 0.0))
 
 
 @triton.jit(do_not_specialize=["num_segments", "first_segment"])
 def decide_kernel(
-    Q, K, Table, PageTable, Class, Limits, Dense, Ranks, HeavyFrom, HeavyCounts, Heavy, Shift, Mass,
-    HeavyMass, Threshold, q_strides, k_strides, page_table_stride, pitch, num_segments,
-    first_segment, coverage, scale,
+    Q, K, Table, PageTable, Class, Limits, Dense, HeavyCounts, Heavy, Shift, Mass, HeavyMass,
+    Counts, Bits, q_strides, k_strides, page_table_stride, pitch, num_segments, first_segment,
+    coverage, dense_above, scale,
     NUM_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     SEGMENT: tl.constexpr, ROW_STRIDE: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr,
-    PROBES: tl.constexpr, BLOCK_P: tl.constexpr, ROOM: tl.constexpr, RESIDUAL: tl.constexpr,
-    PAGE_SIZE: tl.constexpr, WIDE: tl.constexpr,
+    PROBES: tl.constexpr, BLOCK_P: tl.constexpr, ROOM: tl.constexpr, BLOCK: tl.constexpr,
+    RESIDUAL: tl.constexpr, PAGE_SIZE: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """The highest class such that the columns from it on hold the share of the mass.
+    """Bits of the columns of the fewest highest classes that hold the share of the mass.
 
-    One program per segment, head and sequence. A mass that is not finite makes a segment dense.
+    One program per segment, head and sequence. A segment is dense whose mass is not finite, or that
+    would keep too many columns. BLOCK_P is no less than PROBES and ROOM.
     """
     g, h, n = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     head = n * NUM_HEADS + h
@@ -266,11 +259,14 @@ def decide_kernel(
         return
     scratch = (head * tl.num_programs(0) + g).to(tl.int64)
     Class += scratch * pitch
-    Ranks += scratch * PROBES
     Heavy += scratch * ROOM
     HeavyMass += scratch * ROOM
-    count, heavy_from = tl.load(HeavyCounts + scratch), tl.load(HeavyFrom + scratch)
+    count = tl.load(HeavyCounts + scratch)
     step = distance_of_probes(limit, PROBES)
+    t = tl.arange(0, BLOCK_P)
+    probed = t < limit // step
+    mass = tl.load(Mass + scratch * PROBES + t, mask=probed, other=0.0)
+    classes = tl.load(Class + (t + 1) * step - 1, mask=probed, other=0).to(tl.int32)
     r = tl.arange(0, ROWS)
     q, _, _, _, _ = load_sampled(
         Q, Table, n, first_segment + g, h + 0 * r, r, q_strides, HEAD_DIM, BLOCK_D, SEGMENT,
@@ -285,36 +281,24 @@ def decide_kernel(
         k = load_keys(
             K, keys, slot < count, pages, k_strides, HEAD_DIM, BLOCK_D, PAGE_SIZE, WIDE, True
         )
-        mass = tl.sum(tl.exp2(tl.dot(k, tl.trans(q)) * scale - shift[None, :]), 1)
-        tl.store(HeavyMass + slot, mass * heavy_weight(keys, step), mask=slot < count)
-        # The two parts of a column have to be of one class: two roundings may differ.
-        regular = (slot < count) & ((keys + 1) % step == 0)
-        rank_class = tl.load(Class + keys, mask=regular, other=0).to(tl.int32)
-        rank = (rank_class - HEAVY_BIN + heavy_from).to(tl.int16)
-        tl.store(Ranks + (keys + 1) // step - 1, rank, mask=regular)
+        share = tl.sum(tl.exp2(tl.dot(k, tl.trans(q)) * scale - shift[None, :]), 1)
+        tl.store(HeavyMass + slot, share * heavy_weight(keys, step), mask=slot < count)
 
     tl.debug_barrier()  # what other threads of the program have written is read next
-    slot = tl.arange(0, ROOM)
-    heavy_mass = tl.load(HeavyMass + slot, mask=slot < count, other=0.0)
-    keys = tl.load(Heavy + slot, mask=slot < count, other=0)
-    heavy_classes = tl.load(Class + keys, mask=slot < count, other=0).to(tl.int32)
-    t = tl.arange(0, BLOCK_P)
-    mass = tl.load(Mass + scratch * PROBES + t, mask=t < limit // step, other=0.0)
-    ranks = tl.load(Ranks + t, mask=t < limit // step, other=0).to(tl.int32)
-    classes = ranks - heavy_from + HEAVY_BIN
-    classes = tl.minimum(tl.maximum(classes, 0), NUM_CLASSES - 1)
+    heavy_mass = tl.load(HeavyMass + t, mask=t < count, other=0.0)
+    keys = tl.load(Heavy + t, mask=t < count, other=0)
+    heavy_classes = tl.load(Class + keys, mask=t < count, other=0).to(tl.int32)
     outside = mass_from(mass, classes, heavy_mass, heavy_classes, 0)
     need = coverage - (1.0 - outside) if RESIDUAL else coverage * outside
     low = 0
-    size = NUM_CLASSES // 4
-    while size > 0:
-        # from this class of the quarters of what is left on
-        above = 0
-        for quarter in tl.static_range(1, 4):
-            reached = mass_from(mass, classes, heavy_mass, heavy_classes, low + quarter * size)
-            above += (reached >= need).to(tl.int32)
-        low += above * size
-        size = size // 4
-    tl.store(Threshold + entry, tl.where(need > 0, low, NUM_CLASSES))
-    if not tl.abs(outside) < float("inf"):
+    half = NUM_CLASSES // 2
+    while half > 0:
+        reached = mass_from(mass, classes, heavy_mass, heavy_classes, low + half)
+        low += tl.where(reached >= need, half, 0)
+        half = half // 2
+    low = tl.where(need > 0, low, NUM_CLASSES)
+    if tl.abs(outside) < float("inf"):
+        kept = flag_columns(Class, Bits + scratch * (pitch // 32), limit, pitch, low, BLOCK)
+        close_list(Counts, Dense, entry, kept, limit, dense_above)
+    else:
         tl.store(Dense + entry, 1)

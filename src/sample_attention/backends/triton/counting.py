@@ -1,4 +1,4 @@
-"""Launches the counting on probed columns: from which class on a segment keeps columns."""
+"""Launches the counting on probed columns: which columns a segment keeps."""
 
 from __future__ import annotations
 
@@ -6,22 +6,21 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import triton  # pyright: ignore[reportMissingTypeStubs]
 from torch import Tensor
 
 from ...config import SampleAttentionConfig
 from .count_kernel import decide_kernel, heavy_lse_kernel, probe_lse_kernel, probe_mass_kernel
 from .filtering import Lists
-from .layout import LOG2E, page_table_stride
+from .layout import LOG2E, page_table_stride, power_of_two
 from .mass import Keys
 
 HEAVY_LSE_LAUNCH = {"BLOCK_N": 64, "WORDS": 256, "num_warps": 4, "num_stages": 2}
-PROBE_LSE_LAUNCH = {"BLOCK_N": 64, "num_warps": 8, "num_stages": 2}
+PROBE_LSE_LAUNCH = {"BLOCK_N": 64, "num_warps": 8, "num_stages": 2, "maxnreg": 128}
 PROBE_MASS_LAUNCH = {"BLOCK_N": 64, "num_warps": 8, "num_stages": 2}
-DECIDE_LAUNCH = {"BLOCK_N": 64, "num_warps": 4, "num_stages": 2}
+DECIDE_LAUNCH = {"BLOCK_N": 64, "BLOCK": 4096, "num_warps": 4, "num_stages": 2}
 
 TILE_ROWS = 128
-"""Sampled rows of heads that share keys that one program scores, if a head has no more."""
+"""Sampled rows of segments that share probes that one program scores, if a head has no more."""
 
 
 @dataclass(frozen=True)
@@ -30,19 +29,17 @@ class Ranked:
 
     Attributes:
         segments: which.
+        probes: the most regular ones of a segment.
         classes: uint8 `[N, H, G', pitch]`.
-        bits: int32 `[N, H, G', pitch / 32]`, the heavy columns.
-        ranks: int16 `[N, H, G', probes]`, of the regular probes, without a common reference.
-        heavy_from: int32 `[N, H, G']`, what `ranks` of the first heavy class are.
+        bits: int32 `[N, H, G', pitch / 32]`, the heavy columns; after counting those kept.
         heavy: int32 `[N, H, G', room]`, a list of them.
         heavy_counts: int32 `[N, H, G']`.
     """
 
     segments: range
+    probes: int
     classes: Tensor
     bits: Tensor
-    ranks: Tensor
-    heavy_from: Tensor
     heavy: Tensor
     heavy_counts: Tensor
 
@@ -54,26 +51,22 @@ class Ranked:
         """Room for the ranks of `[N, H, G']` lists."""
         counts = torch.empty(shape, dtype=torch.int32, device=device)
         return cls(
-            segments, counts.new_empty(*shape, pitch, dtype=torch.uint8),
-            counts.new_empty(*shape, pitch // 32),
-            counts.new_empty(*shape, probes, dtype=torch.int16), counts,
-            counts.new_empty(*shape, room), torch.empty_like(counts),
+            segments, probes, counts.new_empty(*shape, pitch, dtype=torch.uint8),
+            counts.new_empty(*shape, pitch // 32), counts.new_empty(*shape, room), counts,
         )  # fmt: skip
 
 
 def count_on_probes(
     q: Tensor, keys: Keys, config: SampleAttentionConfig, lists: Lists, ranked: Ranked
 ) -> None:
-    """Find the thresholds of the segments: the mass from there on is what is needed."""
+    """Turn the bits of heavy columns into those of the columns to keep, and count these."""
     problem, facts, pages = keys.problem, lists.geometry, keys.problem.sequences.page_table
     n, heads, count, pitch = ranked.classes.shape
     dense, group = lists.dense.view(torch.int8), problem.group_size
-    probes, room = ranked.ranks.shape[-1], ranked.heavy.shape[-1]
-    rows = max(16, _power_of_two(facts.size // config.row_stride))
-    together = min(_power_of_two(group), max(1, TILE_ROWS // rows))
-    largest, sums, shift = (
-        q.new_empty(n, heads, count, rows, dtype=torch.float32) for _ in range(3)
-    )
+    probes, room = ranked.probes, ranked.heavy.shape[-1]
+    rows = max(16, power_of_two(facts.size // config.row_stride))
+    together = min(power_of_two(group), max(1, TILE_ROWS // rows))
+    largest, sums, shift = q.new_empty(3, n, heads, count, rows, dtype=torch.float32)
     mass = q.new_empty(n, heads, count, probes, dtype=torch.float32)
     heavy_mass = q.new_empty(n, heads, count, room, dtype=torch.float32)
     first = q, keys.k, problem.sequences.table, pages
@@ -90,25 +83,23 @@ def count_on_probes(
         *first, facts.limits, dense, ranked.bits, *heavy, largest, sums, *strides, pitch, *last,
         scale, **constants, ROOM=room, **HEAVY_LSE_LAUNCH,
     )  # fmt: skip
-    tiles = heads // group * triton.cdiv(group, together)
-    probe_lse: Any = probe_lse_kernel[(count, tiles, n)]
+    tile = {"HEADS": together, "BLOCK_S": max(1, TILE_ROWS // (together * rows))}
+    grid = -(-count // tile["BLOCK_S"]), heads // group * -(-group // together), n
+    span = ranked.segments.start, ranked.segments.stop, facts.segments
+    probe_lse: Any = probe_lse_kernel[grid]
     probe_lse(
-        *first, facts.limits, dense, largest, sums, shift, *strides, *last, scale,
-        **constants, HEADS=together, **PROBE_LSE_LAUNCH,
+        *first, facts.limits, dense, largest, sums, shift, *strides, *span, scale,
+        **constants, **tile, **PROBE_LSE_LAUNCH,
     )  # fmt: skip
-    probe_mass: Any = probe_mass_kernel[(count, tiles, n)]
+    probe_mass: Any = probe_mass_kernel[grid]
     probe_mass(
-        *first, facts.limits, dense, shift, mass, *strides, *last, scale,
-        **constants, HEADS=together, **PROBE_MASS_LAUNCH,
+        *first, facts.limits, dense, shift, mass, *strides, *span, scale,
+        **constants, **tile, **PROBE_MASS_LAUNCH,
     )  # fmt: skip
     launch: Any = decide_kernel[(count, heads, n)]
     launch(
-        *first, ranked.classes, facts.limits, dense, ranked.ranks, ranked.heavy_from, *heavy,
-        shift, mass, heavy_mass, lists.threshold, *strides, pitch, *last, config.coverage, scale,
-        **constants, ROOM=room, BLOCK_P=_power_of_two(probes), RESIDUAL=config.residual,
+        *first, ranked.classes, facts.limits, dense, *heavy, shift, mass, heavy_mass, lists.counts,
+        ranked.bits, *strides, pitch, *last, config.coverage, config.dense_above, scale,
+        **constants, ROOM=room, BLOCK_P=power_of_two(max(probes, room)), RESIDUAL=config.residual,
         **DECIDE_LAUNCH,
     )  # fmt: skip
-
-
-def _power_of_two(least: int) -> int:
-    return 1 << max(0, least - 1).bit_length()

@@ -11,13 +11,13 @@ import triton.language as tl
 
 @triton.jit
 def load_block(X, start, limit, pitch, BLOCK: tl.constexpr):
-    """BLOCK entries of a row of `pitch`, which of them lie below `limit`, and their numbers.
+    """BLOCK entries of a row of `pitch`, and which of them lie below `limit`.
 
     The mask ends at the pitch, a multiple of many entries, so that they are loaded many at a time;
     what lies between means nothing.
     """
     keys = start + tl.arange(0, BLOCK)
-    return tl.load(X + keys, mask=keys < pitch, other=0), keys < limit, keys
+    return tl.load(X + keys, mask=keys < pitch, other=0), keys < limit
 
 
 @triton.jit
@@ -26,8 +26,8 @@ def sums_from(Class, Mass, limit, pitch, low, step, BLOCK: tl.constexpr):
     every = tl.zeros([BLOCK], tl.float32)
     one, two, three = every, every, every
     for j in range(0, limit, BLOCK):
-        above, _, _ = load_block(Class, j, limit, pitch, BLOCK)
-        mass, inside, _ = load_block(Mass, j, limit, pitch, BLOCK)
+        above, _ = load_block(Class, j, limit, pitch, BLOCK)
+        mass, inside = load_block(Mass, j, limit, pitch, BLOCK)
         above = above.to(tl.int32) - low
         mass = tl.where(inside, mass.to(tl.float32), 0.0)
         every += mass
@@ -81,10 +81,9 @@ def count_bits(words):
 
 
 @triton.jit
-def load_words(Bits, at, limit):
-    """Words of bits that stand for 32 columns each; bits of columns from `limit` on are clear."""
+def clear_from(words, at, limit):
+    """Words of bits that stand for 32 columns each, without the bits of columns from `limit` on."""
     left = tl.minimum(tl.maximum(limit - at * 32, 0), 32)
-    words = tl.load(Bits + at, mask=left > 0, other=0)
     return tl.where(left < 32, words & ((1 << (left & 31)) - 1), words)
 
 
@@ -98,7 +97,7 @@ def list_columns(Bits, limit, Out, room, BLOCK: tl.constexpr):
     used = 0
     for start in range(0, tl.cdiv(limit, 32), BLOCK):
         at = start + tl.arange(0, BLOCK)
-        words = load_words(Bits, at, limit)
+        words = clear_from(tl.load(Bits + at, mask=at * 32 < limit, other=0), at, limit)
         counts = count_bits(words)
         place = used + tl.cumsum(counts, 0) - counts
         used += tl.sum(counts)
@@ -111,6 +110,38 @@ def list_columns(Bits, limit, Out, room, BLOCK: tl.constexpr):
     return used
 
 
+@triton.jit
+def flag_columns(Class, Bits, limit, pitch, threshold, BLOCK: tl.constexpr):
+    """Write a bit for every column below the limit of a class >= threshold, and count them.
+
+    Four classes, the bytes of a word, are compared at once: by their lower seven bits in a
+    subtraction that cannot borrow from the next byte, then by the highest.
+    """
+    Class = Class.to(tl.pointer_type(tl.uint32))
+    place = tl.arange(0, BLOCK // 4) % 8 * 4
+    word = tl.arange(0, BLOCK // 32)
+    lower = (threshold & 127).to(tl.uint32) * 0x01010101
+    counts = tl.zeros([BLOCK // 32], tl.int32)
+    for j in range(0, tl.where(threshold < 256, limit, 0), BLOCK):
+        fours, _ = load_block(Class, j // 4, limit, pitch // 4, BLOCK // 4)
+        reached = (fours | 0x80808080) - lower
+        reached = tl.where(threshold < 128, fours | reached, fours & reached) & 0x80808080
+        nibbles = (reached * 0x00204081) >> 28  # the four flags, side by side
+        flags = tl.sum(tl.reshape(nibbles << place, [BLOCK // 32, 8]), 1)
+        flags = clear_from(flags.to(tl.int32, bitcast=True), j // 32 + word, limit)
+        tl.store(Bits + j // 32 + word, flags, mask=j + word * 32 < limit)
+        counts += count_bits(flags)
+    return tl.sum(counts)
+
+
+@triton.jit
+def close_list(Counts, Dense, entry, count, limit, dense_above):
+    """Store how many columns a list keeps, or that it is dense as it would keep too many."""
+    sparse = count <= dense_above * limit
+    tl.store(Counts + entry, tl.where(sparse, count, 0))
+    tl.store(Dense + entry, tl.where(sparse, 0, 1).to(tl.int8))
+
+
 @triton.jit(do_not_specialize=["words", "num_segments", "first_segment"])
 def flag_kernel(
     Class, Limits, Threshold, Counts, Dense, Bits, pitch, words, num_segments, first_segment,
@@ -119,7 +150,7 @@ def flag_kernel(
 ):  # fmt: skip
     """A bit for every column of a class >= threshold, and their number: dense if too many.
 
-    One program per list. `words` is how far apart the lists' bits lie.
+    One program per list. `words` is how far apart their bits lie; the pitch is a multiple of 4.
     """
     g, h, n = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     num_heads = tl.num_programs(1)
@@ -127,23 +158,12 @@ def flag_kernel(
     if tl.load(Dense + entry) != 0:
         return
     scratch = ((n * num_heads + h) * tl.num_programs(0) + g).to(tl.int64)
-    Class += scratch * pitch
-    Bits += scratch * words
     limit = tl.load(Limits + n * num_segments + first_segment + g)
     threshold = tl.load(Threshold + entry)
-    bit = 1 << (tl.arange(0, BLOCK) % 32)
-    word = tl.arange(0, BLOCK // 32)
-    counts = tl.zeros([BLOCK // 32], tl.int32)
-    for j in range(0, limit, BLOCK):
-        rank_class, inside, _ = load_block(Class, j, limit, pitch, BLOCK)
-        keep = (rank_class.to(tl.int32) >= threshold) & inside
-        packed = tl.sum(tl.reshape(tl.where(keep, bit, 0), [BLOCK // 32, 32]), 1)
-        tl.store(Bits + j // 32 + word, packed, mask=j + word * 32 < limit)
-        counts += count_bits(packed)
-    kept = tl.sum(counts)
-    sparse = kept <= dense_above * limit
-    tl.store(Counts + entry, tl.where(sparse, kept, 0))
-    tl.store(Dense + entry, tl.where(sparse, 0, 1).to(tl.int8))
+    Class += scratch * pitch
+    Bits += scratch * words
+    kept = flag_columns(Class, Bits, limit, pitch, threshold, BLOCK)
+    close_list(Counts, Dense, entry, kept, limit, dense_above)
 
 
 @triton.jit(do_not_specialize=["words", "num_segments", "first_segment"])

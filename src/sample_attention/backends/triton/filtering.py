@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,7 +32,6 @@ class Lists:
     Attributes:
         geometry: which segments there are, and what they can list.
         indices: int32 `[capacity]`.
-        threshold: int32 `[N, H, G]`, the lowest class kept.
         offsets: int64 `[N, H, G]`.
         counts: int32 `[N, H, G]`.
         dense: bool `[N, H, G]`.
@@ -40,7 +40,6 @@ class Lists:
 
     geometry: Geometry
     indices: Tensor
-    threshold: Tensor
     offsets: Tensor
     counts: Tensor
     dense: Tensor
@@ -50,14 +49,10 @@ class Lists:
     def empty(cls, num_heads: int, geometry: Geometry, capacity: int) -> Lists:
         """Room for `capacity` entries; nothing is listed and nothing dense."""
         n, g = geometry.limits.shape
-        device = geometry.limits.device
-        counts = torch.zeros(n, num_heads, g, dtype=torch.int32, device=device)
-        return cls(
-            geometry, torch.empty(max(1, capacity), dtype=torch.int32, device=device),
-            torch.empty_like(counts), torch.zeros_like(counts, dtype=torch.int64), counts,
-            torch.zeros_like(counts, dtype=torch.bool),
-            torch.zeros(1, dtype=torch.int64, device=device),
-        )  # fmt: skip
+        device, shape = geometry.limits.device, (n, num_heads, g)
+        indices = torch.empty(max(1, capacity), dtype=torch.int32, device=device)
+        kinds = (shape, torch.int64), (shape, torch.int32), (shape, torch.bool), ((1,), torch.int64)
+        return cls(geometry, indices, *_zeros(device, *kinds))
 
     def decide(
         self, classes: Tensor, mass: Tensor, segments: range, config: SampleAttentionConfig
@@ -73,45 +68,70 @@ class Lists:
             config: coverage and when a segment is dense.
         """
         n, h, g, pitch = classes.shape
+        threshold = torch.empty_like(self.counts)
         launch: Any = threshold_kernel[(g, h, n)]
         launch(
-            classes, mass, self.geometry.limits, self.geometry.always.view(torch.int8),
-            self.threshold, self.dense.view(torch.int8), pitch, self.geometry.segments,
-            segments.start, config.coverage,
+            classes, mass, self.geometry.limits, self.geometry.always.view(torch.int8), threshold,
+            self.dense.view(torch.int8), pitch, self.geometry.segments, segments.start,
+            config.coverage,
             RESIDUAL=config.residual, BLOCK=BLOCK_CLASSES, NUM_CLASSES=NUM_CLASSES, num_warps=4,
         )  # fmt: skip
-        self.collect(classes, segments, config.dense_above)
+        self._collect(classes, threshold, segments, config.dense_above)
 
     def keep(self, flags: Tensor, segments: range) -> None:
         """Write the lists of what is flagged: bool `[N, H, len(segments), pitch]`."""
-        self.threshold[..., segments.start : segments.stop] = 1
-        self.collect(flags.view(torch.uint8), segments, dense_above=1.0)
+        whole_words = torch.nn.functional.pad(flags.view(torch.uint8), (0, -flags.shape[-1] % 4))
+        self._collect(whole_words, torch.ones_like(self.counts), segments, dense_above=1.0)
 
-    def collect(self, classes: Tensor, segments: range, dense_above: float) -> None:
-        """Write the lists of the classes from the thresholds on behind those already there.
+    def write(self, bits: Tensor, segments: range) -> None:
+        """Write the lists of what has a bit behind those already there.
 
-        Segments become dense that would keep more than the share `dense_above` of their columns, or
-        whose lists would end beyond the capacity.
+        Segments become dense whose lists would end beyond the capacity.
+
+        Args:
+            bits: int32 `[N, H, len(segments), words]`; `counts` has how many are set.
+            segments: which of the G segments.
+        """
+        n, h, g, words = bits.shape
+        total = self.geometry.segments
+        place: Any = place_kernel[(1,)]
+        place(
+            self.counts, self.dense.view(torch.int8), self.offsets, self.used, len(self.indices),
+            total, segments.start, n * h * g, g, **PLACE_LAUNCH,
+        )  # fmt: skip
+        compact: Any = compact_kernel[(g, h, n)]
+        compact(
+            bits, self.geometry.limits, self.counts, self.offsets, self.indices, words, total,
+            segments.start, **COMPACT_LAUNCH,
+        )  # fmt: skip
+
+    def _collect(
+        self, classes: Tensor, threshold: Tensor, segments: range, dense_above: float
+    ) -> None:
+        """Write the lists of the classes from the thresholds on.
+
+        Segments become dense that would keep more than the share `dense_above` of their columns.
         """
         n, h, g, pitch = classes.shape
-        facts, dense, total = self.geometry, self.dense.view(torch.int8), self.geometry.segments
         words = -(-pitch // 32)
         bits = torch.empty(n, h, g, words, dtype=torch.int32, device=classes.device)
         flag: Any = flag_kernel[(g, h, n)]
         flag(
-            classes, facts.limits, self.threshold, self.counts, dense, bits, pitch, words, total,
-            segments.start, dense_above, **FLAG_LAUNCH,
+            classes, self.geometry.limits, threshold, self.counts, self.dense.view(torch.int8),
+            bits, pitch, words, self.geometry.segments, segments.start, dense_above, **FLAG_LAUNCH,
         )  # fmt: skip
-        place: Any = place_kernel[(1,)]
-        place(
-            self.counts, dense, self.offsets, self.used, len(self.indices), total, segments.start,
-            n * h * g, g, **PLACE_LAUNCH,
-        )  # fmt: skip
-        compact: Any = compact_kernel[(g, h, n)]
-        compact(
-            bits, facts.limits, self.counts, self.offsets, self.indices, words, total,
-            segments.start, **COMPACT_LAUNCH,
-        )  # fmt: skip
+        self.write(bits, segments)
+
+
+def _zeros(device: torch.device, *kinds: tuple[tuple[int, ...], torch.dtype]) -> list[Tensor]:
+    """Zeros of each shape and dtype, filled by one launch and aligned as kernels expect."""
+    sizes = [math.prod(shape) * dtype.itemsize for shape, dtype in kinds]
+    room = [-(-size // 16) * 16 for size in sizes]
+    parts = torch.zeros(sum(room), dtype=torch.uint8, device=device).split(room)
+    return [
+        part[:size].view(dtype).view(shape)
+        for part, size, (shape, dtype) in zip(parts, sizes, kinds, strict=True)
+    ]
 
 
 def fewest(mass: Tensor, need: Tensor) -> Tensor:

@@ -22,7 +22,12 @@ def needs_int64(problem: Problem, *tensors: Tensor) -> bool:
 
 def padded_dim(head_dim: int) -> int:
     """Head dim of a tile: a power of two, and no less than tensor cores multiply at once."""
-    return max(16, 1 << (head_dim - 1).bit_length())
+    return max(16, power_of_two(head_dim))
+
+
+def power_of_two(least: int) -> int:
+    """The smallest power of two that is no less."""
+    return 1 << max(0, least - 1).bit_length()
 
 
 def page_table_stride(page_table: Tensor | None) -> int | None:

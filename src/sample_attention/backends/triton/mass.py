@@ -6,12 +6,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import triton  # pyright: ignore[reportMissingTypeStubs]
 from torch import Tensor
 
 from ...problem import Problem
 from ...selection.classes import LOWEST_BITS, NUM_CLASSES
-from .layout import LOG2E, needs_int64, padded_dim, page_table_stride
+from .layout import LOG2E, needs_int64, padded_dim, page_table_stride, power_of_two
 from .mass_kernel import (
     column_mass_kernel,
     finite_kernel,
@@ -96,7 +95,7 @@ def mean_queries(q: Tensor, pools: Pools, problem: Problem) -> Tensor:
 def mark_not_finite(x: Tensor, problem: Problem, dense: Tensor, *, queries: bool) -> None:
     """Set `dense` `[N, H, G]` for heads whose q, or else k, holds a NaN or an infinity."""
     s = problem.sequences
-    tiles = triton.cdiv(s.max_q_len if queries else s.max_kv_len, FINITE_TOKENS)
+    tiles = -(-(s.max_q_len if queries else s.max_kv_len) // FINITE_TOKENS)
     pages = None if queries else s.page_table
     layout = {**_layout(x, problem), "PAGE_SIZE": 0 if queries else s.page_size}
     launch: Any = finite_kernel[(tiles, x.shape[1], len(s.table))]
@@ -125,7 +124,7 @@ def score(q: Tensor, table: RowTable, keys: Keys, dense: Tensor | None = None) -
         **LSE_LAUNCH,
     )  # fmt: skip
     lse = torch.empty(shape, dtype=torch.float32, device=q.device)
-    merge: Any = merge_lse_kernel[(triton.cdiv(num_rows, MERGED_ROWS), shape[1], shape[0])]
+    merge: Any = merge_lse_kernel[(-(-num_rows // MERGED_ROWS), shape[1], shape[0])]
     merge(
         parts, table.at, lse, None if dense is None else dense.view(torch.int8), num_rows, chunks,
         ROWS=table.per_segment, BLOCK=MERGED_ROWS, num_warps=4,
@@ -164,7 +163,7 @@ def write_mass(
     if table.per_segment <= TILE_ROWS:
         per_tile = TILE_ROWS // table.per_segment
         tiles = -(-segments.stop // per_tile) - segments.start // per_tile
-        launch = segment_mass_kernel[(tiles * triton.cdiv(pitch, CHUNK_KEYS), heads, n)]
+        launch = segment_mass_kernel[(tiles * -(-pitch // CHUNK_KEYS), heads, n)]
         launch(
             rows.q, keys.k, table.at, table.edges, rows.lse, limits, table.share,
             dense.view(torch.int8), *shared, **constants, ROWS=table.per_segment, CHUNK=CHUNK_KEYS,
@@ -172,12 +171,10 @@ def write_mass(
         )  # fmt: skip
     else:
         tiles = table.per_segment // TILE_ROWS
-        launch = column_mass_kernel[
-            (triton.cdiv(pitch, COLUMN_LAUNCH["BLOCK_N"]), heads * count, n)
-        ]
+        launch = column_mass_kernel[(-(-pitch // COLUMN_LAUNCH["BLOCK_N"]), heads * count, n)]
         launch(
             rows.q, keys.k, table.at, table.edges, rows.lse, table.share, *shared, tiles,
-            **constants, BLOCK_TILES=triton.next_power_of_2(tiles), **COLUMN_LAUNCH,
+            **constants, BLOCK_TILES=power_of_two(tiles), **COLUMN_LAUNCH,
         )  # fmt: skip
 
 

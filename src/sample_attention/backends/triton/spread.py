@@ -6,25 +6,24 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import triton  # pyright: ignore[reportMissingTypeStubs]
 from torch import Tensor
 
 from ...config import MOST_HEAVY, SPREAD_SHARE, SampleAttentionConfig
 from .counting import Ranked, count_on_probes
 from .filtering import Lists
 from .geometry import groups
-from .layout import LOG2E, padded_dim, page_table_stride
+from .layout import LOG2E, padded_dim, page_table_stride, power_of_two
 from .mass import Keys
 from .spread_kernel import moments_kernel, probe_kernel, rank_kernel
 
 MOMENTS_LAUNCH = {"num_warps": 4}
-PROBE_LAUNCH = {"BLOCK_S": 64, "BLOCK_N": 32, "num_warps": 4, "num_stages": 2}
-RANK_LAUNCH = {"CHUNK": 2048, "num_warps": 8, "num_stages": 3}
+PROBE_LAUNCH = {"num_warps": 8, "num_stages": 3}
+RANK_LAUNCH = {"CHUNK": 1024, "num_warps": 8, "num_stages": 3}
 
 RANKED_TOGETHER = 128
-"""Segments whose ranks one program computes; half as many where heads are wider than 128."""
+"""Segments of heads that share keys that one program ranks for; half where these are wide."""
 
-PARTS = 8
+PARTS = 4
 """Programs that rank the regular probes of a tile of segments: few segments still fill the GPU."""
 
 ROOM = 2 * MOST_HEAVY
@@ -47,30 +46,34 @@ class Moments:
 def fill_by_spread(q: Tensor, keys: Keys, config: SampleAttentionConfig, lists: Lists) -> None:
     """Fill the lists of every segment."""
     moments = _moments(q, keys, config, lists)
-    for segments, pitch in groups(keys.problem, lists.geometry, 1, RANKED_TOGETHER):
+    tile = rank_tile(keys.problem.head_dim, keys.problem.group_size)
+    for segments, pitch in groups(keys.problem, lists.geometry, 1, tile["BLOCK_S"]):
         ranked = _rank(moments, keys, config, lists, segments, pitch)
         count_on_probes(q, keys, config, lists, ranked)
-        lists.collect(ranked.classes, segments, config.dense_above)
+        lists.write(ranked.bits, segments)
 
 
-def rank_tile(head_dim: int) -> dict[str, int]:
-    """Segments and columns that are ranked at once."""
-    if head_dim <= 128:
-        return {"BLOCK_S": RANKED_TOGETHER, "BLOCK_N": 64}
-    return {"BLOCK_S": RANKED_TOGETHER // 2, "BLOCK_N": 32}
+def rank_tile(head_dim: int, group_size: int) -> dict[str, int]:
+    """Heads, segments of each and columns that are ranked at once.
+
+    The columns of segments end where these begin: few of many heads waste less than many of one.
+    """
+    rows, columns = (RANKED_TOGETHER, 64) if head_dim <= 128 else (RANKED_TOGETHER // 2, 32)
+    heads = min(rows, power_of_two(group_size))
+    return {"HEADS": heads, "BLOCK_S": rows // heads, "BLOCK_N": columns}
 
 
 def _moments(q: Tensor, keys: Keys, config: SampleAttentionConfig, lists: Lists) -> Moments:
     problem, size = keys.problem, lists.geometry.size
     block_d, (n, heads, segments) = padded_dim(problem.head_dim), lists.counts.shape
-    means, spreads = (q.new_empty(n, heads, segments, block_d) for _ in range(2))
+    means, spreads = q.new_empty(2, n, heads, segments, block_d)
     launch: Any = moments_kernel[(segments, heads, n)]
     launch(
         q, problem.sequences.table, lists.geometry.always.view(torch.int8),
         lists.dense.view(torch.int8), means, spreads, q.stride()[:3], segments,
         SPREAD_SHARE * keys.scale / 2,
         HEAD_DIM=problem.head_dim, BLOCK_D=block_d, SEGMENT=size,
-        BLOCK_M=triton.next_power_of_2(size), ROW_STRIDE=config.row_stride, **MOMENTS_LAUNCH,
+        BLOCK_M=power_of_two(size), ROW_STRIDE=config.row_stride, **MOMENTS_LAUNCH,
     )  # fmt: skip
     return Moments(means, spreads)
 
@@ -79,27 +82,27 @@ def _rank(
     moments: Moments, keys: Keys, config: SampleAttentionConfig, lists: Lists, segments: range,
     pitch: int,
 ) -> Ranked:  # fmt: skip
-    """Rank the regular probes, then all columns beside those."""
+    """Sum the ranks of the regular probes, then rank all columns relative to the sum."""
     problem, facts, k = keys.problem, lists.geometry, keys.k
     pages, dense = problem.sequences.page_table, lists.dense.view(torch.int8)
     (n, heads, _), count, probes = lists.counts.shape, len(segments), config.probes or MOST_HEAVY
     ranked = Ranked.empty((n, heads, count), segments, pitch, probes, ROOM, k.device)
-    tile = rank_tile(problem.head_dim)
+    tile = rank_tile(problem.head_dim, problem.group_size)
     head = moments.means, moments.spreads, k, facts.limits, dense, problem.sequences.table, pages
     tail = segments.start, segments.stop, facts.segments
-    layout = {**keys.layout(), "NUM_HEADS": heads, "GROUP": problem.group_size}
+    constants = {
+        **keys.layout(), **tile, "NUM_HEADS": heads, "GROUP": problem.group_size,
+        "PROBES": probes, "PARTS": PARTS,
+    }  # fmt: skip
+    tiles = -(-count // tile["BLOCK_S"])
+    head_tiles = heads // problem.group_size * -(-problem.group_size // tile["HEADS"])
     strides = k.stride()[:3], page_table_stride(pages)
     parts = k.new_empty(2, n, heads, count, PARTS, dtype=torch.float32)
-    probe: Any = probe_kernel[(triton.cdiv(count, PROBE_LAUNCH["BLOCK_S"]) * PARTS, heads, n)]
-    probe(
-        *head, ranked.ranks, *parts, *strides, *tail, keys.scale * LOG2E,
-        **layout, PROBES=probes, PARTS=PARTS, **PROBE_LAUNCH,
-    )  # fmt: skip
-    tiles = triton.cdiv(count, tile["BLOCK_S"]) * triton.cdiv(pitch, RANK_LAUNCH["CHUNK"])
-    rank: Any = rank_kernel[(tiles, heads, n)]
+    probe: Any = probe_kernel[(tiles * PARTS, head_tiles, n)]
+    probe(*head, *parts, *strides, *tail, keys.scale * LOG2E, **constants, **PROBE_LAUNCH)
+    rank: Any = rank_kernel[(tiles * -(-pitch // RANK_LAUNCH["CHUNK"]), head_tiles, n)]
     rank(
-        *head, *parts, ranked.heavy_from, ranked.classes, ranked.bits, *strides, *tail, pitch,
-        keys.scale * LOG2E, **layout, **tile, PROBES=probes, PARTS=PARTS, MOST_HEAVY=MOST_HEAVY,
-        **RANK_LAUNCH,
+        *head, *parts, ranked.classes, ranked.bits, *strides, *tail, pitch, keys.scale * LOG2E,
+        **constants, MOST_HEAVY=MOST_HEAVY, **RANK_LAUNCH,
     )  # fmt: skip
     return ranked

@@ -1,7 +1,7 @@
 """Selection by mean and spread of the queries: ranks of all columns, and which of them are heavy.
 
-    q ─► moments ─► probe: ranks of the regular probes, their sums in parts
-                    rank: first heavy class, classes [segments, columns], bits of the heavy columns
+    q ─► moments ─► probe: sums of the ranks of regular probes, in parts
+                    rank: classes [segments, columns], bits of the heavy columns
 
 Steps are eighths of an octave of a rank. What a segment's ranks sum to is estimated from its
 regular probes, and classes are told apart within 16 octaves of the first heavy one: 256 bins.
@@ -21,7 +21,7 @@ KEY_SHRINK = tl.constexpr(1 / 16)
 """Keys are multiplied by this before they are squared: squares of fp16 overflow from 256 on."""
 
 FARTHEST = tl.constexpr(32767)
-"""Most steps from a rank of 1 that are told apart; segments with such probes are dense."""
+"""Segments whose first heavy class is about as many steps from a rank of 1 are dense."""
 
 
 @triton.jit
@@ -69,8 +69,29 @@ def moments_kernel(
 
 
 @triton.jit
+def lists_of_tile(
+    Limits, Dense, i, start, first_segment, last_segment, num_segments,
+    NUM_HEADS: tl.constexpr, GROUP: tl.constexpr, HEADS: tl.constexpr,
+):  # fmt: skip
+    """Lists `i` of the segments from `start` on, of each of HEADS heads that share keys.
+
+    Returns each one's head, segment, place among all that are made together, and how many columns
+    it can hold: 0 where it is dense or there is none.
+    """
+    PARTS: tl.constexpr = (GROUP + HEADS - 1) // HEADS
+    n, part = tl.program_id(2), tl.program_id(1) % PARTS
+    own = tl.minimum(part * HEADS + i % HEADS, GROUP - 1)
+    head = tl.program_id(1) // PARTS * GROUP + own
+    segment = start + i // HEADS
+    row = (n * NUM_HEADS + head).to(tl.int64)
+    inside = (part * HEADS + i % HEADS < GROUP) & (segment < last_segment)
+    limit = open_limits(Limits, Dense, n, row, segment, inside, num_segments)
+    return head, segment, row * (last_segment - first_segment) + segment - first_segment, limit
+
+
+@triton.jit
 def load_moments(Means, Spreads, row, there, BLOCK_D: tl.constexpr):
-    """Means and spreads of a tile of segments: `[segments, BLOCK_D]`, zero where there is none."""
+    """Means and spreads of the rows of a tile: `[rows, BLOCK_D]`, zero where there is none."""
     at = row[:, None] * BLOCK_D + tl.arange(0, BLOCK_D)[None, :]
     means = tl.load(Means + at, mask=there[:, None], other=0.0)
     return means, tl.load(Spreads + at, mask=there[:, None], other=0.0)
@@ -105,34 +126,32 @@ def octaves_of_probes(limits, largest, PROBES: tl.constexpr):
 
 @triton.jit(do_not_specialize=["first_segment", "last_segment", "num_segments"])
 def probe_kernel(
-    Means, Spreads, K, Limits, Dense, Table, PageTable, Ranks, Tops, Totals, k_strides,
-    page_table_stride, first_segment, last_segment, num_segments, scale,
-    NUM_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
-    BLOCK_S: tl.constexpr, BLOCK_N: tl.constexpr, PROBES: tl.constexpr, PARTS: tl.constexpr,
-    PAGE_SIZE: tl.constexpr, WIDE: tl.constexpr,
+    Means, Spreads, K, Limits, Dense, Table, PageTable, Tops, Totals, k_strides, page_table_stride,
+    first_segment, last_segment, num_segments, scale,
+    NUM_HEADS: tl.constexpr, GROUP: tl.constexpr, HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_N: tl.constexpr, PROBES: tl.constexpr,
+    PARTS: tl.constexpr, PAGE_SIZE: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Ranks of a part of the regular probes of a tile of segments; their largest and their sum.
+    """Largest rank of a part of the regular probes of a tile of segments, and their sum.
 
     Segments of a tile share products as far as their probes lie equally far apart: the distance
     grows along the keys, as that of the segments that end there does.
     """
-    part, h, n = tl.program_id(0) % PARTS, tl.program_id(1), tl.program_id(2)
-    head = (n * NUM_HEADS + h).to(tl.int64)
-    segment = first_segment + tl.program_id(0) // PARTS * BLOCK_S + tl.arange(0, BLOCK_S)
-    inside = segment < last_segment
-    limit = open_limits(Limits, Dense, n, head, segment, inside, num_segments)
+    part, n = tl.program_id(0) % PARTS, tl.program_id(2)
+    start = first_segment + tl.program_id(0) // PARTS * BLOCK_S
+    head, segment, scratch, limit = lists_of_tile(
+        Limits, Dense, tl.arange(0, HEADS * BLOCK_S), start, first_segment, last_segment,
+        num_segments, NUM_HEADS, GROUP, HEADS,
+    )  # fmt: skip
     stop = tl.max(limit)
-    means, spreads = load_moments(Means, Spreads, head * num_segments + segment, limit > 0, BLOCK_D)
-    K = key_pointer(K, Table, n, h, k_strides, GROUP)
+    row = (n * NUM_HEADS + head).to(tl.int64) * num_segments + segment
+    means, spreads = load_moments(Means, Spreads, row, limit > 0, BLOCK_D)
+    K = key_pointer(K, Table, n, tl.max(head), k_strides, GROUP)
     pages = page_pointer(PageTable, n, page_table_stride, PAGE_SIZE)
-    octaves = octaves_of_probes(limit, stop, PROBES)
-    between = ((1 << octaves) - 1)[:, None]
-    scratch = head * (last_segment - first_segment) + segment - first_segment
-    Ranks += head * (last_segment - first_segment) * PROBES
-    out = ((segment - first_segment) * PROBES)[:, None] - 1
+    between = ((1 << octaves_of_probes(limit, stop, PROBES)) - 1)[:, None]
     step = distance_of_probes(tl.min(tl.where(limit > 0, limit, stop)), PROBES)
-    top = tl.full([BLOCK_S], -FARTHEST, tl.float32)
-    total = tl.zeros([BLOCK_S], tl.float32)
+    top = tl.full([HEADS * BLOCK_S], -FARTHEST, tl.float32)
+    total = tl.zeros([HEADS * BLOCK_S], tl.float32)
     first = 0  # the probe that follows those of half the distance
     while first * step < stop:
         end = tl.minimum(stop, PROBES * step)
@@ -141,11 +160,9 @@ def probe_kernel(
             k = load_keys(
                 K, ends - 1, ends <= end, pages, k_strides, HEAD_DIM, BLOCK_D, PAGE_SIZE, WIDE, True
             )
-            steps = tl.floor(exponents(means, spreads, k) * (8 * scale))
-            steps = tl.minimum(tl.maximum(steps, -FARTHEST), FARTHEST)
             ends = tl.where(ends <= end, ends, stop + 1)[None, :]
             probed = ((ends & between) == 0) & (ends <= limit[:, None])
-            tl.store(Ranks + (out + (ends >> octaves[:, None])), steps.to(tl.int16), mask=probed)
+            steps = tl.floor(exponents(means, spreads, k) * (8 * scale))
             steps = tl.where(probed, steps, float("-inf"))
             top_new = tl.maximum(top, tl.max(steps, 1))
             sizes = tl.exp2(steps * 0.125 - (top_new * 0.125)[:, None])
@@ -153,9 +170,8 @@ def probe_kernel(
             top = top_new
         first = PROBES // 2
         step *= 2
-    at = scratch * PARTS + part
-    tl.store(Tops + at, top, mask=inside)
-    tl.store(Totals + at, total, mask=inside)
+    tl.store(Tops + scratch * PARTS + part, top, mask=limit > 0)
+    tl.store(Totals + scratch * PARTS + part, total, mask=limit > 0)
 
 
 @triton.jit
@@ -175,39 +191,36 @@ def first_heavy(
 
 @triton.jit(do_not_specialize=["first_segment", "last_segment", "num_segments"])
 def rank_kernel(
-    Means, Spreads, K, Limits, Dense, Table, PageTable, Tops, Totals, HeavyFrom, Class, Bits,
-    k_strides, page_table_stride, first_segment, last_segment, num_segments, pitch, scale,
-    NUM_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
-    BLOCK_S: tl.constexpr, BLOCK_N: tl.constexpr, CHUNK: tl.constexpr, PROBES: tl.constexpr,
-    PARTS: tl.constexpr, MOST_HEAVY: tl.constexpr,
+    Means, Spreads, K, Limits, Dense, Table, PageTable, Tops, Totals, Class, Bits, k_strides,
+    page_table_stride, first_segment, last_segment, num_segments, pitch, scale,
+    NUM_HEADS: tl.constexpr, GROUP: tl.constexpr, HEADS: tl.constexpr, HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_N: tl.constexpr, CHUNK: tl.constexpr,
+    PROBES: tl.constexpr, PARTS: tl.constexpr, MOST_HEAVY: tl.constexpr,
     PAGE_SIZE: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Classes of CHUNK columns for a tile of segments, and a bit for each that is heavy.
 
-    The first chunk's program says from which steps on they are. BLOCK_N divides the pitch: the last
-    tile may write past a segment's limit.
+    BLOCK_N divides the pitch: the last tile may write past a segment's limit.
     """
-    n, h = tl.program_id(2), tl.program_id(1)
-    chunks = tl.cdiv(pitch, CHUNK)
-    head = (n * NUM_HEADS + h).to(tl.int64)
-    segment = first_segment + tl.program_id(0) // chunks * BLOCK_S + tl.arange(0, BLOCK_S)
-    inside = segment < last_segment
-    limit = open_limits(Limits, Dense, n, head, segment, inside, num_segments)
+    n, chunks = tl.program_id(2), tl.cdiv(pitch, CHUNK)
+    head, segment, scratch, limit = lists_of_tile(
+        Limits, Dense, tl.arange(0, HEADS * BLOCK_S),
+        first_segment + tl.program_id(0) // chunks * BLOCK_S, first_segment, last_segment,
+        num_segments, NUM_HEADS, GROUP, HEADS,
+    )  # fmt: skip
     start = tl.program_id(0) % chunks * CHUNK
     stop = tl.minimum(tl.max(limit), start + CHUNK)
     if start >= stop:
         return
-    row = head * num_segments + segment
+    row = (n * NUM_HEADS + head).to(tl.int64) * num_segments + segment
     means, spreads = load_moments(Means, Spreads, row, limit > 0, BLOCK_D)
-    K = key_pointer(K, Table, n, h, k_strides, GROUP)
+    K = key_pointer(K, Table, n, tl.max(head), k_strides, GROUP)
     pages = page_pointer(PageTable, n, page_table_stride, PAGE_SIZE)
     kv_len = tl.load(Table + n * 5 + 4)
-    scratch = head * (last_segment - first_segment) + segment - first_segment
     heavy_from = first_heavy(Tops, Totals, scratch, limit, PROBES, PARTS, MOST_HEAVY)
     if start == 0:
-        tl.store(HeavyFrom + scratch, heavy_from.to(tl.int32), mask=limit > 0)
-        too_far = tl.abs(heavy_from) > FARTHEST - 256
-        tl.store(Dense + row, tl.full([BLOCK_S], 1, tl.int8), mask=too_far)
+        too_far = ~(tl.abs(heavy_from) < FARTHEST)  # as is a NaN, where ranks overflow
+        tl.store(Dense + row, tl.full([HEADS * BLOCK_S], 1, tl.int8), mask=(limit > 0) & too_far)
     shift = (heavy_from - HEAVY_BIN - 256)[:, None]
     out = scratch[:, None] * pitch
     step = tl.arange(0, BLOCK_N)
@@ -222,9 +235,9 @@ def rank_kernel(
         steps = exponents(means, spreads, k) * (8 * scale) - shift
         steps = tl.minimum(tl.maximum(steps, 256.0), 511.0)
         rank_class = (steps.to(tl.int32, bitcast=True) >> 15) & 255
-        tl.store(Class + out + keys[None, :], rank_class.to(tl.uint8), mask=inside[:, None])
+        wanted = (j < limit)[:, None]
+        tl.store(Class + out + keys[None, :], rank_class.to(tl.uint8), mask=wanted)
         heavy = tl.where(steps >= 256 + HEAVY_BIN, bit, 0)
-        heavy = tl.sum(tl.reshape(heavy, [BLOCK_S, BLOCK_N // 32, 32]), 2)
+        heavy = tl.sum(tl.reshape(heavy, [HEADS * BLOCK_S, BLOCK_N // 32, 32]), 2)
         word = j // 32 + tl.arange(0, BLOCK_N // 32)
-        at = scratch[:, None] * (pitch // 32) + word[None, :]
-        tl.store(Bits + at, heavy, mask=inside[:, None])
+        tl.store(Bits + scratch[:, None] * (pitch // 32) + word[None, :], heavy, mask=wanted)
