@@ -212,7 +212,6 @@ def test_a_call_does_not_depend_on_its_batch(device):
     [
         ("share their keys", {"segment": None, "pool": None}),
         ("share their keys", {"segment": 64}),
-        ("dense_tail 7", {"dense_tail": 7}),
     ],
 )
 def test_plans_of_another_form_are_refused(words, changes):
@@ -221,6 +220,14 @@ def test_plans_of_another_form_are_refused(words, changes):
     plan = select(q, k, config, backend="eager")
     for subject in (config, plan):
         assert words in hopper.form_refusal(subject)
+
+
+def test_a_tail_of_rows_is_refused_and_one_of_segments_accepted():
+    config = SampleAttentionConfig(dense_tail=7)
+    q, k, _ = inputs("cpu", 200)
+    plan = select(q, k, config, backend="eager")
+    assert hopper.form_refusal(config) is hopper.form_refusal(plan) is None
+    assert "dense_tail 7" in hopper.form_refusal(replace(plan, dense_tail=7))
 
 
 @pytest.mark.parametrize(

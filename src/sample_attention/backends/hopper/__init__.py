@@ -75,8 +75,8 @@ def form_refusal(subject: SampleAttentionConfig | StripePlan) -> str | None:
         return f"rows of a plan do not share their keys {BLOCK_M} by {BLOCK_M}"
     if subject.key_block != 1:
         return f"key_block {subject.key_block}; accepted: 1"
-    if subject.dense_tail:
-        return f"dense_tail {subject.dense_tail}; accepted: 0"
+    if isinstance(subject, StripePlan) and subject.dense_tail:
+        return f"a plan with dense_tail {subject.dense_tail}; accepted: dense segments instead"
     return None
 
 

@@ -43,6 +43,9 @@ HALF = gl.constexpr(64)
 CHUNK = gl.constexpr(32)
 """Keys whose addresses a thread of the gathering warps holds at once."""
 
+LAST_TILES = gl.constexpr(2)
+"""Tiles that can hold the dense tail of a prompt; there are always as many."""
+
 FIELDS = gl.constexpr(8)
 """Numbers that describe a tile: see `describe`."""
 
@@ -152,9 +155,14 @@ def gather_tiles(
     tile_phase = 1
     work = gl.program_id(0)
     while work < num_tiles * NUM_KV_HEADS * GROUP * num_sequences:
-        # Query heads that share keys run side by side, heavy rows first.
-        g, left = work % GROUP, work // GROUP
-        t, left = left % num_tiles, left // num_tiles
+        # Query heads that share keys run side by side, heavy rows first. The last rows of all heads
+        # come before all others: they may be dense, and the last tile to end would be such a one.
+        heads = NUM_KV_HEADS * GROUP * num_sequences
+        first_tile = gl.where(work < LAST_TILES * heads, 0, LAST_TILES)
+        tiles = gl.maximum(gl.where(first_tile == 0, LAST_TILES, num_tiles - LAST_TILES), 1)
+        left = work - first_tile * heads
+        g, left = left % GROUP, left // GROUP
+        t, left = left % tiles + first_tile, left // tiles
         kv_head, n = left % NUM_KV_HEADS, left // NUM_KV_HEADS
         h = kv_head * GROUP + g
         b = gl.load(Table + n * 5)

@@ -14,12 +14,12 @@ from .filtering import Lists
 from .layout import LOG2E, page_table_stride, power_of_two
 from .mass import Keys
 
-HEAVY_LSE_LAUNCH = {"BLOCK_N": 64, "WORDS": 256, "num_warps": 4, "num_stages": 2}
-PROBE_LSE_LAUNCH = {"BLOCK_N": 64, "num_warps": 8, "num_stages": 2, "maxnreg": 128}
-PROBE_MASS_LAUNCH = {"BLOCK_N": 64, "num_warps": 8, "num_stages": 2}
-DECIDE_LAUNCH = {"BLOCK_N": 64, "BLOCK": 4096, "num_warps": 4, "num_stages": 2}
+HEAVY_LSE_LAUNCH = {"BLOCK_N": 64, "WORDS": 256, "num_warps": 4, "num_stages": 1}
+PROBE_LSE_LAUNCH = {"BLOCK_N": 64, "num_warps": 4, "num_stages": 2, "maxnreg": 128}
+PROBE_MASS_LAUNCH = {"BLOCK_N": 64, "num_warps": 4, "num_stages": 2}
+DECIDE_LAUNCH = {"BLOCK_N": 64, "BLOCK": 4096, "num_warps": 4, "num_stages": 1}
 
-TILE_ROWS = 128
+TILE_ROWS = 64
 """Sampled rows of segments that share probes that one program scores, if a head has no more."""
 
 

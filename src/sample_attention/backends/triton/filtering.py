@@ -18,7 +18,7 @@ BLOCK_CLASSES = 1024
 """Columns that a program that finds a threshold looks at at once."""
 
 FLAG_LAUNCH = {"BLOCK": 4096, "num_warps": 4}
-COMPACT_LAUNCH = {"BLOCK": 256, "num_warps": 4}
+COMPACT_LAUNCH = {"BLOCK": 32, "num_warps": 1}
 PLACE_LAUNCH = {"BLOCK": 4096, "num_warps": 16}
 
 TICKS = 2**40
