@@ -69,7 +69,7 @@ KEYS = {
 
 WIDEST = {"HEAD_DIM": 256, "BLOCK_D": 256}
 SPREAD = {
-    "SEGMENT": 128, "ROW_STRIDE": 8, "ROWS": 16, "HEADS": 4, "BLOCK_S": 2, "PROBES": 1024,
+    "SEGMENT": 128, "ROW_STRIDE": 8, "ROWS": 16, "HEADS": 4, "BLOCK_S": 1, "PROBES": 1024,
     "BLOCK_P": 1024, "MOST_HEAVY": 512, "ROOM": spread.ROOM, "PARTS": spread.PARTS,
     "TYPES": {"Mass": "*fp32"},
 }  # fmt: skip
