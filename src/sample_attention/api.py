@@ -289,7 +289,8 @@ def _in_spans(
     if len(parts) == 1:
         plan = selector_of(backend, problem, rule).select(q, k, problem, scale)
         return choose(backend, problem, plan).attend(q, k, v, problem, plan, scale)
-    offset, outs, lses = k.shape[2] - q.shape[2], list[Tensor](), list[Tensor]()
+    offset, lses = k.shape[2] - q.shape[2], list[Tensor]()
+    whole = q.new_empty(q.shape)  # joined at the end, the results would be there twice
     for rows in parts:
         last = offset + rows.stop
         some = q[:, :, rows.start : rows.stop], k[:, :, :last], v[:, :, :last]
@@ -297,9 +298,9 @@ def _in_spans(
         selector = selector_of(backend, part, rule_of_span(rule, rows, q.shape[2]))
         plan = selector.select(*some[:2], part, scale)
         out, lse = choose(backend, part, plan).attend(*some, part, plan, scale)
-        outs.append(out)
+        whole[:, :, rows.start : rows.stop] = out
         lses.append(lse)
-    return torch.cat(outs, 2), torch.cat(lses, 2)
+    return whole, torch.cat(lses, 2)
 
 
 def _redo_dense(
