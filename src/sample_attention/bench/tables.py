@@ -100,9 +100,14 @@ def source_of(record: Record) -> str:
 
 
 def rule_of(record: Record) -> str:
-    """The preset with the fields that differ from it, coverage aside; `–` where nothing selects."""
+    """The preset with the fields that differ from it, coverage aside; `–` where nothing selects.
+
+    Where the call ran dense its fields had no part.
+    """
     if record.get("preset") is None:
         return "–"
+    if record.get("routed") and record.get("route") == "dense":
+        return record["preset"]
     preset = asdict(PRESETS[record["preset"]])
     ran = record.get("config", {})  # which the first records do not have
     changed = {x: value for x, value in ran.items() if value != preset.get(x)}
