@@ -7,6 +7,7 @@ import torch
 
 from sample_attention import SampleAttentionConfig, Sequences, attend, select
 from sample_attention.baselines import METHODS
+from sample_attention.dispatch import backend_of
 from sample_attention.problem import Problem
 from sample_attention.testing import assert_matches_oracle, make_pages, make_qkv, nan_poison
 
@@ -105,7 +106,16 @@ def test_pages_do_not_change_a_bit(config, page_size):
 
 
 def test_fp64_is_refused_with_the_accepted_types():
-    from sample_attention.dispatch import backend_of
-
     q, k, v = make_qkv(16, num_heads=1, head_dim=16, dtype=torch.float64)
     assert "float16" in str(backend_of("triton").refusal(Problem.of(q, k, v)))
+
+
+@pytest.mark.parametrize("rows", [8, 96, 100])
+def test_segments_that_are_no_tiles_are_refused(rows):
+    q, k, v = make_qkv(300)
+    config = SampleAttentionConfig(segment=rows, pool=rows, row_stride=2)
+    plan = select(q, k, config, backend="eager")
+    for subject in (config, plan):
+        answer = backend_of("triton").refusal(Problem.of(q, k, v), subject)
+        assert f"segments of {rows} rows" in answer
+        assert "accepted" in answer

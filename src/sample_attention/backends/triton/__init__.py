@@ -21,7 +21,7 @@ MOST_PROBES = 4096
 """Largest `probes`: one program holds what they found."""
 
 BLOCK_SIZES = (16, 32, 64, 128)
-"""Accepted `key_block` of a preset that selects blocks."""
+"""Accepted `key_block` of a preset that selects blocks, and rows of small segments: tiles."""
 
 
 class TritonBackend:
@@ -33,7 +33,9 @@ class TritonBackend:
         """See `Backend.refusal`."""
         if importlib.util.find_spec("triton") is None:
             return "triton is not installed"
-        refused = _config_refusal(subject) if isinstance(subject, SampleAttentionConfig) else None
+        refused = None if subject is None else _segment_refusal(subject.segment)
+        if isinstance(subject, SampleAttentionConfig):
+            refused = refused or _config_refusal(subject)
         if refused is not None:
             return refused
         if problem.head_dim > MAX_HEAD_DIM:
@@ -59,6 +61,13 @@ class TritonBackend:
         from .attend import attend
 
         return attend(q, k, v, problem, plan, scale)
+
+
+def _segment_refusal(rows: int | None) -> str | None:
+    if rows is None or rows in BLOCK_SIZES or rows % BLOCK_SIZES[-1] == 0:
+        return None
+    small = ", ".join(map(str, BLOCK_SIZES[:-1]))
+    return f"segments of {rows} rows; accepted: {small} and multiples of {BLOCK_SIZES[-1]}"
 
 
 def _config_refusal(config: SampleAttentionConfig) -> str | None:
