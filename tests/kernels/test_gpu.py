@@ -15,13 +15,7 @@ pytestmark = [
 
 CONFIGS = {
     "segments-of-32": SampleAttentionConfig.preset(
-        "pooled",
-        dense_prefix=0,
-        dense_tail=0,
-        window=16,
-        segment=32,
-        pool=8,
-        row_stride=4,
+        "pooled", dense_prefix=0, dense_tail=0, window=16, segment=32, pool=8, row_stride=4,
         coverage=0.8,
     ),
     "segments-of-256": SampleAttentionConfig.preset(
@@ -31,7 +25,7 @@ CONFIGS = {
     "pooled": SampleAttentionConfig.preset("pooled", dense_prefix=128, window=100, coverage=0.5),
     "paper": SampleAttentionConfig.preset("paper", coverage=0.7, dense_tail=7),
     "mlsys": SampleAttentionConfig.preset("mlsys", coverage=0.5, slash_coverage=0.5),
-}
+}  # fmt: skip
 
 
 def on_gpu(dtype=torch.bfloat16, *, dim=128, q_len=700, kv_len=700, heads=4, kv_heads=2):

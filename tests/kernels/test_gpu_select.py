@@ -25,16 +25,10 @@ CONFIGS = {
 BY_SEGMENT = {
     **{name: CONFIGS[name] for name in ("default", "few probes", "pooled")},
     "many rows": SampleAttentionConfig.preset(
-        "pooled",
-        segment=512,
-        row_stride=2,
-        pool=None,
-        dense_prefix=0,
-        dense_tail=0,
-        window=100,
+        "pooled", segment=512, row_stride=2, pool=None, dense_prefix=0, dense_tail=0, window=100,
         coverage=0.7,
     ),
-}
+}  # fmt: skip
 every_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
 
 

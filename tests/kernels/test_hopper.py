@@ -33,16 +33,10 @@ CONFIGS = {
         "pooled", dense_prefix=0, dense_tail=0, window=100, segment=256, coverage=0.6
     ),
     "segments-of-512": SampleAttentionConfig.preset(
-        "pooled",
-        dense_prefix=0,
-        dense_tail=0,
-        window=1,
-        segment=512,
-        pool=None,
-        row_stride=16,
+        "pooled", dense_prefix=0, dense_tail=0, window=1, segment=512, pool=None, row_stride=16,
         coverage=0.9,
     ),
-}
+}  # fmt: skip
 each_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
 
 

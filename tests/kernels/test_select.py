@@ -16,13 +16,8 @@ LENGTHS = {
     "within one segment": (9, 395),
 }
 POOLED = {
-    "dense_prefix": 0,
-    "dense_tail": 0,
-    "segment": 64,
-    "row_stride": 8,
-    "pool": 16,
-    "window": 40,
-}
+    "dense_prefix": 0, "dense_tail": 0, "segment": 64, "row_stride": 8, "pool": 16, "window": 40
+}  # fmt: skip
 CONFIGS = {
     "segments of 16": {"segment": 16, "row_stride": 4, "pool": 8, "window": 16},
     "segments of 32": {"segment": 32, "window": 7},

@@ -17,13 +17,7 @@ pytestmark = pytest.mark.skipif(
 
 CONFIGS = {
     "segments-of-32": SampleAttentionConfig.preset(
-        "pooled",
-        dense_prefix=0,
-        dense_tail=0,
-        window=16,
-        segment=32,
-        pool=8,
-        row_stride=4,
+        "pooled", dense_prefix=0, dense_tail=0, window=16, segment=32, pool=8, row_stride=4,
         coverage=0.8,
     ),
     "two-windows-per-segment": SampleAttentionConfig.preset(
@@ -36,7 +30,7 @@ CONFIGS = {
     "paper": SampleAttentionConfig.preset("paper", coverage=0.7, dense_tail=7),
     "mlsys": SampleAttentionConfig.preset("mlsys", coverage=0.5, slash_coverage=0.5),
     "dense": SampleAttentionConfig(coverage=1.0),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())

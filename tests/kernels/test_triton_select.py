@@ -26,13 +26,8 @@ Q_ENDS, KV_ENDS = torch.tensor([0, 70, 75, 165, 166]), torch.tensor([0, 70, 160,
 """A whole prompt, rows within a segment, a cached prefix with cut segments, one row."""
 
 POOLED = {
-    "dense_prefix": 0,
-    "dense_tail": 0,
-    "segment": 64,
-    "row_stride": 8,
-    "pool": 16,
-    "window": 40,
-}
+    "dense_prefix": 0, "dense_tail": 0, "segment": 64, "row_stride": 8, "pool": 16, "window": 40
+}  # fmt: skip
 SEGMENTS = {
     "segments of 64": {},
     "segments of 16": {"segment": 16, "row_stride": 4, "pool": 8, "window": 16},

@@ -92,16 +92,9 @@ def test_any_shapes(always_sparse, shapes, lengths, layout, alike):
         shapes = [shapes[0]] * 3
     q, k, v = (torch.randn(s) for s in shapes)
     config = SampleAttentionConfig.preset(
-        "pooled",
-        segment=16,
-        row_stride=4,
-        pool=4,
-        window=4,
-        dense_prefix=0,
-        dense_tail=0,
-        held_out=1,
-        guard=0.9,
-    )
+        "pooled", segment=16, row_stride=4, pool=4, window=4, dense_prefix=0, dense_tail=0,
+        held_out=1, guard=0.9,
+    )  # fmt: skip
     try:
         sequences = None
         if layout == "padded":
@@ -120,23 +113,11 @@ def test_any_shapes(always_sparse, shapes, lengths, layout, alike):
 BAD = {"nan": math.nan, "inf": math.inf, "minus inf": -math.inf}
 SETTINGS = {
     "segments": SampleAttentionConfig.preset(
-        "pooled",
-        dense_prefix=0,
-        dense_tail=0,
-        segment=32,
-        row_stride=8,
-        pool=8,
-        window=16,
+        "pooled", dense_prefix=0, dense_tail=0, segment=32, row_stride=8, pool=8, window=16,
         held_out=2,
     ),
     "spread": SampleAttentionConfig(
-        dense_prefix=0,
-        dense_tail=0,
-        segment=32,
-        row_stride=8,
-        pool=32,
-        spread=True,
-        probes=16,
+        dense_prefix=0, dense_tail=0, segment=32, row_stride=8, pool=32, spread=True, probes=16,
         window=16,
     ),
     "sampled rows rank": SampleAttentionConfig.preset(
@@ -144,7 +125,7 @@ SETTINGS = {
     ),
     "paper": SampleAttentionConfig.preset("paper"),
     "mlsys": SampleAttentionConfig.preset("mlsys", key_block=32, coverage=0.5, slash_coverage=0.5),
-}
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("position", [0, 5, 150, 255, 299])
@@ -210,15 +191,9 @@ def test_any_packing(select, attend, spans):
     q, k, v = (x[0].transpose(0, 1) for x in (q, k, v))
     sequences = Sequences.packed_from(q_ends, kv_ends)
     config = SampleAttentionConfig.preset(
-        "pooled",
-        dense_prefix=0,
-        dense_tail=0,
-        segment=32,
-        row_stride=4,
-        pool=8,
-        window=8,
+        "pooled", dense_prefix=0, dense_tail=0, segment=32, row_stride=4, pool=8, window=8,
         held_out=2,
-    )
+    )  # fmt: skip
     plan = select(q, k, config, sequences=sequences)
     out, lse = attend(q, k, v, plan)
     assert_matches_oracle(out, lse, q, k, v, plan)

@@ -21,16 +21,9 @@ from sample_attention.problem import Problem
 from sample_attention.testing import assert_matches_oracle, make_qkv
 
 SMALL = SampleAttentionConfig.preset(
-    "pooled",
-    coverage=0.6,
-    segment=32,
-    row_stride=8,
-    pool=8,
-    window=8,
-    dense_prefix=0,
-    dense_tail=0,
-    held_out=4,
-)
+    "pooled", coverage=0.6, segment=32, row_stride=8, pool=8, window=8, dense_prefix=0,
+    dense_tail=0, held_out=4,
+)  # fmt: skip
 ROW = CROSSOVERS["cpu"]
 
 

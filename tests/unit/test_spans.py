@@ -10,13 +10,7 @@ from sample_attention.problem import Problem
 from sample_attention.testing import assert_matches_oracle, make_qkv
 
 CONFIG = SampleAttentionConfig.preset(
-    "pooled",
-    dense_prefix=0,
-    dense_tail=0,
-    window=16,
-    segment=32,
-    pool=8,
-    row_stride=4,
+    "pooled", dense_prefix=0, dense_tail=0, window=16, segment=32, pool=8, row_stride=4,
     coverage=0.8,
 )  # fmt: skip
 

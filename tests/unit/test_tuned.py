@@ -16,15 +16,9 @@ SHORT = SampleAttentionConfig.preset(
     "pooled", coverage=0.5, segment=16, row_stride=4, pool=4, window=8, dense_prefix=0, dense_tail=0
 )
 LONG = SampleAttentionConfig.preset(
-    "pooled",
-    coverage=0.9,
-    segment=32,
-    row_stride=8,
-    pool=None,
-    window=16,
-    dense_prefix=0,
+    "pooled", coverage=0.9, segment=32, row_stride=8, pool=None, window=16, dense_prefix=0,
     dense_tail=0,
-)
+)  # fmt: skip
 BOTH = Tuned("tiny", (Interval(0, SHORT), Interval(200, LONG)), ({"kl": 0.1},), {"torch": "2"})
 
 
