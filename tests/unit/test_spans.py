@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sample_attention import SampleAttentionConfig, attend, sample_attention, select, spans
 from sample_attention.problem import Problem
@@ -65,6 +66,30 @@ def test_a_dense_tail_is_that_of_the_call(monkeypatch, tail):
     monkeypatch.setattr(spans, "COLUMNS_AT_ONCE", 3000)
     out = sample_attention(q, k, v, config)
     assert_matches_oracle(out, None, q, k, v, select(q, k, config))
+
+
+class Joined(TorchDispatchMode):
+    """Shapes of what is made by joining tensors."""
+
+    def __init__(self):
+        super().__init__()
+        self.shapes = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        result = func(*args, **(kwargs or {}))
+        if func is torch.ops.aten.cat.default:
+            self.shapes.append(result.shape)
+        return result
+
+
+@pytest.mark.usefixtures("always_sparse")
+def test_the_output_is_not_joined_of_a_second_one(monkeypatch):
+    q, k, v = make_qkv(300)
+    monkeypatch.setattr(spans, "COLUMNS_AT_ONCE", 3000)
+    with Joined() as joined:
+        out = sample_attention(q, k, v, CONFIG)
+    assert joined.shapes
+    assert out.shape not in joined.shapes
 
 
 def test_large_problems_take_larger_spans(monkeypatch):
