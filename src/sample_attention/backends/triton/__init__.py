@@ -21,7 +21,7 @@ MOST_PROBES = 4096
 """Largest `probes`: one program holds what they found."""
 
 BLOCK_SIZES = (16, 32, 64, 128)
-"""Accepted `key_block` of a preset that selects blocks, and rows of small segments: tiles."""
+"""Accepted `key_block` of a preset that selects blocks, and rows of a plan's small segments."""
 
 
 class TritonBackend:
@@ -33,9 +33,11 @@ class TritonBackend:
         """See `Backend.refusal`."""
         if importlib.util.find_spec("triton") is None:
             return "triton is not installed"
-        refused = None if subject is None else _segment_refusal(subject.segment)
+        refused = None
         if isinstance(subject, SampleAttentionConfig):
-            refused = refused or _config_refusal(subject)
+            refused = _config_refusal(subject)
+        elif subject is not None:
+            refused = _plan_refusal(subject.segment)
         if refused is not None:
             return refused
         if problem.head_dim > MAX_HEAD_DIM:
@@ -63,8 +65,9 @@ class TritonBackend:
         return attend(q, k, v, problem, plan, scale)
 
 
-def _segment_refusal(rows: int | None) -> str | None:
-    if rows is None or rows in BLOCK_SIZES or rows % BLOCK_SIZES[-1] == 0:
+def _plan_refusal(rows: int) -> str | None:
+    """Selecting takes segments of any size; attending, those that are made of tiles."""
+    if rows in BLOCK_SIZES or rows % BLOCK_SIZES[-1] == 0:
         return None
     small = ", ".join(map(str, BLOCK_SIZES[:-1]))
     return f"segments of {rows} rows; accepted: {small} and multiples of {BLOCK_SIZES[-1]}"
