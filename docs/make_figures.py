@@ -28,6 +28,7 @@ from gpu_records import PAGE as GPU_PAGE
 from gpu_records import provenance as gpu_provenance
 from PIL import Image
 from torch import Tensor
+from tuned_files import tables as tuned_pages
 
 from sample_attention import SampleAttentionConfig, Sequences, StripePlan, reference, select
 from sample_attention.backends.eager.mass import GroupRows, ScoreBuffer, column_mass
@@ -371,7 +372,7 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="only compare the tables")
     check = parser.parse_args().check
     gpu = {page: page.read_text("utf-8") for page in (GPU_PAGE, README)}
-    pages = tables() | gpu_pages(gpu) | evaluation_pages()
+    pages = tables() | gpu_pages(gpu) | evaluation_pages() | tuned_pages()
     stale = [page for page, text in pages.items() if page.read_text("utf-8") != text]
     if check:
         sys.stderr.writelines(
