@@ -1,5 +1,6 @@
 """The Hopper kernel against the oracle: in the emulator, and on an H100 or H200."""
 
+import math
 from dataclasses import replace
 from functools import partial
 
@@ -40,6 +41,10 @@ CONFIGS = {
 each_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
 
 
+RAGGED = (500, 100, 1, 300), (500, 300, 700, 300)
+"""Queries and keys of sequences in one batch: some of a single short run, some of several."""
+
+
 def move_maxima(tops, m):
     """Maxima of the rows, moved in the warps (16 rows) where one is passed by much."""
     moves = (tops > m + softmax_kernel.ROOM.value).view(4, -1).any(1).repeat_interleave(16)
@@ -73,12 +78,16 @@ class Emulated:
 @pytest.fixture(params=["emulated", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request, monkeypatch):
     if request.param == "emulated":
-        monkeypatch.setattr(
-            launches, "gather_attend_kernel", Emulated(launches.gather_attend_kernel)
-        )
+        for name in ("gather_attend_kernel", "merge_runs_kernel"):
+            monkeypatch.setattr(launches, name, Emulated(getattr(launches, name)))
         monkeypatch.setattr(launches, "multiprocessors", lambda _: PROGRAMS)
         return torch.device("cpu")
     return request.getfixturevalue("hopper_gpu")
+
+
+@pytest.fixture(params=[128, 384], ids="runs of {}".format)
+def short_runs(request, monkeypatch):
+    monkeypatch.setattr(launches, "RUN", request.param)
 
 
 @pytest.fixture
@@ -201,6 +210,88 @@ def test_a_call_does_not_depend_on_its_batch(device):
     assert torch.equal(attend(q[:1], k[:1], v[:1], alone)[0], both[0][:1])
 
 
+@pytest.mark.usefixtures("short_runs")
+@pytest.mark.parametrize("dim", [64, 128])
+@pytest.mark.parametrize(
+    ("q_len", "kv_len"), [(900, 900), (896, 896), (40, 700), (130, 1025), (1, 513)], ids=str
+)
+def test_dense_tails_of_several_runs(device, q_len, kv_len, dim):
+    q, k, v = inputs(device, q_len, kv_len, dim=dim, heads=3)
+    check(q, k, v, select(q, k, CONFIGS["default"], backend="eager"))
+
+
+@pytest.mark.usefixtures("short_runs")
+def test_only_dense_tiles_at_the_end_are_split(device):
+    q, k, v = inputs(device, 500, heads=3)
+    dense, sparse = [[-1], [-1], [3], [-1]], [[-1], [], [-1], [0, 5, 200]]
+    check(q, k, v, by_hand(q, k, [[dense, sparse, [[]] * 4]], window=0))
+
+
+@pytest.mark.usefixtures("short_runs")
+@pytest.mark.parametrize("page_size", [0, 16])
+@pytest.mark.parametrize("known", [True, False], ids=["lengths known", "lengths on the device"])
+def test_runs_of_a_sequence_do_not_depend_on_its_batch(device, page_size, known):
+    packed, (q, k, v) = ragged(device)
+    plan = select(q, k, CONFIGS["default"], sequences=packed, backend="eager")
+    k_given, v_given, sequences = k, v, packed
+    if page_size:
+        k_given, v_given, sequences = make_pages(k, v, packed, page_size)
+    if not known:
+        sequences = replace(sequences, host_rows=None)
+    out, lse = attend(q, k_given, v_given, replace(plan, sequences=sequences))
+    for _, q_start, q_len, kv_start, kv_len in packed.rows():
+        rows, keys = slice(q_start, q_start + q_len), slice(kv_start, kv_start + kv_len)
+        one = [x.transpose(0, 1)[None] for x in (q[rows], k[keys], v[keys])]
+        alone = check(*one, select(*one[:2], CONFIGS["default"], backend="eager"))
+        assert torch.equal(out[rows].transpose(0, 1), alone[0][0])
+        assert torch.equal(lse[:, rows], alone[1][0])
+
+
+def ragged(device):
+    """The sequences of RAGGED, one after another, and their q, k and v."""
+    q_ends, kv_ends = (torch.tensor([0, *x]).cumsum(0) for x in RAGGED)
+    packed = Sequences.packed_from(q_ends.to(device), kv_ends.to(device))
+    tensors = inputs(device, int(q_ends[-1]), int(kv_ends[-1]))
+    return packed, [x[0].transpose(0, 1) for x in tensors]
+
+
+def test_room_for_runs_is_linear_in_the_keys(monkeypatch):
+    monkeypatch.setattr(launches, "RUN", 128)
+    packed, _ = ragged("cpu")
+    runs = launches.runs_of(packed)
+    assert (runs.most, runs.total, runs.ends.tolist()) == (6, 16, [4, 7, 13, 16])
+    assert launches.runs_of(replace(packed, host_rows=None)).total == 4 * 6
+    problem = Problem.of(*inputs("cpu", 1000))
+    assert launches.runs_of(problem.sequences) == launches.Runs(8, 8, None)
+    out, lse = launches.run_results(problem, launches.runs_of(problem.sequences))
+    assert out.shape == (8, 2, 2, 128, 64)
+    assert lse.shape == out.shape[:-1]
+    assert not len(launches.run_results(problem, launches.Runs(1, 1, None))[0])
+
+
+def test_runs_without_a_key_weigh_nothing(device):
+    """The first row of a split tile has keys in the second run only, the second row in none."""
+    q, k, _ = inputs(device, 256, heads=1)
+    plan = by_hand(q, k, [[[[-1], [-1]]]], window=0)
+    run_out = torch.ones(2, 1, 2, 128, 64, device=device)
+    run_lse = torch.zeros(run_out.shape[:-1], device=device)
+    run_out[0, ..., :2, :], run_lse[0, ..., :2] = 0, -math.inf
+    run_out[1, ..., 1, :], run_lse[1, ..., 1] = 0, -math.inf
+    with nan_poison():
+        out, lse = torch.empty_like(q), torch.empty(1, 1, 256, device=device)
+    launches.merge_runs_kernel[(2 * 128 // launches.MERGED_ROWS, 1, 1)](
+        run_out, run_lse, out, lse, plan.sequences.table, plan.dense.view(torch.int8), None,
+        out.stride()[:3], lse.stride(1), 2, 2, 128, NUM_HEADS=1, HEAD_DIM=64, RUN=128,
+        ROWS=launches.MERGED_ROWS, num_warps=4,
+    )  # fmt: skip
+    assert out[0, 0, :128].isnan().all()  # a tile that was not split
+    assert (out[0, 0, 128:] == 1).all(1).tolist() == [True, False, *[True] * 126]
+    assert not out[0, 0, 129].any()
+    assert lse[0, 0, 128] == 0
+    assert torch.isneginf(lse[0, 0, 129])
+    assert torch.equal(lse[0, 0, 130:], torch.full_like(lse[0, 0, 130:], math.log(2)))
+
+
 @pytest.mark.parametrize(
     ("words", "changes"),
     [
@@ -241,6 +332,13 @@ def test_more_tiles_than_programs(hopper_gpu):
 
 
 @pytest.mark.gpu
+@pytest.mark.parametrize("kv_len", [8192, 8193, 40000])
+def test_dense_tails_of_long_prompts(hopper_gpu, kv_len):
+    q, k, v = inputs(hopper_gpu, 300, kv_len, dim=128, heads=4, kv_heads=2)
+    check(q, k, v, select(q, k, CONFIGS["default"]))
+
+
+@pytest.mark.gpu
 def test_offsets_beyond_two_to_the_31(hopper_gpu):
     heads, dim = 1024, 128
     kv_len = 2**31 // (heads * dim) + 1000
@@ -251,8 +349,9 @@ def test_offsets_beyond_two_to_the_31(hopper_gpu):
 
 
 @pytest.mark.gpu
-def test_same_input_same_bits(hopper_gpu):
-    q, k, v = inputs(hopper_gpu, 6000, dim=128, heads=4, kv_heads=2)
+@pytest.mark.parametrize("q_len", [12000, 300])
+def test_same_input_same_bits(hopper_gpu, q_len):
+    q, k, v = inputs(hopper_gpu, q_len, 12000, dim=128, heads=4, kv_heads=2)
     plan = select(q, k, CONFIGS["default"])
     out, lse = attend(q, k, v, plan)
     for _ in range(10):
@@ -262,8 +361,9 @@ def test_same_input_same_bits(hopper_gpu):
 
 
 @pytest.mark.gpu
-def test_replays_in_a_graph_without_a_host_sync(hopper_gpu):
-    q, k, v = inputs(hopper_gpu, 1000, dim=128, heads=4, kv_heads=2)
+@pytest.mark.parametrize("kv_len", [1000, 20000])
+def test_replays_in_a_graph_without_a_host_sync(hopper_gpu, kv_len):
+    q, k, v = inputs(hopper_gpu, 1000, kv_len, dim=128, heads=4, kv_heads=2)
     plan = select(q, k, CONFIGS["default"])
     problem = Problem.of(q, k, v)
     run = partial(hopper.backend.attend, q, k, v, problem, plan, problem.scale(None))

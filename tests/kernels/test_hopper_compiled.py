@@ -11,8 +11,9 @@ gluon = pytest.importorskip("triton.experimental.gluon._runtime", reason="this t
 
 from triton.backends.compiler import GPUTarget  # noqa: E402
 
-from sample_attention.backends.hopper.attend import TILES  # noqa: E402
+from sample_attention.backends.hopper.attend import MERGED_ROWS, RUN, TILES  # noqa: E402
 from sample_attention.backends.hopper.gather_kernel import gather_attend_kernel  # noqa: E402
+from sample_attention.backends.hopper.merge_kernel import merge_runs_kernel  # noqa: E402
 
 SHARED_BYTES = 227 * 1024
 THREADS = 128
@@ -22,10 +23,13 @@ STACK_BYTES = 16
 """Two or three spilled registers where a tile begins; more mean a slow main loop."""
 
 TYPES = {
+    **dict.fromkeys(("Lse", "RunOut", "RunLse"), "*fp32"),
     **dict.fromkeys(("Q", "K", "V", "Out"), "*bf16"),
-    **dict.fromkeys(("Table", "PageTable", "Window", "Indices", "Counts", "Counter"), "*i32"),
+    **dict.fromkeys(
+        ("Table", "PageTable", "Window", "Indices", "Counts", "RunEnds", "Counter"), "*i32"
+    ),
     **dict.fromkeys(("q_strides", "k_strides", "v_strides", "out_strides"), ("i32",) * 3),
-    "Lse": "*fp32", "Offsets": "*i64", "Dense": "*i8", "scale": "fp32",
+    "Offsets": "*i64", "Dense": "*i8", "scale": "fp32",
 }  # fmt: skip
 """All others are numbers, i32."""
 
@@ -35,32 +39,46 @@ CASES = {
     "128": {},
     "128, pages": PAGED,
     "128, pages, wide": {**PAGED, "WIDE": True, "ALIKE": False},
+    "128, pages, wide, sequences that differ": {
+        **PAGED,
+        "WIDE": True,
+        "ALIKE": False,
+        "RunEnds": ...,
+    },
 }
 """Constants that differ from the usual; `...`: not constant after all."""
+
+USUAL = {
+    "NUM_KV_HEADS": 2, "GROUP": 6, "NUM_HEADS": 12, "HEAD_DIM": 128, "PAGE_SIZE": 0,
+    "PageTable": None, "page_table_stride": None, "WIDE": False, "ALIKE": True, "RUN": RUN,
+    "RunEnds": None, "ROWS": MERGED_ROWS,
+}  # fmt: skip
 
 
 @pytest.fixture(scope="module", params=CASES, ids=str)
 def compiled(request, tmp_path_factory):
-    constants = {
-        "NUM_KV_HEADS": 2, "GROUP": 6, "HEAD_DIM": 128, "PAGE_SIZE": 0, "PageTable": None,
-        "page_table_stride": None, "WIDE": False, "ALIKE": True, **CASES[request.param],
-    }  # fmt: skip
+    constants = {**USUAL, **CASES[request.param]}
     constants.update(TILES[constants["HEAD_DIM"]])
-    kernel = triton.compile(
-        _source(constants), target=GPUTarget("cuda", 90, 32), options={"num_warps": 4}
-    )
-    path = tmp_path_factory.mktemp("cubin") / "kernel.cubin"
-    path.write_bytes(kernel.asm["cubin"])
-    return kernel, path, request.param
+    folder = tmp_path_factory.mktemp("cubin")
+    return *_compile(gather_attend_kernel, constants, folder), request.param
 
 
 def test_fits(compiled):
     kernel, path, _ = compiled
-    report = _cuobjdump("--dump-resource-usage", path)
-    used = {name: int(value) for name, value in re.findall(r"(STACK|LOCAL):(\d+)", report)}
+    used = _resources(path)
     assert kernel.metadata.shared <= SHARED_BYTES
     assert used["LOCAL"] == 0
     assert used["STACK"] <= STACK_BYTES
+
+
+@pytest.mark.parametrize("head_dim", TILES)
+@pytest.mark.parametrize("ends", [None, ...], ids=["alike", "sequences that differ"])
+def test_merging_takes_neither_shared_memory_nor_stack(head_dim, ends, tmp_path):
+    constants = {**USUAL, "HEAD_DIM": head_dim, "RunEnds": ends}
+    kernel, path = _compile(merge_runs_kernel, constants, tmp_path)
+    assert kernel.metadata.shared == 0
+    assert _resources(path) == {"STACK": 0, "LOCAL": 0}
+    assert "LDG.E.128" in _cuobjdump("-sass", path)
 
 
 def test_rows_are_copied_sixteen_bytes_at_a_time(compiled):
@@ -87,8 +105,22 @@ def test_sums_are_rescaled_only_behind_a_branch(compiled):
     assert sum(run.startswith("BRA") for run in runs) >= 4
 
 
-def _source(constants):
-    names = gather_attend_kernel.arg_names
+def _compile(kernel, constants, folder):
+    """A kernel for sm_90 and the path of its binary."""
+    source, target = _source(kernel, constants), GPUTarget("cuda", 90, 32)
+    compiled = triton.compile(source, target=target, options={"num_warps": 4})
+    path = folder / "kernel.cubin"
+    path.write_bytes(compiled.asm["cubin"])
+    return compiled, path
+
+
+def _resources(path):
+    report = _cuobjdump("--dump-resource-usage", path)
+    return {name: int(value) for name, value in re.findall(r"(STACK|LOCAL):(\d+)", report)}
+
+
+def _source(kernel, constants):
+    names = kernel.arg_names
     fixed = {n: constants[n] for n in names if constants.get(n, ...) is not ...}
     signature = {n: "constexpr" if n in fixed else TYPES.get(n, "i32") for n in names}
     aligned = [["tt.divisibility", 16]]
@@ -97,7 +129,7 @@ def _source(constants):
         if n.endswith("_strides"):
             attributes.update({(i, j): aligned for j in range(3)})
     constexprs = {(names.index(n),): x for n, x in fixed.items()}
-    return gluon.GluonASTSource(gather_attend_kernel, signature, constexprs, attributes)
+    return gluon.GluonASTSource(kernel, signature, constexprs, attributes)
 
 
 def _cuobjdump(option, path):

@@ -37,7 +37,7 @@ STAGES = {
     "compact_kernel": "lists", "moments_kernel": "moments", "probe_kernel": "rank_probes",
     "rank_kernel": "rank", "heavy_lse_kernel": "heavy_lse",
     "probe_lse_kernel": "probe_lse", "probe_mass_kernel": "probe_mass", "decide_kernel": "decide",
-    "attend_kernel": "attend", "gather_attend_kernel": "attend",
+    "attend_kernel": "attend", "gather_attend_kernel": "attend", "merge_runs_kernel": "attend",
 }  # fmt: skip
 """What each Triton kernel is launched for."""
 

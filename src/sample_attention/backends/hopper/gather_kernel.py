@@ -26,13 +26,12 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
-from .softmax_kernel import QUAD, rescaled, softmax
+from .merge_kernel import find_slot, write_run
+from .softmax_kernel import FLOOR, LN2, QUAD, rescaled, softmax
+from .work_kernel import TILE_ROWS, find_end, find_tile, find_work
 
 load_async = getattr(async_copy, "async_load", None) or async_copy.async_copy_global_to_shared
 """Its name since triton 3.9, and before."""
-
-FLOOR = gl.constexpr(-1.0e30)
-"""Running maximum before the first key: finite, so that empty rows never meet inf - inf."""
 
 WARPS = gl.constexpr(4)
 """Warps of each of the three roles: one warp group."""
@@ -43,30 +42,11 @@ HALF = gl.constexpr(64)
 CHUNK = gl.constexpr(32)
 """Keys whose addresses a thread of the gathering warps holds at once."""
 
-LAST_TILES = gl.constexpr(2)
-"""Tiles that can hold the dense tail of a prompt; there are always as many."""
+FIELDS = gl.constexpr(16)
+"""Room for the numbers that describe a tile: see `describe`."""
 
-FIELDS = gl.constexpr(8)
-"""Numbers that describe a tile: see `describe`."""
-
-
-@gluon.jit
-def find_end(list_ptr, count, limit, lanes, LANES: gl.constexpr):
-    """Entries of a sorted list that are smaller than `limit`: each step leaves one part in LANES.
-
-    Lists of one tile's own rows end below it, which the last entry tells.
-    """
-    last = gl.load(list_ptr + gl.maximum(count - 1, 0), mask=count > 0, other=0)
-    lo = gl.where(last < limit, count, 0)
-    size = count - lo
-    while size > 0:
-        step = gl.cdiv(size, LANES)
-        end = lanes * step + step - 1  # of a part
-        below = gl.load(list_ptr + lo + end, mask=end < size, other=limit) < limit
-        parts = gl.sum(below.to(gl.int32), 0)
-        lo += parts * step
-        size = gl.minimum(size - parts * step, step - 1)
-    return lo
+WHOLE = gl.constexpr(-1)
+"""In place of a slot: the tile was not split, its results go to Out and Lse."""
 
 
 @gluon.jit
@@ -77,8 +57,11 @@ def get(tile, field: gl.constexpr):
 
 
 @gluon.jit
-def describe(tile, total, shift, row, first, last, b, h, to_row):
-    """Write a tile's description: `total` slots of keys (0: no more tiles), and where it lies."""
+def describe(tile, total, shift, row, first, last, b, h, to_row, slot):
+    """Write a tile's description: `total` slots of keys (0: no more tiles), and where it lies.
+
+    `slot`: of its results in RunOut and RunLse, or WHOLE.
+    """
     layout: gl.constexpr = gl.BlockedLayout([1], [32], [WARPS], [0])
     field = gl.arange(0, FIELDS, layout)
     x = gl.where(field == 0, total, shift)
@@ -88,6 +71,7 @@ def describe(tile, total, shift, row, first, last, b, h, to_row):
     x = gl.where(field == 5, b, x)
     x = gl.where(field == 6, h, x)
     x = gl.where(field == 7, to_row, x)
+    x = gl.where(field == 8, slot, x)
     tile.store(x)
 
 
@@ -126,7 +110,7 @@ def copy_queries(
     lanes: gl.constexpr = HEAD_DIM // 8
     layout: gl.constexpr = gl.BlockedLayout([1, 8], [32 // lanes, lanes], [WARPS, 1], [1, 0])
     d = gl.arange(0, HEAD_DIM, gl.SliceLayout(0, layout))
-    for i in gl.static_range(2 * HALF // CHUNK):
+    for i in gl.static_range(TILE_ROWS // CHUNK):
         rows = row + i * CHUNK + gl.arange(0, CHUNK, gl.SliceLayout(1, layout))
         source = base + ((to_row + rows).to(gl.int64) * stride)[:, None] + d[None, :]
         there = (rows >= first) & (rows < last)
@@ -136,68 +120,57 @@ def copy_queries(
 
 @gluon.jit
 def gather_tiles(
-    Q, K, V, Table, PageTable, Window, Indices, Offsets, Counts, Dense, Counter,
+    Q, K, V, Table, PageTable, Window, Indices, Offsets, Counts, Dense, RunEnds, Counter,
     q_strides, k_strides, v_strides, page_table_stride, num_tiles, num_segments, segment,
-    num_sequences, k_at, v_at, shared,
+    num_sequences, num_runs, total_runs, num_work, k_at, v_at, shared,
     NUM_KV_HEADS: gl.constexpr, GROUP: gl.constexpr, HEAD_DIM: gl.constexpr,
     BLOCK_N: gl.constexpr, STAGES: gl.constexpr, PAGE_SIZE: gl.constexpr, WIDE: gl.constexpr,
-    ALIKE: gl.constexpr,
+    ALIKE: gl.constexpr, RUN: gl.constexpr,
 ):  # fmt: skip
     """Describe tile after tile and copy their queries, keys and values to shared memory."""
     tile, q_smem, k_smem, v_smem = shared[0], shared[1], shared[2], shared[3]
     tile_full, tile_free, q_full, q_free = shared[4], shared[5], shared[6], shared[7]
     full, free = shared[8], shared[9]
-    BLOCK_M: gl.constexpr = 2 * HALF
+    NUM_HEADS: gl.constexpr = NUM_KV_HEADS * GROUP
     keys_of: gl.constexpr = gl.BlockedLayout([1], [32], [WARPS], [0])
     u = gl.arange(0, BLOCK_N, keys_of)
     stage = 0
     phase = 1
     tile_phase = 1
     work = gl.program_id(0)
-    while work < num_tiles * NUM_KV_HEADS * GROUP * num_sequences:
-        # Query heads that share keys run side by side, heavy rows first. The last rows of all heads
-        # come before all others: they may be dense, and the last tile to end would be such a one.
-        heads = NUM_KV_HEADS * GROUP * num_sequences
-        first_tile = gl.where(work < LAST_TILES * heads, 0, LAST_TILES)
-        tiles = gl.maximum(gl.where(first_tile == 0, LAST_TILES, num_tiles - LAST_TILES), 1)
-        left = work - first_tile * heads
-        g, left = left % GROUP, left // GROUP
-        t, left = left % tiles + first_tile, left // tiles
-        kv_head, n = left % NUM_KV_HEADS, left // NUM_KV_HEADS
-        h = kv_head * GROUP + g
-        b = gl.load(Table + n * 5)
-        q_start, q_len = gl.load(Table + n * 5 + 1), gl.load(Table + n * 5 + 2)
-        kv_start, kv_len = gl.load(Table + n * 5 + 3), gl.load(Table + n * 5 + 4)
-        offset = kv_len - q_len
-        row = ((kv_len - 1) // BLOCK_M - t) * BLOCK_M
-        first, last = gl.maximum(row, offset), gl.minimum(row + BLOCK_M, kv_len)
-        if first < last:
-            entry = (n * NUM_KV_HEADS * GROUP + h) * num_segments
-            entry += first // segment - offset // segment
-            every = gl.load(Dense + entry) != 0
+    while work < num_work:
+        n, kv_head, h, t, part, run = find_work(
+            work, RunEnds, num_tiles, num_runs, total_runs, num_sequences, u, NUM_KV_HEADS, GROUP,
+            BLOCK_N,
+        )  # fmt: skip
+        b, to_row, row, first, last, entry, every, parts = find_tile(
+            Table, Dense, n, h, t, num_segments, segment, NUM_HEADS, RUN
+        )
+        if part < parts:
             edge = gl.maximum(row - gl.load(Window + n) + 1, 0)
-            edge = gl.where(every, 0, edge)  # first key of the band
+            edge = gl.where(every, part * RUN, edge)  # first key of the band
+            stop = gl.where(parts > 1, gl.minimum(edge + RUN, last), last)
+            slot = gl.where(parts > 1, find_slot(run, h, t, NUM_HEADS), WHOLE)
             list_ptr = Indices + gl.load(Offsets + entry)
             count = gl.where(every, 0, gl.load(Counts + entry))
             listed = find_end(list_ptr, count, edge, u, BLOCK_N)
             shift = edge - listed
             # Slots of the tile: listed keys and band; one, masked, where a row has no key at all.
-            total = gl.maximum(last - shift, 1)
+            total = gl.maximum(stop - shift, 1)
             steps = gl.cdiv(total, BLOCK_N)
 
             mbarrier.wait(tile_free, tile_phase)
-            describe(tile, total, shift, row, first, last, b, h, q_start - offset)
+            describe(tile, total, shift, row, first, last, b, h, to_row, slot)
             mbarrier.arrive(tile_full)
 
             q_base = Q + b.to(gl.int64) * q_strides[0] + h.to(gl.int64) * q_strides[1]
             mbarrier.wait(q_free, tile_phase)
-            copy_queries(
-                q_smem, q_base, q_strides[2], q_start - offset, row, first, last, HEAD_DIM, q_full
-            )
+            copy_queries(q_smem, q_base, q_strides[2], to_row, row, first, last, HEAD_DIM, q_full)
             k_base = K + b.to(gl.int64) * k_strides[0] + kv_head.to(gl.int64) * k_strides[1]
             v_base = V + b.to(gl.int64) * v_strides[0] + kv_head.to(gl.int64) * v_strides[1]
-            k_base += kv_start.to(gl.int64) * k_strides[2]
-            v_base += kv_start.to(gl.int64) * v_strides[2]
+            kv_start = gl.load(Table + n * 5 + 3).to(gl.int64)
+            k_base += kv_start * k_strides[2]
+            v_base += kv_start * v_strides[2]
             pages = PageTable
             if PAGE_SIZE > 0:  # the sequence's row; batch and first key are 0
                 pages += n.to(gl.int64) * page_table_stride
@@ -225,7 +198,7 @@ def gather_tiles(
             tile_phase ^= 1
         work = gl.num_programs(0) + gl.atomic_add(Counter, 1, sem="relaxed")
     mbarrier.wait(tile_free, tile_phase)
-    describe(tile, 0, 0, 0, 0, 0, 0, 0, 0)
+    describe(tile, 0, 0, 0, 0, 0, 0, 0, 0, 0)
     mbarrier.arrive(tile_full)
 
 
@@ -275,25 +248,40 @@ def following(stage, phase, STAGES: gl.constexpr):
 
 
 @gluon.jit
+def write_rows(out_base, stride, lse_base, x, lse, first, last):
+    """Write `x` [HALF, HEAD_DIM] and their log2-sum-exp2, for rows `first .. last` of the HALF."""
+    lanes: gl.constexpr = x.shape[1] // 8
+    layout: gl.constexpr = gl.BlockedLayout([1, 8], [32 // lanes, lanes], [WARPS, 1], [1, 0])
+    x = gl.convert_layout(x.to(out_base.dtype.element_ty), layout)
+    rows = gl.arange(0, HALF, gl.SliceLayout(1, layout))
+    d = gl.arange(0, x.shape[1], gl.SliceLayout(0, layout))
+    there = (rows >= first) & (rows < last)
+    at = rows.to(gl.int64) * stride
+    gl.store(out_base + at[:, None] + d[None, :], x, mask=there[:, None])
+    rows = gl.arange(0, HALF, lse.type.layout)
+    gl.store(lse_base + rows, lse * LN2, mask=(rows >= first) & (rows < last))
+
+
+@gluon.jit
 def attend_rows(
     out, shared,
     PART: gl.constexpr, NUM_HEADS: gl.constexpr, HEAD_DIM: gl.constexpr, BLOCK_N: gl.constexpr,
     STAGES: gl.constexpr,
 ):  # fmt: skip
-    """Attend from rows `64 PART ..` of tile after tile; results go to Out and Lse."""
-    Out, Lse, out_strides, lse_stride, scale = out[0], out[1], out[2], out[3], out[4]
+    """Attend from rows `64 PART ..` of tile after tile; results go to Out and Lse.
+
+    Those of one run of the keys go to RunOut and RunLse, from the registers as they are.
+    """
+    Out, Lse, RunOut, RunLse = out[0], out[1], out[2], out[3]
+    out_strides, lse_stride, scale = out[4], out[5], out[6]
     tile, q_smem, k_smem, v_smem = shared[0], shared[1], shared[2], shared[3]
     tile_full, tile_free, q_full, q_free = shared[4], shared[5], shared[6], shared[7]
     full, free = shared[8], shared[9]
-    dtype: gl.constexpr = Out.dtype.element_ty
     s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, BLOCK_N, 16])
     o_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, HEAD_DIM, 16])
     q_layout: gl.constexpr = gl.DotOperandLayout(0, s_layout, 2)
-    lanes: gl.constexpr = HEAD_DIM // 8
-    store: gl.constexpr = gl.BlockedLayout([1, 8], [32 // lanes, lanes], [WARPS, 1], [1, 0])
     s_rows: gl.constexpr = gl.SliceLayout(1, s_layout)
     o_rows: gl.constexpr = gl.SliceLayout(1, o_layout)
-    stored_rows: gl.constexpr = gl.SliceLayout(1, store)
     quad_rows = gl.arange(0, HALF, gl.SliceLayout(1, QUAD))
     lane = gl.arange(0, 4, gl.SliceLayout(0, QUAD))
     stage = 0
@@ -304,12 +292,12 @@ def attend_rows(
     while slots > 0:
         shift, first, last = get(tile, 1), get(tile, 3), get(tile, 4)
         row = get(tile, 2) + PART * HALF
-        b, h, to_row = get(tile, 5).to(gl.int64), get(tile, 6).to(gl.int64), get(tile, 7)
+        b, h = get(tile, 5).to(gl.int64), get(tile, 6).to(gl.int64)
+        to_row, slot = get(tile, 7).to(gl.int64), get(tile, 8)
         mbarrier.arrive(tile_free)
         steps = gl.cdiv(slots, BLOCK_N)
         # Tiles of keys that every row sees, at most all but the last.
         open_steps = gl.minimum(gl.maximum(row + 1 - shift, 0) // BLOCK_N, steps - 1)
-        rows = row + gl.arange(0, HALF, s_rows)
         reach = (row - shift - (steps - 1) * BLOCK_N) + (quad_rows[:, None] - 2 * lane[None, :])
         mbarrier.wait(q_full, tile_phase)
         q = q_smem.slice(PART * HALF, HALF).load(q_layout)
@@ -344,17 +332,16 @@ def attend_rows(
 
         whole = gl.convert_layout(gl.sum(total, 1), s_rows, assert_trivial=True)
         top = gl.convert_layout(gl.max(m, 1), s_rows, assert_trivial=True)
-        base = Out + b * out_strides[0] + h * out_strides[1]
         share = gl.convert_layout(gl.where(whole > 0, 1 / whole, 0.0), o_rows, assert_trivial=True)
-        x = gl.convert_layout((acc * share[:, None]).to(dtype), store)
-        to = row + gl.arange(0, HALF, stored_rows)
-        d = gl.arange(0, HEAD_DIM, gl.SliceLayout(0, store))
-        at = (to_row + to).to(gl.int64) * out_strides[2]
-        there = (to >= first) & (to < last)
-        gl.store(base + at[:, None] + d[None, :], x, mask=there[:, None])
-        lse = (top + gl.log2(whole)) * 0.6931471805599453
-        lse_ptr = Lse + (b * NUM_HEADS + h) * lse_stride + to_row + rows
-        gl.store(lse_ptr, lse, mask=(rows >= first) & (rows < last))
+        acc = acc * share[:, None]
+        lse = top + gl.log2(whole)
+        if slot == WHOLE:
+            at = to_row + row
+            out_base = Out + b * out_strides[0] + h * out_strides[1] + at * out_strides[2]
+            lse_base = Lse + (b * NUM_HEADS + h) * lse_stride + at
+            write_rows(out_base, out_strides[2], lse_base, acc, lse, first - row, last - row)
+        else:
+            write_run(RunOut, RunLse, slot, PART * HALF, acc, lse)
         tile_phase ^= 1
         mbarrier.wait(tile_full, tile_phase)
         slots = get(tile, 0)
@@ -370,26 +357,34 @@ def barriers(count: gl.constexpr, arrivals: gl.constexpr):
 
 
 @gluon.jit(
-    do_not_specialize=["lse_stride", "num_tiles", "num_segments", "segment", "num_sequences"]
-)
+    do_not_specialize=[
+        "lse_stride", "num_tiles", "num_segments", "segment", "num_sequences", "num_runs",
+        "total_runs", "num_work",
+    ]
+)  # fmt: skip
 def gather_attend_kernel(
-    Q, K, V, Out, Lse, Table, PageTable, Window, Indices, Offsets, Counts, Dense, Counter,
+    Q, K, V, Out, Lse, RunOut, RunLse, Table, PageTable, Window, Indices, Offsets, Counts,
+    Dense, RunEnds, Counter,
     q_strides, k_strides, v_strides, out_strides, lse_stride, page_table_stride,
-    num_tiles, num_segments, segment, num_sequences, scale,
+    num_tiles, num_segments, segment, num_sequences, num_runs,
+    total_runs, num_work, scale,
     NUM_KV_HEADS: gl.constexpr, GROUP: gl.constexpr, HEAD_DIM: gl.constexpr,
     BLOCK_N: gl.constexpr, STAGES: gl.constexpr, PAGE_SIZE: gl.constexpr, WIDE: gl.constexpr,
-    ALIKE: gl.constexpr, REGISTERS: gl.constexpr, GATHER_REGISTERS: gl.constexpr,
+    ALIKE: gl.constexpr, RUN: gl.constexpr, REGISTERS: gl.constexpr,
+    GATHER_REGISTERS: gl.constexpr,
 ):  # fmt: skip
     """Tiles of 128 rows until the counter has passed the last; the counter starts at 0.
 
     PAGE_SIZE 0: PageTable is None and keys lie one after another. WIDE: offsets need 64 bits.
-    ALIKE: k and v have the same strides. REGISTERS: of a thread that attends.
+    ALIKE: k and v have the same strides. REGISTERS: of a thread that attends. RUN: keys of a run;
+    a sequence has at most num_runs, a batch total_runs. See `find_work` for RunEnds and
+    `write_run` for RunOut and RunLse.
     """
     dtype: gl.constexpr = Q.dtype.element_ty
     tiled: gl.constexpr = gl.NVMMASharedLayout.get_default_for([BLOCK_N, HEAD_DIM], dtype)
     plain: gl.constexpr = gl.SwizzledSharedLayout(1, 1, 1, [0])
     at_type: gl.constexpr = gl.int64 if WIDE else gl.int32
-    q_smem = gl.allocate_shared_memory(dtype, [2 * HALF, HEAD_DIM], tiled)
+    q_smem = gl.allocate_shared_memory(dtype, [TILE_ROWS, HEAD_DIM], tiled)
     k_smem = gl.allocate_shared_memory(dtype, [STAGES, BLOCK_N, HEAD_DIM], tiled)
     v_smem = gl.allocate_shared_memory(dtype, [STAGES, BLOCK_N, HEAD_DIM], tiled)
     k_at = gl.allocate_shared_memory(at_type, [BLOCK_N], plain)
@@ -405,7 +400,7 @@ def gather_attend_kernel(
         tile, q_smem, k_smem, v_smem, tile_full.index(0), tile_free.index(0), q_full.index(0),
         q_free.index(0), full, free,
     )  # fmt: skip
-    out = (Out, Lse, out_strides, lse_stride, scale)
+    out = (Out, Lse, RunOut, RunLse, out_strides, lse_stride, scale)
     heads: gl.constexpr = NUM_KV_HEADS * GROUP
     gl.warp_specialize(
         [
@@ -414,10 +409,11 @@ def gather_attend_kernel(
             (
                 gather_tiles,
                 (
-                    Q, K, V, Table, PageTable, Window, Indices, Offsets, Counts, Dense, Counter,
-                    q_strides, k_strides, v_strides, page_table_stride, num_tiles, num_segments,
-                    segment, num_sequences, k_at, v_at, shared,
-                    NUM_KV_HEADS, GROUP, HEAD_DIM, BLOCK_N, STAGES, PAGE_SIZE, WIDE, ALIKE,
+                    Q, K, V, Table, PageTable, Window, Indices, Offsets, Counts, Dense, RunEnds,
+                    Counter, q_strides, k_strides, v_strides, page_table_stride, num_tiles,
+                    num_segments, segment, num_sequences, num_runs, total_runs, num_work, k_at,
+                    v_at, shared,
+                    NUM_KV_HEADS, GROUP, HEAD_DIM, BLOCK_N, STAGES, PAGE_SIZE, WIDE, ALIKE, RUN,
                 ),
             ),
         ],

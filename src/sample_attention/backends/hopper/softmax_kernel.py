@@ -11,10 +11,17 @@ with two neighbouring columns of every eight.
 
 from __future__ import annotations
 
+import math
 import struct
 
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
+
+FLOOR = gl.constexpr(-1.0e30)
+"""Running maximum before the first key: finite, so that empty rows never meet inf - inf."""
+
+LN2 = gl.constexpr(math.log(2))
+"""Turns the log2 of a sum into its natural logarithm."""
 
 ROOM = gl.constexpr(8.0)
 """Octaves by which scores may pass the running maximum of their row before it is moved."""
