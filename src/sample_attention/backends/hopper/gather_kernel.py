@@ -263,48 +263,6 @@ def write_rows(out_base, stride, lse_base, x, lse, first, last):
 
 
 @gluon.jit
-def next_tile(shared, tile_phase, PART: gl.constexpr):
-    """Wait for the description of a tile and read it; `row` is the first of the half."""
-    tile, tile_full, tile_free = shared[0], shared[4], shared[5]
-    mbarrier.wait(tile_full, tile_phase)
-    slots, shift, row = get(tile, 0), get(tile, 1), get(tile, 2) + PART * HALF
-    first, last = get(tile, 3), get(tile, 4)
-    b, h = get(tile, 5).to(gl.int64), get(tile, 6).to(gl.int64)
-    to_row, slot = get(tile, 7).to(gl.int64), get(tile, 8)
-    mbarrier.arrive(tile_free)
-    return slots, shift, row, first, last, b, h, to_row, slot
-
-
-@gluon.jit
-def start_tile(
-    shared, slots, shift, row, tile_phase, stage, phase,
-    PART: gl.constexpr, BLOCK_N: gl.constexpr, STAGES: gl.constexpr,
-):  # fmt: skip
-    """Load the queries of a tile and start its first scores.
-
-    After the last tile they are those of its queries and of any keys, and nobody reads them: with
-    a branch around the product its registers would have to be awaited.
-    """
-    q_smem, k_smem, q_full, q_free = shared[1], shared[2], shared[6], shared[7]
-    full, free = shared[8], shared[9]
-    s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, BLOCK_N, 16])
-    steps = gl.cdiv(slots, BLOCK_N)
-    if slots > 0:
-        if (steps > 1) & (shift + (steps - 1) * BLOCK_N >= row + HALF):
-            # All of these keys lie right of the first half of the rows.
-            mbarrier.wait(full.index(stage), phase)
-            mbarrier.arrive(free.index(stage))
-            stage, phase = following(stage, phase, STAGES)
-            steps -= 1
-        mbarrier.wait(q_full, tile_phase)
-        mbarrier.wait(full.index(stage), phase)
-    q = q_smem.slice(PART * HALF, HALF).load(gl.DotOperandLayout(0, s_layout, 2))
-    mbarrier.arrive(q_free)
-    s = scores(q, k_smem, gl.where(slots > 0, stage, 0), BLOCK_N)
-    return q, s, steps, stage, phase
-
-
-@gluon.jit
 def attend_rows(
     out, shared,
     PART: gl.constexpr, NUM_HEADS: gl.constexpr, HEAD_DIM: gl.constexpr, BLOCK_N: gl.constexpr,
@@ -316,9 +274,12 @@ def attend_rows(
     """
     Out, Lse, RunOut, RunLse = out[0], out[1], out[2], out[3]
     out_strides, lse_stride, scale = out[4], out[5], out[6]
-    k_smem, v_smem, full, free = shared[2], shared[3], shared[8], shared[9]
+    tile, q_smem, k_smem, v_smem = shared[0], shared[1], shared[2], shared[3]
+    tile_full, tile_free, q_full, q_free = shared[4], shared[5], shared[6], shared[7]
+    full, free = shared[8], shared[9]
     s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, BLOCK_N, 16])
     o_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, HEAD_DIM, 16])
+    q_layout: gl.constexpr = gl.DotOperandLayout(0, s_layout, 2)
     s_rows: gl.constexpr = gl.SliceLayout(1, s_layout)
     o_rows: gl.constexpr = gl.SliceLayout(1, o_layout)
     quad_rows = gl.arange(0, HALF, gl.SliceLayout(1, QUAD))
@@ -326,70 +287,70 @@ def attend_rows(
     stage = 0
     phase = 0
     tile_phase = 0
-    slots, shift, row, first, last, b, h, to_row, slot = next_tile(shared, tile_phase, PART)
-    if slots > 0:
-        q, s, steps, stage, phase = start_tile(
-            shared, slots, shift, row, tile_phase, stage, phase, PART, BLOCK_N, STAGES
-        )
-        s = warpgroup_mma_wait(0, [s])
-        while slots > 0:
+    mbarrier.wait(tile_full, tile_phase)
+    slots = get(tile, 0)
+    while slots > 0:
+        shift, first, last = get(tile, 1), get(tile, 3), get(tile, 4)
+        row = get(tile, 2) + PART * HALF
+        b, h = get(tile, 5).to(gl.int64), get(tile, 6).to(gl.int64)
+        to_row, slot = get(tile, 7).to(gl.int64), get(tile, 8)
+        mbarrier.arrive(tile_free)
+        steps = gl.cdiv(slots, BLOCK_N)
+        if (steps > 1) & (shift + (steps - 1) * BLOCK_N >= row + HALF):
+            # All of these keys lie right of the first half of the rows.
+            mbarrier.wait(full.index(stage), phase)
             mbarrier.arrive(free.index(stage))
             stage, phase = following(stage, phase, STAGES)
-            # Tiles of keys that every row sees, at most all but the last.
-            open_steps = gl.minimum(gl.maximum(row + 1 - shift, 0) // BLOCK_N, steps - 1)
-            reach = (row - shift - (steps - 1) * BLOCK_N) + (quad_rows[:, None] - 2 * lane[None, :])
-            m = gl.full([HALF, 4], FLOOR, gl.float32, QUAD)
-            weights, total, m, shrink = softmax(s, m, reach, scale, BLOCK_N, True)
-            acc = gl.zeros([HALF, HEAD_DIM], gl.float32, o_layout)
-            for _ in range(steps - 1 - open_steps):
-                reach += BLOCK_N
-                acc, weights, shrink, m, total, stage, phase = fold_step(
-                    acc, weights, shrink, m, total, q, k_smem, v_smem, full, free, stage, phase,
-                    reach, scale, BLOCK_N, STAGES, True,
-                )  # fmt: skip
-            for _ in range(open_steps):
-                acc, weights, shrink, m, total, stage, phase = fold_step(
-                    acc, weights, shrink, m, total, q, k_smem, v_smem, full, free, stage, phase,
-                    reach, scale, BLOCK_N, STAGES, False,
-                )  # fmt: skip
-            acc = rescaled(acc, shrink)
-            mbarrier.wait(full.index(stage), phase)
-            acc = warpgroup_mma(
-                as_operand(weights, acc, v_smem), v_smem.index(stage), acc, is_async=True
-            )
-            # The next tile's first scores are computed while this one's results are written.
-            done = stage
-            stage, phase = following(stage, phase, STAGES)
-            tile_phase ^= 1
-            at, to_first, to_last, to_b, to_h, to_slot = (
-                to_row + row,
-                first - row,
-                last - row,
-                b,
-                h,
-                slot,
-            )
-            slots, shift, row, first, last, b, h, to_row, slot = next_tile(shared, tile_phase, PART)
-            q, s, steps, stage, phase = start_tile(
-                shared, slots, shift, row, tile_phase, stage, phase, PART, BLOCK_N, STAGES
-            )
-            acc = warpgroup_mma_wait(1, [acc])
-            mbarrier.arrive(free.index(done))
+            steps -= 1
+        # Tiles of keys that every row sees, at most all but the last.
+        open_steps = gl.minimum(gl.maximum(row + 1 - shift, 0) // BLOCK_N, steps - 1)
+        reach = (row - shift - (steps - 1) * BLOCK_N) + (quad_rows[:, None] - 2 * lane[None, :])
+        mbarrier.wait(q_full, tile_phase)
+        q = q_smem.slice(PART * HALF, HALF).load(q_layout)
+        mbarrier.arrive(q_free)
+        mbarrier.wait(full.index(stage), phase)
+        s = scores(q, k_smem, stage, BLOCK_N)
+        s = warpgroup_mma_wait(0, [s])
+        mbarrier.arrive(free.index(stage))
+        stage, phase = following(stage, phase, STAGES)
+        m = gl.full([HALF, 4], FLOOR, gl.float32, QUAD)
+        weights, total, m, shrink = softmax(s, m, reach, scale, BLOCK_N, True)
+        acc = gl.zeros([HALF, HEAD_DIM], gl.float32, o_layout)
+        for _ in range(steps - 1 - open_steps):
+            reach += BLOCK_N
+            acc, weights, shrink, m, total, stage, phase = fold_step(
+                acc, weights, shrink, m, total, q, k_smem, v_smem, full, free, stage, phase,
+                reach, scale, BLOCK_N, STAGES, True,
+            )  # fmt: skip
+        for _ in range(open_steps):
+            acc, weights, shrink, m, total, stage, phase = fold_step(
+                acc, weights, shrink, m, total, q, k_smem, v_smem, full, free, stage, phase,
+                reach, scale, BLOCK_N, STAGES, False,
+            )  # fmt: skip
+        acc = rescaled(acc, shrink)
+        mbarrier.wait(full.index(stage), phase)
+        acc = warpgroup_mma(
+            as_operand(weights, acc, v_smem), v_smem.index(stage), acc, is_async=True
+        )
+        acc = warpgroup_mma_wait(0, [acc])
+        mbarrier.arrive(free.index(stage))
+        stage, phase = following(stage, phase, STAGES)
 
-            whole = gl.convert_layout(gl.sum(total, 1), s_rows, assert_trivial=True)
-            top = gl.convert_layout(gl.max(m, 1), s_rows, assert_trivial=True)
-            share = gl.convert_layout(
-                gl.where(whole > 0, 1 / whole, 0.0), o_rows, assert_trivial=True
-            )
-            acc = acc * share[:, None]
-            lse = top + gl.log2(whole)
-            if to_slot == WHOLE:
-                out_base = Out + to_b * out_strides[0] + to_h * out_strides[1] + at * out_strides[2]
-                lse_base = Lse + (to_b * NUM_HEADS + to_h) * lse_stride + at
-                write_rows(out_base, out_strides[2], lse_base, acc, lse, to_first, to_last)
-            else:
-                write_run(RunOut, RunLse, to_slot, PART * HALF, acc, lse)
-            s = warpgroup_mma_wait(0, [s])
+        whole = gl.convert_layout(gl.sum(total, 1), s_rows, assert_trivial=True)
+        top = gl.convert_layout(gl.max(m, 1), s_rows, assert_trivial=True)
+        share = gl.convert_layout(gl.where(whole > 0, 1 / whole, 0.0), o_rows, assert_trivial=True)
+        acc = acc * share[:, None]
+        lse = top + gl.log2(whole)
+        if slot == WHOLE:
+            at = to_row + row
+            out_base = Out + b * out_strides[0] + h * out_strides[1] + at * out_strides[2]
+            lse_base = Lse + (b * NUM_HEADS + h) * lse_stride + at
+            write_rows(out_base, out_strides[2], lse_base, acc, lse, first - row, last - row)
+        else:
+            write_run(RunOut, RunLse, slot, PART * HALF, acc, lse)
+        tile_phase ^= 1
+        mbarrier.wait(tile_full, tile_phase)
+        slots = get(tile, 0)
 
 
 @gluon.jit
