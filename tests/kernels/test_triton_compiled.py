@@ -75,14 +75,15 @@ SPREAD = {
 }  # fmt: skip
 PAGED = {"PAGE_SIZE": 16, "PageTable": ..., "page_table_stride": ...}
 RANKS, COUNTS = {"Mass": None}, {"Class": None}
-NORMALISE = {"CHUNK": mass.LSE_CHUNK, **mass.LSE_LAUNCH}
+CHUNKS = {"CHUNK": mass.LSE_CHUNK}
+NORMALISE = {**CHUNKS, **mass.lse_launch(128)}
 RUNS = {"ROWS": 16, "CHUNK": mass.CHUNK_KEYS, **mass.SEGMENT_LAUNCH}
 TILES = {"BLOCK_TILES": 64, **mass.COLUMN_LAUNCH}
 CASES = {
     "mean_query": (mass_kernel.mean_query_kernel, {"BLOCK_M": 32, "num_warps": 2}),
     "finite": (mass_kernel.finite_kernel, {"FIRST": 3, "TOKENS": mass.FINITE_TOKENS}),
     "row_lse": (mass_kernel.row_lse_kernel, NORMALISE),
-    "row_lse, 256": (mass_kernel.row_lse_kernel, {**NORMALISE, **WIDEST}),
+    "row_lse, 256": (mass_kernel.row_lse_kernel, {**CHUNKS, **WIDEST, **mass.lse_launch(256)}),
     "row_lse, pages": (mass_kernel.row_lse_kernel, {**NORMALISE, **PAGED}),
     "merge_lse": (
         mass_kernel.merge_lse_kernel, {"ROWS": 16, "BLOCK": mass.MERGED_ROWS, "num_warps": 4},

@@ -21,7 +21,6 @@ from .mass_kernel import (
 )
 from .rows import TILE_ROWS, Pools, RowTable
 
-LSE_LAUNCH = {"BLOCK_N": 128, "num_warps": 8, "num_stages": 2}
 SEGMENT_LAUNCH = {"BLOCK_N": 64, "num_warps": 4, "num_stages": 3}
 COLUMN_LAUNCH = {"BLOCK_N": 128, "num_warps": 4, "num_stages": 3}
 
@@ -121,7 +120,7 @@ def score(q: Tensor, table: RowTable, keys: Keys, dense: Tensor | None = None) -
         q, keys.k, table.at, table.position, problem.sequences.table, pages, parts,
         q.stride()[:3], keys.k.stride()[:3], page_table_stride(pages), num_rows, tiles,
         keys.scale * LOG2E, **keys.constants(), BY_SEQUENCE=table.by_sequence, CHUNK=LSE_CHUNK,
-        **LSE_LAUNCH,
+        **lse_launch(problem.head_dim),
     )  # fmt: skip
     lse = torch.empty(shape, dtype=torch.float32, device=q.device)
     merge: Any = merge_lse_kernel[(-(-num_rows // MERGED_ROWS), shape[1], shape[0])]
@@ -130,6 +129,16 @@ def score(q: Tensor, table: RowTable, keys: Keys, dense: Tensor | None = None) -
         ROWS=table.per_segment, BLOCK=MERGED_ROWS, num_warps=4,
     )  # fmt: skip
     return Scored(q, table, lse)
+
+
+def lse_launch(head_dim: int) -> dict[str, int]:
+    """Keys in a tile, warps, pipeline stages, and the most registers of a thread.
+
+    With half of the registers two blocks share a multiprocessor, and the exponentials of one run
+    beside the products of the other. Wide heads would spill.
+    """
+    launch = {"BLOCK_N": 128, "num_warps": 8, "num_stages": 2}
+    return launch | {"maxnreg": 128} if head_dim <= 128 else launch
 
 
 def write_mass(
