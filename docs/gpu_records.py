@@ -15,6 +15,9 @@ FOLDER = ROOT / "benchmarks" / "records"
 PAGE = DOCS / "performance.md"
 NOTHING = "Nothing measured yet: `make bench-gpu` makes the records."
 
+NAMES = ("fa3", "fa4", "cudnn", "sdpa", "fa2")
+"""Dense providers in the order of their times."""
+
 Row = dict[str, Any]
 Columns = dict[str, Callable[[Row], str]]
 
@@ -162,6 +165,11 @@ ATTEND: Columns = {
     "FA3 TFLOP/s": lambda r: dash(dense_tflops(r), 0),
     "speed-up over FA3": number("attend_speedup_vs_fa3", 2, "×"),
 }
+DENSE: Columns = {
+    "tokens": number("seq_len", 0),
+    "heads": heads_of,
+    **{name: lambda r, name=name: dash(r["ms_dense"].get(name), 2) for name in NAMES},
+}
 KERNELS: Columns = {
     "kernel": lambda r: " ".join(filter(None, (r["kernel"], r.get("provider")))).replace("_", " "),
     "tokens": number("seq_len", 0),
@@ -208,6 +216,7 @@ def gpu_tables(folder: Path = FOLDER) -> dict[str, str]:
         "whole": table([r for r in cases if not r.get("routed")], WHOLE),
         "routed": table([r for r in cases if r.get("routed")], ROUTED),
         "attend": table(sorted(listed, key=lambda r: (r["seq_len"], r["backend"])), ATTEND),
+        "dense": table(records("dense", folder), DENSE),
         "kernels": table(records("kernels", folder), KERNELS),
         "ttft": table(records("ttft", folder), TTFT),
     }

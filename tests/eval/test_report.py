@@ -65,6 +65,32 @@ def test_methods_over_all_tasks(cells):
     assert cells("All tasks", "default:coverage=0.98", "tasks") == "1"
 
 
+def test_our_default_at_a_glance():
+    (table,) = (t for t in evaluation_tables(ROWS) if t.title.startswith("default against"))
+    long, short = (dict(zip(table.headers, line, strict=True)) for line in table.lines)
+    assert (long["tokens"], long["tasks"], long["prompts"]) == ("8,192", "2", "6")
+    assert long["% of dense (95 % CI)"].startswith("83.3 (")
+    assert (long["perplexity of texts"], long["KL (nats)"]) == ("+1.01 %", "0.0100")
+    assert (short["tokens"], short["perplexity of texts"]) == ("4,096", "–")
+
+
+def test_methods_at_equal_density_share_their_tasks():
+    def turned(task, method, scores):
+        return row(task, method, scores, setting="density=0.08", density=0.08)
+
+    rows = [
+        *ROWS,
+        turned("needle", "default", [1.0, 1.0, 1.0, 0.0]),
+        turned("needle", "xattention", [0.0] * 4),
+        turned("vt", "default", [0.0, 0.0]),
+    ]
+    (table,) = (t for t in evaluation_tables(rows) if t.title.startswith("Turned to a"))
+    assert "density of 0.08, 4 prompts of needle:" in table.title
+    assert [line[:3] for line in table.lines] == [
+        ("default", "0.080", "0.750"), ("xattention", "0.080", "0.000"),
+    ]  # fmt: skip
+
+
 def test_every_task(cells):
     assert cells("Every task", "needle", "default (Δ)").startswith("0.75 (-0.25, ")
     assert cells("Every task", "vt", "default (Δ)") == "0.50 (0)"

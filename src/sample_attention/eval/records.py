@@ -42,10 +42,17 @@ class Group:
 
     def pairs(self, method: str) -> dict[str, tuple[Record, Record]]:
         """By task with answers, the rows of a method and of dense attention, where both exist."""
+        return {task: both for task, both in self._both(method).items() if "kl" not in both[0]}
+
+    def texts(self, method: str) -> dict[str, tuple[Record, Record]]:
+        """The same, by real text."""
+        return {task: both for task, both in self._both(method).items() if "kl" in both[0]}
+
+    def _both(self, method: str) -> dict[str, tuple[Record, Record]]:
         found: dict[str, tuple[Record, Record]] = {}
         for task in self.tasks:
             row, dense = self.row(task, method), self.row(task, DENSE)
-            if row is not None and dense is not None and "kl" not in row and row["n"] == dense["n"]:
+            if row is not None and dense is not None and row["n"] == dense["n"]:
                 found[task] = row, dense
         return found
 

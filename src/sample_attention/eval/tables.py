@@ -1,4 +1,4 @@
-"""Rows as tables: methods over all tasks, every task, and real text."""
+"""Rows as tables: our default at a glance, methods over all tasks, every task, and real text."""
 
 from __future__ import annotations
 
@@ -12,17 +12,19 @@ from .records import Group, difference, groups_of, share_of_dense
 from .statistics import Estimate
 
 NONE = "–"
+OURS = "default"
 METHODS_PER_TABLE = 6
 """Columns of a table of tasks; more methods make more tables."""
 
 
 def evaluation_tables(rows: Sequence[Record]) -> list[RecordTable]:
-    """All tables of the rows, by model and length."""
-    found: list[RecordTable] = []
-    for group in groups_of(rows):
-        made = (_methods_table(group), *_tasks_tables(group), _text_table(group))
-        found += [table for table in made if table.lines]
-    return found
+    """All tables of the rows: what sums them up, then by model and length."""
+    groups = groups_of(rows)
+    made = [_overview_table(groups)]
+    made += [_front_table(group, at) for group in groups for at in _densities(group)]
+    for group in groups:
+        made += [_methods_table(group), *_tasks_tables(group), _text_table(group)]
+    return [table for table in made if table.lines]
 
 
 def skipped_notes(rows: Sequence[Record]) -> list[str]:
@@ -32,6 +34,53 @@ def skipped_notes(rows: Sequence[Record]) -> list[str]:
         for group in groups_of(rows)
         for task, reason in group.skipped().items()
     ]
+
+
+def _overview_table(groups: Sequence[Group]) -> RecordTable:
+    """Our default next to dense attention, a line per model and length."""
+    lines: list[tuple[str, ...]] = []
+    for group in groups:
+        pairs, texts = group.pairs(OURS), group.texts(OURS)
+        if not pairs and not texts:
+            continue
+        both = [row for row, _ in (*pairs.values(), *texts.values())]
+        lines.append((
+            group.model, f"{group.length:,}", str(len(pairs)),
+            str(sum(row["n"] for row, _ in pairs.values())),
+            f"{mean(row['density'] for row in both):.3f}",
+            _percent(share_of_dense([*pairs.values()])),
+            ", ".join(f"{_perplexity_change(*pair):+.2f} %" for pair in texts.values()) or NONE,
+            ", ".join(f"{row['kl']:.4f}" for row, _ in texts.values()) or NONE,
+        ))  # fmt: skip
+    headers = ("model", "tokens", "tasks", "prompts", "density", "% of dense (95 % CI)",
+               "perplexity of texts", "KL (nats)")  # fmt: skip
+    return RecordTable(f"{OURS} against dense attention", headers, tuple(lines))
+
+
+def _densities(group: Group) -> list[str]:
+    """The densities that several methods were turned to, as their labels have them."""
+    settings = [label.partition(":")[2] for label in group.methods if group.pairs(label)]
+    return sorted({x for x in settings if x.startswith("density=") and settings.count(x) > 1})
+
+
+def _front_table(group: Group, at: str) -> RecordTable:
+    """Methods at equal density, over the tasks that all of them ran."""
+    methods = [x for x in group.methods if x.partition(":")[2] == at and group.pairs(x)]
+    pairs = {method: group.pairs(method) for method in methods}
+    tasks = [x for x in group.tasks if all(x in found for found in pairs.values())]
+    lines: list[tuple[str, ...]] = []
+    for method, found in pairs.items():
+        ours = [found[task][0] for task in tasks]
+        lines.append((
+            method.partition(":")[0], f"{mean(row['density'] for row in ours):.3f}",
+            f"{mean(row['score'] for row in ours):.3f}",
+            _percent(share_of_dense([found[task] for task in tasks])),
+            f"{mean(difference(*found[task], 'logprobs').mean for task in tasks):+.3f}",
+        ))  # fmt: skip
+    headers = ("method", "density", "score", "% of dense (95 % CI)", "Δ log-probability")
+    prompts = sum(group.tasks[task][DENSE]["n"] for task in tasks)
+    what = f"Turned to a {at.replace('=', ' of ')}, {prompts} prompts of {', '.join(tasks)}"
+    return RecordTable(_title(what, group), headers, tuple(lines) if tasks else ())
 
 
 def _methods_table(group: Group) -> RecordTable:
@@ -100,12 +149,17 @@ def _text_table(group: Group) -> RecordTable:
                 lines.append((
                     task, method, str(row["n"]), f"{row['density']:.3f}", _mass([row]),
                     f"{math.exp(-row['answer_logprob']):.3f}",
-                    f"{100 * math.expm1(dense['answer_logprob'] - row['answer_logprob']):+.2f} %",
+                    f"{_perplexity_change(row, dense):+.2f} %",
                     f"{row['kl']:.4f}", f"{100 * row['agreement']:.1f} %",
                 ))  # fmt: skip
     headers = ("text", "method", "n", "density", "retained mass", "perplexity", "against dense",
                "KL (nats)", "same next token")  # fmt: skip
     return RecordTable(_title("Real text", group), headers, tuple(lines))
+
+
+def _perplexity_change(row: Record, dense: Record) -> float:
+    """Perplexity over that of dense attention, minus one, in percent."""
+    return 100 * math.expm1(dense["answer_logprob"] - row["answer_logprob"])
 
 
 def _title(what: str, group: Group) -> str:
