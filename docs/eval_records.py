@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sample_attention.bench.tables import Record
 from sample_attention.eval.plots import draw_accuracy, draw_needles
 from sample_attention.eval.records import read_rows
 from sample_attention.eval.tables import evaluation_tables, skipped_notes
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 DOCS = Path(__file__).resolve().parent
 RECORDS = DOCS.parent / "benchmarks" / "records"
@@ -15,7 +19,13 @@ PAGE = DOCS / "evaluation.md"
 NO_ROWS = "Nothing is recorded yet."
 START, END = "<!-- evaluation:start -->", "<!-- evaluation:end -->"
 
-PICTURES = {"eval_accuracy.png": draw_accuracy, "eval_needles.png": draw_needles}
+
+def draw_needles_as_published(rows: list[Record]) -> Figure | None:
+    """Needle maps of methods at their settings, without those turned to a density."""
+    return draw_needles([row for row in rows if not row["setting"].startswith("density=")])
+
+
+PICTURES = {"eval_accuracy.png": draw_accuracy, "eval_needles.png": draw_needles_as_published}
 CAPTIONS = {
     "eval_accuracy.png": "Score of each method against its density",
     "eval_needles.png": "Right answers by length of the prompt and depth of the needle",

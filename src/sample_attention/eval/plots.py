@@ -27,6 +27,8 @@ PANEL_INCHES = 4.2
 def draw_accuracy(rows: Sequence[Record]) -> Figure | None:
     """Score against density, a panel per model and length, a line per method over its settings.
 
+    Where some panels compare methods, those with a single one are left out.
+
     Returns:
         None where no sparse method was measured.
 
@@ -34,6 +36,7 @@ def draw_accuracy(rows: Sequence[Record]) -> Figure | None:
         MissingExtra: matplotlib is not installed.
     """
     groups = [group for group in groups_of(rows) if _points(group)]
+    groups = [group for group in groups if len(_points(group)) > 1] or groups
     if not groups:
         return None
     figure, axes = _panels(len(groups), 2, 1.4)
