@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sample_attention.bench.tables import Record
+from sample_attention.bench.tables import Record, RecordTable
 from sample_attention.eval.plots import draw_accuracy, draw_needles
 from sample_attention.eval.records import read_rows
 from sample_attention.eval.tables import evaluation_tables, skipped_notes
@@ -42,12 +42,21 @@ def results(rows: list[Record], pictures: list[str]) -> str:
     if not rows:
         return NO_ROWS
     parts = [f"![{CAPTIONS[name]}](figures/{name})" for name in pictures]
-    parts += [table.markdown() for table in evaluation_tables(rows)]
+    parts += [shown(table) for table in evaluation_tables(rows)]
     if notes := skipped_notes(rows):
         parts.append("\n".join(["Left out:", "", *(f"- {note}" for note in notes)]))
     commits = dict.fromkeys(str(row.get("commit") or "unknown")[:10] for row in rows)
     parts.append(f"Commits: {', '.join(commits)}; records: `benchmarks/records/eval_*.jsonl`.")
     return "\n\n".join(parts)
+
+
+def shown(table: RecordTable) -> str:
+    """A table as Markdown; those of every task are folded."""
+    text = table.markdown()
+    if not table.title.startswith("Every task"):
+        return text
+    body = text.partition("\n\n")[2]
+    return f'<details markdown="1"><summary>{table.title}</summary>\n\n{body}\n\n</details>'
 
 
 def tables() -> dict[Path, str]:
