@@ -3,6 +3,7 @@
 | field            | symbol in paper | paper (v1) | mlsys (v3)   | default  | fast     | pooled   |
 |------------------|-----------------|------------|--------------|----------|----------|----------|
 | `coverage`       | alpha, alpha_c  | 0.95       | 0.95         | 0.95     | 0.85     | 0.95     |
+| `head_coverage`  | -               | -          | -            | -        | -        | -        |
 | `slash_coverage` | alpha_s         | -          | 0.95         | -        | -        | -        |
 | `segment`        | - (v3: one set) | whole call | whole call   | 128 rows | 128 rows | 128 rows |
 | `row_stride`     | 1 / r_row       | 20 (5 %)   | -            | 8        | 8        | 8        |
@@ -20,7 +21,9 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import cast
 
 from .errors import InvalidConfig
 
@@ -53,7 +56,8 @@ class SampleAttentionConfig:
 
     Attributes:
         coverage: share of the sampled mass that the selection keeps, in (0, 1]; 1 is dense.
-        slash_coverage: the same for slashes (blocks at a constant distance); None: no slashes.
+        head_coverage: a share for each query head in place of `coverage`, below 1; needs segments.
+        slash_coverage: `coverage` of slashes (blocks at a constant distance); None: no slashes.
         segment: consecutive query rows, aligned to absolute positions, that share one selection
             per head; None: all rows of the call share one.
         row_stride: one query row in every `row_stride` is sampled exactly.
@@ -85,6 +89,7 @@ class SampleAttentionConfig:
     """
 
     coverage: float = 0.95
+    head_coverage: tuple[float, ...] | None = None
     slash_coverage: float | None = None
     segment: int | None = 128
     row_stride: int = 8
@@ -111,6 +116,9 @@ class SampleAttentionConfig:
         for name in ("residual", "spread"):
             if not isinstance(getattr(self, name), bool):
                 raise InvalidConfig(f"{name} must be True or False, got {getattr(self, name)!r}")
+        self.__dict__["head_coverage"] = _shares_of_heads(self.head_coverage)
+        if self.head_coverage is not None and self.segment is None:
+            raise InvalidConfig("head_coverage needs segments; set segment=128 or more")
         self._check_combinations()
         # Kept from the start: torch.compile reads one text where it would trace every number.
         pairs = [f'"{name}": {_literal(getattr(self, name))}' for name in _FIELDS]
@@ -167,7 +175,23 @@ class SampleAttentionConfig:
     @property
     def dense(self) -> bool:
         """Whether the thresholds ask for all of the mass, so that nothing can be dropped."""
-        return self.coverage == 1 and self.slash_coverage in (None, 1)
+        return (
+            self.head_coverage is None and self.coverage == 1 and self.slash_coverage in (None, 1)
+        )
+
+    def coverage_of(self, num_heads: int) -> tuple[float, ...]:
+        """The share of each query head.
+
+        Raises:
+            InvalidConfig: `head_coverage` is for another number of heads.
+        """
+        shares = self.head_coverage or (self.coverage,) * num_heads
+        if len(shares) != num_heads:
+            raise InvalidConfig(
+                f"head_coverage has {len(shares)} shares, and the call {num_heads} query heads; "
+                "give one for each"
+            )
+        return shares
 
     @property
     def window_alignment(self) -> int:
@@ -263,18 +287,34 @@ _LOWEST = {
 }  # fmt: skip
 
 
-def _literal(value: float | bool | None) -> str:
+def _literal(value: float | bool | tuple[float, ...] | None) -> str:
     """A value in JSON. The json module would do, but torch.compile cannot trace it."""
     if value is None:
         return "null"
+    if isinstance(value, tuple):
+        return "[" + ", ".join([_literal(part) for part in value]) + "]"
     if isinstance(value, bool):
         return "true" if value else "false"
     return str(int(value)) if isinstance(value, int) else repr(float(value))
 
 
+def _shares_of_heads(value: object) -> tuple[float, ...] | None:
+    """`head_coverage` as it is kept, from a tuple, or a list as JSON has it."""
+    if value is None:
+        return None
+    if not isinstance(value, tuple | list) or not value:
+        raise InvalidConfig(f"head_coverage must be a share for each query head; got {value!r}")
+    shares = tuple(cast("Sequence[float]", value))
+    for share in shares:
+        check_share("head_coverage", share)
+        if share == 1:
+            raise InvalidConfig("head_coverage must be below 1; 0.999 keeps next to everything")
+    return shares
+
+
 def check_share(name: str, value: object) -> None:
     """Raise InvalidConfig unless the value is in (0, 1], or None where the field may be."""
-    if value is None and name not in ("coverage", "dense_above"):
+    if value is None and name not in ("coverage", "dense_above", "head_coverage"):
         return
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
         raise InvalidConfig(f"{name} must be a number in (0, 1], got {value!r}")

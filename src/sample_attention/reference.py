@@ -7,6 +7,7 @@ This file is the oracle of every test. It shares no code with the backends.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -96,20 +97,21 @@ def _segments(
         outside = (~window & (j <= p))[rows]  # a row's keys that only a list can keep
         selectable = outside.any(0)
         sampled = _sampled(p[rows], config)
-        for h in range(len(q)):
+        for h, share in enumerate(config.coverage_of(len(q))):
+            of_head = replace(config, coverage=share, head_coverage=None)
             if not bool(sampled.any()):
                 keep[h, rows] = True
                 continue
             if config.spread:
                 keep[h, rows] = _spread_segment(
-                    q[h, rows], _per_head(k, q)[h], p[rows, 0], outside[0], config, scale
+                    q[h, rows], _per_head(k, q)[h], p[rows, 0], outside[0], of_head, scale
                 )
                 continue
             exact = (prob[h, rows] * outside)[sampled].mean(0)
             rank = exact
             if config.pool is not None:
                 rank = _pooled_rank(q[h, rows], _per_head(k, q)[h], p[rows], outside, config, scale)
-            chosen = _filter(_class(rank), exact, selectable, config)
+            chosen = _filter(_class(rank), exact, selectable, of_head)
             keep[h, rows] = chosen
     return keep
 

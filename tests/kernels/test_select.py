@@ -18,6 +18,7 @@ LENGTHS = {
 POOLED = {
     "dense_prefix": 0, "dense_tail": 0, "segment": 64, "row_stride": 8, "pool": 16, "window": 40
 }  # fmt: skip
+HEADS = (0.4, 0.97)
 CONFIGS = {
     "segments of 16": {"segment": 16, "row_stride": 4, "pool": 8, "window": 16},
     "segments of 32": {"segment": 32, "window": 7},
@@ -46,6 +47,7 @@ CONFIGS = {
         "dense_above": 0.4, "coverage": 0.99, "pool": 8, "row_stride": 32,
     },
     "dense above all": {"dense_above": 1.0, "coverage": 0.9999},
+    "a coverage for each head": {"head_coverage": HEADS},
 }  # fmt: skip
 SPREAD = {
     "spread": {"probes": 16},
@@ -64,6 +66,7 @@ SPREAD = {
     "spread, held out": {"held_out": 5, "probes": 16},
     "spread, dense prefix and tail": {"dense_prefix": 130, "dense_tail": 30, "probes": 16},
     "spread, dense above little": {"dense_above": 0.05, "probes": 16},
+    "spread, a coverage for each head": {"head_coverage": HEADS, "probes": 16},
 }
 
 

@@ -42,7 +42,7 @@ TYPES = {
     **dict.fromkeys(("Q", "K", "V", "X", "Out", "Means", "Spreads"), "*bf16"),
     **dict.fromkeys(
         ("Lse", "Parts", "Share", "Column", "Slash", "Largest", "Sums", "Shift", "HeavyMass",
-         "Tops", "Totals"),
+         "Tops", "Totals", "Coverage"),
         "*fp32",
     ),
     **dict.fromkeys(
@@ -51,7 +51,7 @@ TYPES = {
          "Bits"), "*i32",
     ),
     **dict.fromkeys(("Offsets", "Used"), "*i64"),
-    **dict.fromkeys(("coverage", "dense_above", "scale", "half"), "fp32"),
+    **dict.fromkeys(("dense_above", "scale", "half"), "fp32"),
     **dict.fromkeys(
         ("strides", "q_strides", "k_strides", "v_strides", "out_strides"), ("i64",) * 3
     ),

@@ -28,6 +28,7 @@ Q_ENDS, KV_ENDS = torch.tensor([0, 70, 75, 165, 166]), torch.tensor([0, 70, 160,
 POOLED = {
     "dense_prefix": 0, "dense_tail": 0, "segment": 64, "row_stride": 8, "pool": 16, "window": 40
 }  # fmt: skip
+HEADS = (0.4, 0.97)
 SEGMENTS = {
     "segments of 64": {},
     "segments of 16": {"segment": 16, "row_stride": 4, "pool": 8, "window": 16},
@@ -48,6 +49,7 @@ SEGMENTS = {
     "dense tail": {"dense_tail": 30},
     "dense above little": {"dense_above": 0.1},
     "held out": {"held_out": 5},
+    "a coverage for each head": {"head_coverage": HEADS},
 }
 SPREAD = {
     "spread": {"probes": 16},
@@ -60,6 +62,7 @@ SPREAD = {
     "spread, coverage high": {"coverage": 0.999, "dense_above": 1.0, "probes": 16},
     "spread, dense prefix": {"dense_prefix": 140, "probes": 16},
     "spread, held out": {"held_out": 5, "probes": 16},
+    "spread, a coverage for each head": {"head_coverage": HEADS, "probes": 16},
 }
 PAPER = {
     "paper": {},

@@ -139,6 +139,19 @@ def test_json_keeps_every_field_exactly(settings):
     assert again.to_json() == text
 
 
+def test_a_coverage_for_each_head():
+    settings = SampleAttentionConfig(coverage=1, head_coverage=(0.9, Share(0.95)))
+    assert not settings.dense
+    assert settings.coverage_of(2) == (0.9, 0.95)
+    again = SampleAttentionConfig.from_json(settings.to_json())
+    assert again == settings
+    assert again.head_coverage == (0.9, 0.95)
+    with pytest.raises(InvalidConfig, match="has 2 shares, and the call 3 query heads"):
+        settings.coverage_of(3)
+    with pytest.raises(InvalidConfig, match="head_coverage needs segments"):
+        SampleAttentionConfig.preset("paper", head_coverage=(0.9,))
+
+
 def test_json_with_some_fields_takes_the_defaults_for_others():
     assert SampleAttentionConfig.from_json('{"window": 128}') == SampleAttentionConfig(window=128)
 

@@ -48,9 +48,11 @@ def fixed_rule(rule: object, problem: Problem) -> FixedRule:
     """What selects in one call: of a tuned configuration that for its longest sequence.
 
     Raises:
-        InvalidConfig: as `as_rule` does.
+        InvalidConfig: as `as_rule` does, or `head_coverage` is for another number of heads.
     """
     found = as_rule(rule)
     if isinstance(found, Tuned):
-        return found.for_length(problem.sequences.max_kv_len)
+        found = found.for_length(problem.sequences.max_kv_len)
+    if isinstance(found, SampleAttentionConfig) and found.head_coverage is not None:
+        found.coverage_of(problem.num_heads)
     return found

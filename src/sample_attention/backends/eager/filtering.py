@@ -43,10 +43,17 @@ def smallest_classes(
     return (num_classes - kept).clamp(min=0).int()
 
 
-def needed(mass: Tensor, config: SampleAttentionConfig) -> Tensor:
-    """What columns have to hold, `[...]`, if those outside the window hold `mass` `[..., K]`."""
+def needed(mass: Tensor, heads: range, config: SampleAttentionConfig) -> Tensor:
+    """What columns have to hold, `[G, ...]`, if those outside the window hold `mass` `[G, ..., K]`.
+
+    G: these query heads.
+    """
     outside = mass.sum(-1)
-    return config.coverage - (1 - outside) if config.residual else config.coverage * outside
+    share: float | Tensor = config.coverage
+    if config.head_coverage is not None:
+        shares = config.head_coverage[heads.start : heads.stop]
+        share = mass.new_tensor(shares).view(-1, *[1] * (outside.dim() - 1))
+    return share - (1 - outside) if config.residual else share * outside
 
 
 def lists_of(keep: Tensor) -> list[Tensor]:

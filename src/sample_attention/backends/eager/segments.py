@@ -98,17 +98,13 @@ def _pooled_columns(
     if config.pool is not None:
         prob, firsts = rows.pooled_softmax(spans[0][0], spans[-1][1], config.pool)
         ranked = column_mass(prob, _edges(firsts, window, config), len(spans), limit)
-    keep = _kept(ranked, exact, limits.to(rows.k.device), config)
-    return keep, exact.sum(-1).isfinite() & ranked.sum(-1).isfinite()
-
-
-def _kept(rank: Tensor, mass: Tensor, limits: Tensor, config: SampleAttentionConfig) -> Tensor:
-    """Columns in the fewest classes of `rank` that hold the share of `mass`: bool `[G, M, K]`."""
-    classes = rank_classes(rank.float())
-    keep = classes >= smallest_classes(classes, mass, needed(mass, config))[..., None]
+    classes = rank_classes(ranked.float())
+    lowest = smallest_classes(classes, exact, needed(exact, rows.heads, config))
+    keep = classes >= lowest[..., None]
     last = int(limits.min())
-    keep[..., last:] &= torch.arange(last, keep.shape[-1], device=keep.device) < limits[:, None]
-    return keep
+    beyond = torch.arange(last, keep.shape[-1]) >= limits[:, None]
+    keep[..., last:] &= ~beyond.to(keep.device)
+    return keep, exact.sum(-1).isfinite() & ranked.sum(-1).isfinite()
 
 
 def _edges(positions: Tensor, window: int, config: SampleAttentionConfig) -> Tensor:

@@ -80,7 +80,7 @@ def spread_columns(
     heavy_from = _heavy_from(rank, segments.step)
     probes = _probes(rank, heavy_from, sure, segments.step)
     mass = _mass(rows, segments, probes, config)
-    lowest = smallest_classes(probes.classes, mass, needed(mass, config), NUM_RANKS)
+    lowest = smallest_classes(probes.classes, mass, needed(mass, rows.heads, config), NUM_RANKS)
     keep_from = lowest + (heavy_from + LOWEST_RANK)
     keep_from.masked_fill_(lowest == 0, torch.finfo(rank.dtype).min)
     keep_from.masked_fill_(lowest == NUM_RANKS, math.inf)

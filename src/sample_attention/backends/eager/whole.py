@@ -24,7 +24,7 @@ def select_whole(rows: GroupRows, n: int, lists: SegmentLists) -> None:
         lists.dense[n, rows.heads.start : rows.heads.stop] = True
         return
     total = _total_mass(rows, positions, config)
-    keep, finite = smallest_set(total, needed(total, config)), total.sum(-1).isfinite()
+    keep, finite = smallest_set(total, needed(total, rows.heads, config)), total.sum(-1).isfinite()
     for i, h in enumerate(rows.heads):
         if bool(finite[i]):
             lists.put(n, h, 0, keep[i].nonzero()[:, 0].int())

@@ -240,7 +240,7 @@ def mass_from(mass, classes, heavy_mass, heavy_classes, low):
 def decide_kernel(
     Q, K, Table, PageTable, Class, Limits, Dense, HeavyCounts, Heavy, Shift, Mass, HeavyMass,
     Counts, Bits, q_strides, k_strides, page_table_stride, pitch, num_segments, first_segment,
-    coverage, dense_above, scale,
+    Coverage, dense_above, scale,
     NUM_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     SEGMENT: tl.constexpr, ROW_STRIDE: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr,
     PROBES: tl.constexpr, BLOCK_P: tl.constexpr, ROOM: tl.constexpr, BLOCK: tl.constexpr,
@@ -289,6 +289,7 @@ def decide_kernel(
     keys = tl.load(Heavy + t, mask=t < count, other=0)
     heavy_classes = tl.load(Class + keys, mask=t < count, other=0).to(tl.int32)
     outside = mass_from(mass, classes, heavy_mass, heavy_classes, 0)
+    coverage = tl.load(Coverage + h)
     need = coverage - (1.0 - outside) if RESIDUAL else coverage * outside
     low = 0
     half = NUM_CLASSES // 2

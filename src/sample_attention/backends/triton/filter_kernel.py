@@ -39,7 +39,7 @@ def sums_from(Class, Mass, limit, pitch, low, step, BLOCK: tl.constexpr):
 
 @triton.jit(do_not_specialize=["num_segments", "first_segment"])
 def threshold_kernel(
-    Class, Mass, Limits, Always, Threshold, Dense, pitch, num_segments, first_segment, coverage,
+    Class, Mass, Limits, Always, Threshold, Dense, pitch, num_segments, first_segment, Coverage,
     RESIDUAL: tl.constexpr, BLOCK: tl.constexpr, NUM_CLASSES: tl.constexpr,
 ):  # fmt: skip
     """The highest class t such that the columns of classes >= t hold the share.
@@ -58,6 +58,7 @@ def threshold_kernel(
     limit = tl.load(Limits + n * num_segments + first_segment + g)
     # four quarters of the 256 classes, four quarters of the chosen one, and so on
     outside, one, two, three = sums_from(Class, Mass, limit, pitch, 0, 64, BLOCK)
+    coverage = tl.load(Coverage + h)
     need = coverage - (1.0 - outside) if RESIDUAL else coverage * outside
     low = 64 * ((one >= need).to(tl.int32) + (two >= need) + (three >= need))
     step = 16

@@ -40,6 +40,7 @@ class Geometry:
         exact: the rows that are scored exactly.
         pools: the runs of rows with mean queries; None without `pool`.
         columns: all that the lists of a head could hold, known on the host.
+        coverage: fp32 `[H]`, the share that each head keeps.
     """
 
     size: int
@@ -50,6 +51,7 @@ class Geometry:
     exact: RowTable
     pools: Pools | None
     columns: int
+    coverage: Tensor
 
 
 _kept: OrderedDict[object, Geometry] = OrderedDict()
@@ -87,6 +89,7 @@ def _make(problem: Problem, config: SampleAttentionConfig) -> Geometry:
         size, segments, rows.windows(problem, config), rows.always(problem, config, ends),
         rows.limits(problem, config, ends), exact,
         None if config.pool is None else rows.pools(problem, config, segments), columns,
+        rows.shares(problem, config),
     )  # fmt: skip
 
 

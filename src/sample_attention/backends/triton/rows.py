@@ -6,6 +6,7 @@ graph replays them. The rows of a segment are padded to a power of two, or to wh
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -174,6 +175,15 @@ def _extent(problem: Problem) -> tuple[Tensor, Tensor]:
 def _starts(offset: Tensor, size: int, segments: int) -> Tensor:
     """Where each segment starts, before the first query too: int32 `[N, G, 1]`."""
     return (offset // size + _steps(segments, offset.device)[:, None]) * size
+
+
+def shares(problem: Problem, config: SampleAttentionConfig) -> Tensor:
+    """The coverage of each query head: fp32 `[H]`, filled on the device, which a copy waits for."""
+    parts = [
+        torch.full((len(list(same)),), share, dtype=torch.float32, device=problem.device)
+        for share, same in itertools.groupby(config.coverage_of(problem.num_heads))
+    ]
+    return torch.cat(parts)
 
 
 def _steps(count: int, device: torch.device) -> Tensor:
