@@ -18,6 +18,9 @@ pytestmark = [
 CONFIGS = {
     "default": SampleAttentionConfig(dense_prefix=128, window=100, coverage=0.7),
     "few probes": SampleAttentionConfig(dense_prefix=128, window=100, coverage=0.7, probes=64),
+    "a coverage for each head": SampleAttentionConfig(
+        dense_prefix=128, window=100, head_coverage=(0.4, 0.7, 0.7, 0.95)
+    ),
     "pooled": SampleAttentionConfig.preset("pooled", dense_prefix=128, window=100, coverage=0.7),
     "paper": SampleAttentionConfig.preset("paper", coverage=0.7),
     "mlsys": SampleAttentionConfig.preset("mlsys", coverage=0.5, slash_coverage=0.5),

@@ -70,7 +70,7 @@ class Contender:
             return replace(self, config=self.config.turned(dial, length))
         coverage = max(dial, LEAST_COVERAGE)
         slashes = None if self.config.slash_coverage is None else coverage
-        config = replace(self.config, coverage=coverage, slash_coverage=slashes)
+        config = replace(self.config, coverage=coverage, head_coverage=None, slash_coverage=slashes)
         return replace(self, config=config)
 
     @contextmanager
