@@ -49,7 +49,7 @@ SEGMENTS = {
     "dense tail": {"dense_tail": 30},
     "dense above little": {"dense_above": 0.1},
     "held out": {"held_out": 5},
-    "a coverage for each head": {"head_coverage": HEADS},
+    "a coverage for each head": {"head_coverage": HEADS, "window": 20},
 }
 SPREAD = {
     "spread": {"probes": 16},
@@ -62,7 +62,7 @@ SPREAD = {
     "spread, coverage high": {"coverage": 0.999, "dense_above": 1.0, "probes": 16},
     "spread, dense prefix": {"dense_prefix": 140, "probes": 16},
     "spread, held out": {"held_out": 5, "probes": 16},
-    "spread, a coverage for each head": {"head_coverage": HEADS, "probes": 16},
+    "spread, a coverage for each head": {"head_coverage": HEADS, "probes": 16, "window": 9},
 }
 PAPER = {
     "paper": {},

@@ -58,13 +58,13 @@ _kept: OrderedDict[object, Geometry] = OrderedDict()
 
 
 def geometry(problem: Problem, config: SampleAttentionConfig) -> Geometry:
-    """The geometry of a call, from an earlier one of the same lengths if there was one."""
+    """The geometry of a call, from an earlier one of the same lengths and heads if there is one."""
     if problem.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         return _make(problem, config)  # the graph must own what it reads
     s, stream = problem.sequences, None
     if problem.device.type == "cuda":  # another stream would not wait for what made the tensors
         stream = torch.cuda.current_stream(problem.device).cuda_stream
-    key = (tuple(s.rows()), s.max_q_len, problem.device, stream, config)
+    key = (tuple(s.rows()), s.max_q_len, problem.num_heads, problem.device, stream, config)
     if key not in _kept:
         _kept[key] = _make(problem, config)
         if len(_kept) > KEPT:
