@@ -45,14 +45,14 @@ def _overview_table(groups: Sequence[Group]) -> RecordTable:
             continue
         both = [row for row, _ in (*pairs.values(), *texts.values())]
         lines.append((
-            group.model, f"{group.length:,}", str(len(pairs)),
+            group.model, f"{group.length:,}", str(both[0].get("dtype")), str(len(pairs)),
             str(sum(row["n"] for row, _ in pairs.values())),
             f"{mean(row['density'] for row in both):.3f}",
             _percent(share_of_dense([*pairs.values()])),
             ", ".join(f"{_perplexity_change(*pair):+.2f} %" for pair in texts.values()) or NONE,
             ", ".join(f"{row['kl']:.4f}" for row, _ in texts.values()) or NONE,
         ))  # fmt: skip
-    headers = ("model", "tokens", "tasks", "prompts", "density", "% of dense (95 % CI)",
+    headers = ("model", "tokens", "dtype", "tasks", "prompts", "density", "% of dense (95 % CI)",
                "perplexity of texts", "KL (nats)")  # fmt: skip
     return RecordTable(f"{OURS} against dense attention", headers, tuple(lines))
 

@@ -54,5 +54,5 @@ def fixed_rule(rule: object, problem: Problem) -> FixedRule:
     if isinstance(found, Tuned):
         found = found.for_length(problem.sequences.max_kv_len)
     if isinstance(found, SampleAttentionConfig) and found.head_coverage is not None:
-        found.coverage_of(problem.num_heads)
+        found.coverage_of(problem.num_heads)  # or raises
     return found
