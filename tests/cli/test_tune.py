@@ -1,6 +1,7 @@
 """`tune`: the file it writes, and that other commands and a model run by it."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from sample_attention import Tuned
 from sample_attention.integrations.transformers import sample_attention_prefill
 from sample_attention.tuning import Reading
 
+LAYERS, HEADS = 3, 4
 FAST = ("--lengths", "300,600", "--requests", "4", "--device", "cpu", "--threads", "1",
         "--config", "dense_prefix=0", "--config", "dense_tail=0", "--config", "segment=64",
         "--config", "pool=64", "--config", "window=16")  # fmt: skip
@@ -51,6 +53,8 @@ def test_files_hold_what_was_found_and_measured(tuned_file, model_folder):
         assert row["kl_rows"] == row["length"] // 4
         assert row["searched"] != row["validated"]
         assert row["validated"]["coverage"] == interval.config.coverage
+        assert [len(layer) for layer in interval.head_coverage] == [HEADS] * LAYERS
+        assert len({share for layer in interval.head_coverage for share in layer}) > 1
         for facts in (row["searched"], row["validated"]):
             assert facts["kl"] <= facts["kl_bound"] <= row["max_kl"] == 5
             assert facts["retained_mass"] >= facts["retained_mass_bound"] >= row["min_mass"] == 0.3
@@ -78,7 +82,9 @@ def test_inspect_takes_the_interval_of_the_prompt(cli, tuned_file, model_folder,
 def test_models_take_the_interval_of_the_call(tuned_file, loaded_tiny, length):
     ids = torch.arange(length)[None] % 60
     results = []
-    for config in (str(tuned_file), Tuned.load(tuned_file).for_length(length)):
+    interval = Tuned.load(tuned_file).intervals[length >= 600]
+    alone = Tuned("", (replace(interval, min_kv_len=0),))
+    for config in (str(tuned_file), alone):
         attending = sample_attention_prefill(loaded_tiny.model, config, record=True)
         with torch.inference_mode(), attending as recorder:
             results.append(loaded_tiny.model(ids).logits)

@@ -1,6 +1,7 @@
 """Tuned configurations: files, names, and which configuration a call gets."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -67,6 +68,34 @@ def test_fields_are_replaced_everywhere():
     assert [x.config.coverage for x in changed.intervals] == [0.5, 0.9]
 
 
+TABLE = ((0.3, 0.5), (0.9, 0.98))
+BY_HEAD = Tuned("tiny", (Interval(0, SHORT, TABLE), Interval(200, LONG)))
+
+
+def test_every_layer_has_the_coverages_of_its_heads(tmp_path):
+    BY_HEAD.save(tmp_path / "heads.json")
+    assert "[ 0.3, 0.5 ]" in (tmp_path / "heads.json").read_text("utf-8")  # a layer is a line
+    loaded = Tuned.load(tmp_path / "heads.json")
+    assert loaded == BY_HEAD
+    for layer, shares in enumerate(TABLE):
+        found = loaded.for_layer(layer)
+        assert found.for_length(100) == replace(SHORT, head_coverage=shares)
+        assert found.for_length(200) == LONG
+    assert loaded.for_length(100) == SHORT
+
+
+def test_layers_that_were_not_tuned_are_refused():
+    with pytest.raises(InvalidConfig, match="tuned for 2 layers was asked for layer 2"):
+        BY_HEAD.for_layer(2)
+    assert BOTH.for_layer(2) == BOTH
+
+
+def test_another_coverage_is_that_of_all_heads():
+    assert BY_HEAD.with_fields({"window": 24}).intervals[0].head_coverage == TABLE
+    changed = BY_HEAD.with_fields({"coverage": 0.7})
+    assert changed.for_layer(1).for_length(100) == replace(SHORT, coverage=0.7)
+
+
 def test_names_are_those_of_shipped_files(path, monkeypatch):
     monkeypatch.setattr(tuned, "SHIPPED", path.parent)
     tuned._shipped.cache_clear()
@@ -91,6 +120,10 @@ def _changed(**fields):
     return json.dumps({**json.loads(BOTH.to_json()), **fields})
 
 
+def _with_table(table):
+    return _changed(intervals=[{"min_kv_len": 0, "config": {}, "head_coverage": table}])
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
@@ -108,6 +141,9 @@ def _changed(**fields):
         (_changed(intervals=[3]), "an interval must be an object, got 3"),
         (_changed(intervals=[{"min_kv_len": 0}]), "an interval lacks fields: config"),
         (_changed(intervals=[{"min_kv_len": 0, "config": {"alpha": 1}}]), "unknown fields alpha"),
+        (_with_table(3), "must be a list by layer, got 3"),
+        (_with_table([0.5]), "must be a list by layer"),
+        (_with_table([[0.5], [1.0]]), "head_coverage must be below 1"),
     ],
 )
 def test_bad_files_say_what_is_wrong(tmp_path, text, words):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager, nullcontext
@@ -16,12 +17,17 @@ from ..bench.ttft import attention_problem, dense_attention
 from ..config import PRESETS, SampleAttentionConfig
 from ..errors import InvalidConfig
 from ..integrations.transformers import Recorder, sample_attention_prefill
+from ..plan import Tuned
+from ..plan.tuned import PREFIX, SUFFIX
 from ..policy import always_sparse
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 DENSE = "dense"
+TUNED = PREFIX.rstrip(":")
+"""The method whose setting is the name or the file of a tuned configuration."""
+
 DENSITY = "density"
 """The setting that is no field: turn the method until it computes this share of the pairs."""
 
@@ -34,7 +40,8 @@ class Contender:
 
     Attributes:
         name: as records state it.
-        setting: what differs from the named setting, such as `coverage=0.9`; empty: nothing.
+        setting: what differs from the named setting, such as `coverage=0.9`; empty: nothing. Of
+            `tuned` the name of the configuration.
         config: how keys are selected: ours, or a baseline; None: dense attention.
         density: that the method is to be turned to, for each length and task; None: it follows
             from the configuration.
@@ -42,7 +49,7 @@ class Contender:
 
     name: str
     setting: str = ""
-    config: SampleAttentionConfig | Method | None = None
+    config: SampleAttentionConfig | Tuned | Method | None = None
     density: float | None = None
 
     @property
@@ -52,19 +59,24 @@ class Contender:
 
     @property
     def facts(self) -> dict[str, Any] | None:
-        """All fields of the configuration; None for dense attention."""
+        """All fields of the configuration, of a tuned one its digest; None for dense attention."""
+        if isinstance(self.config, Tuned):
+            digest = hashlib.sha256(self.config.to_json().encode()).hexdigest()
+            return {"tuned_for": self.config.model, "sha256": digest}
         config: Any = self.config  # baselines are dataclasses, which their base does not say
         return None if config is None else asdict(config)
 
     def measuring(self, held_out: int) -> Contender:
         """Ours with rows held out on which retained mass is measured; 0: as it is."""
-        if not isinstance(self.config, SampleAttentionConfig) or not held_out:
+        if not held_out or self.config is None or isinstance(self.config, Method):
             return self
+        if isinstance(self.config, Tuned):
+            return replace(self, config=self.config.with_fields({"held_out": held_out}))
         return replace(self, config=replace(self.config, held_out=held_out))
 
     def turned(self, dial: float, length: int) -> Contender:
         """The method at a point of its range for a length: from 0, the sparsest, to 1, dense."""
-        if self.config is None:
+        if self.config is None or isinstance(self.config, Tuned):
             return self
         if isinstance(self.config, Method):
             return replace(self, config=self.config.turned(dial, length))
@@ -113,7 +125,9 @@ def parse_methods(texts: Sequence[str]) -> list[Contender]:
 
 
 def parse_method(text: str) -> Contender:
-    """The method of `NAME` or `NAME:KEY=VALUE,KEY=VALUE`; KEY is a field, or `density`.
+    """The method of `NAME`, `NAME:KEY=VALUE,KEY=VALUE`, or `tuned:FILE`.
+
+    KEY is a field, or `density`; FILE a tuned configuration, by its name or its path.
 
     Raises:
         InvalidConfig: there is no such method or setting.
@@ -123,6 +137,9 @@ def parse_method(text: str) -> Contender:
         if setting:
             raise InvalidConfig(f"method {text}: dense attention has no settings")
         return Contender(DENSE)
+    if name == TUNED:
+        source = setting if setting.endswith(SUFFIX) else text
+        return Contender(TUNED, setting, Tuned.load(source))
     given = dict(_assignment(text, part) for part in setting.split(",") if part)
     canonical = ",".join(f"{key}={_shown(value)}" for key, value in sorted(given.items()))
     density = given.pop(DENSITY, None)
@@ -135,7 +152,8 @@ def _config(name: str, fields: dict[str, Any]) -> SampleAttentionConfig | Method
     if name not in METHODS:
         if name not in PRESETS:
             raise InvalidConfig(
-                f"there is no method '{name}'; accepted: {', '.join((DENSE, *PRESETS, *METHODS))}"
+                f"there is no method '{name}'; accepted: "
+                f"{', '.join((DENSE, *PRESETS, *METHODS))}, {PREFIX}FILE"
             )
         return SampleAttentionConfig.preset(name, **fields)
     published: Any = METHODS[name]

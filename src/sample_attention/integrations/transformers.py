@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from .._extras import require
 from ..errors import UnsupportedAttention
-from ..plan import Rule, as_rule
+from ..plan import Rule, Tuned, as_rule
 from .arguments import layout_of_call, refuse, rows_of_call, unsupported
 from .layers import LayerCall, compute
 from .layout import Rows, layout_of_mask, layout_of_packed, remember_layout, rows_of_holes
@@ -231,11 +231,13 @@ def _paged(  # noqa: PLR0913, PLR0917
 
 
 def _run(module: nn.Module, call: LayerCall, rows: Rows | None) -> Tensor:
-    session = _sessions.get(module)
+    session, layer = _sessions.get(module), int(getattr(module, "layer_idx", 0))
+    rule = call.config if session is None else session.config
+    if isinstance(rule, Tuned):
+        rule = rule.for_layer(layer)
     if session is None:
-        return compute(call, rows)[0]
-    call = replace(call, config=session.config, keep_plan=session.recorder.active)
-    out, parts = compute(call, rows)
+        return compute(replace(call, config=rule), rows)[0]
+    out, parts = compute(replace(call, config=rule, keep_plan=session.recorder.active), rows)
     for part in parts:
-        session.recorder.add(int(getattr(module, "layer_idx", 0)), part)
+        session.recorder.add(layer, part)
     return out

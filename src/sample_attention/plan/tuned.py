@@ -3,7 +3,8 @@
 A file is one JSON object::
 
     {"schema": 1, "model": "smollm2-135m",
-     "intervals": [{"min_kv_len": 0, "config": {...}}, {"min_kv_len": 8192, "config": {...}}],
+     "intervals": [{"min_kv_len": 0, "config": {...}, "head_coverage": [[0.5, 0.94, ...], ...]},
+                   {"min_kv_len": 8192, "config": {...}}],
      "measured": [...], "provenance": {...}}
 """
 
@@ -12,6 +13,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -31,6 +33,8 @@ SUFFIX = ".json"
 SHIPPED = Path(__file__).parents[1] / "tuned"
 _NEEDED = {"schema", "model", "intervals"}
 _ACCEPTED = {*_NEEDED, "measured", "provenance"}
+_LIST_OF_NUMBERS = re.compile(r"\[[-+.\deE,\s]+\]")
+"""Written in one line: a table has hundreds."""
 
 
 @dataclass(frozen=True)
@@ -40,19 +44,47 @@ class Interval:
     Attributes:
         min_kv_len: least keys of a call; it holds up to the next interval.
         config: how keys are selected there.
+        head_coverage: that of the configuration for each layer, by layer; None: every head has
+            the `coverage` of the configuration.
+
+    Raises:
+        InvalidConfig: the length is no count, or a layer has coverages that no configuration takes.
     """
 
     min_kv_len: int
     config: SampleAttentionConfig
+    head_coverage: tuple[tuple[float, ...], ...] | None = None
 
     def __post_init__(self) -> None:
-        """Check the length."""
+        """Check the length and the table."""
         check_count("min_kv_len", self.min_kv_len, 0)
+        for layer in range(len(self.head_coverage or ())):
+            self.for_layer(layer)
+
+    def for_layer(self, layer: int) -> Interval:
+        """The same with the coverages of one layer in the configuration.
+
+        Raises:
+            InvalidConfig: the table has no such layer.
+        """
+        table = self.head_coverage
+        if table is None:
+            return self
+        if not 0 <= layer < len(table):
+            raise InvalidConfig(
+                f"a configuration tuned for {len(table)} layers was asked for layer {layer}; use "
+                "it with the model that it names, or tune this one"
+            )
+        config = replace(self.config, head_coverage=table[layer])
+        return replace(self, config=config, head_coverage=None)
 
 
 @dataclass(frozen=True)
 class Tuned:
     """What `sample-attention tune` found for a model.
+
+    A model's layers each have their own coverage of every head (`for_layer`); a call that does not
+    say its layer has one coverage for all heads, at about the same density.
 
     Attributes:
         model: that was profiled.
@@ -81,26 +113,42 @@ class Tuned:
         """The configuration for a call whose longest sequence has `kv_len` keys."""
         return [x.config for x in self.intervals if x.min_kv_len <= kv_len][-1]
 
+    def for_layer(self, layer: int) -> Tuned:
+        """The configurations for one layer of the model, with the coverage of each of its heads.
+
+        Raises:
+            InvalidConfig: the model has no such layer.
+        """
+        if layer not in self._layers:
+            intervals = tuple(x.for_layer(layer) for x in self.intervals)
+            self._layers[layer] = replace(self, intervals=intervals)
+        return self._layers[layer]
+
+    @functools.cached_property
+    def _layers(self) -> dict[int, Tuned]:
+        return {}
+
     def with_fields(self, values: Mapping[str, Any]) -> Tuned:
         """The same with these fields of every configuration replaced.
+
+        Another coverage is that of all heads.
 
         Raises:
             InvalidConfig: a value is out of range.
         """
-        changed = [replace(x, config=replace(x.config, **values)) for x in self.intervals]
+        kept = {"head_coverage": None} if {"coverage", "head_coverage"} & {*values} else {}
+        changed = [replace(x, config=replace(x.config, **values), **kept) for x in self.intervals]
         return replace(self, intervals=tuple(changed))
 
     def to_json(self) -> str:
         """The text of a file; `from_json` gives an equal value."""
-        intervals = [
-            {"min_kv_len": x.min_kv_len, "config": json.loads(x.config.to_json())}
-            for x in self.intervals
-        ]
         content = {
-            "schema": SCHEMA, "model": self.model, "intervals": intervals,
+            "schema": SCHEMA, "model": self.model,
+            "intervals": [_content(interval) for interval in self.intervals],
             "measured": [dict(row) for row in self.measured], "provenance": dict(self.provenance),
         }  # fmt: skip
-        return json.dumps(content, indent=2, allow_nan=False) + "\n"
+        text = json.dumps(content, indent=2, allow_nan=False) + "\n"
+        return _LIST_OF_NUMBERS.sub(lambda found: " ".join(found[0].split()), text)
 
     @classmethod
     def from_json(cls, text: str) -> Tuned:
@@ -185,14 +233,26 @@ def _read(path: Path) -> Tuned:
         raise InvalidConfig(f"{path}: {error}") from error
 
 
+def _content(interval: Interval) -> dict[str, Any]:
+    """An interval as plain values, without a table that it does not have."""
+    content = {"min_kv_len": interval.min_kv_len, "config": json.loads(interval.config.to_json())}
+    table = interval.head_coverage
+    return content if table is None else {**content, "head_coverage": table}
+
+
 def _interval(given: object) -> Interval:
     if not isinstance(given, dict):
         raise InvalidConfig(f"an interval must be an object, got {given!r}")
     content: dict[str, Any] = given
-    names = {"min_kv_len", "config"}
-    _check_fields("an interval", content, names, names)
+    needed = {"min_kv_len", "config"}
+    _check_fields("an interval", content, needed, {*needed, "head_coverage"})
     config = SampleAttentionConfig.from_json(json.dumps(content["config"]))
-    return Interval(content["min_kv_len"], config)
+    table = content.get("head_coverage")
+    if table is None:
+        return Interval(content["min_kv_len"], config)
+    if not isinstance(table, list) or not all(isinstance(row, list) for row in table):
+        raise InvalidConfig(f"head_coverage of an interval must be a list by layer, got {table!r}")
+    return Interval(content["min_kv_len"], config, tuple(map(tuple, table)))
 
 
 def _check_fields(

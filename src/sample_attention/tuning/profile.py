@@ -7,7 +7,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from ..bench.origin import Row
@@ -20,11 +19,13 @@ from ..models import LoadedModel
 from ..models.text import TEXTS
 from ..plan import Interval, Tuned
 from ..records import Provenance
-from .passages import Passage, split_passages
+from .heads import HeadProfile, Table, profile_heads
+from .passages import Passage, split_passages, with_quotations
 from .search import SHAPES, Budget, Reading, Search, Trial
 
 KL_ROWS = 1024
-"""The last rows of a passage, at most a quarter of it, on which KL to dense is measured."""
+"""The last rows of a passage, at most a quarter of it, on which KL to dense is measured; in half of
+them the passage quotes itself."""
 
 HELD_OUT = 4
 """Rows per segment on which retained mass is measured."""
@@ -79,14 +80,15 @@ class TuneOptions:
             )
 
 
-@torch.inference_mode()
 def tune(
     loaded: LoadedModel, options: TuneOptions, model_name: str,
     on_reading: Callable[[str], None] = lambda _: None,
 ) -> Tuned:  # fmt: skip
     """Find the cheapest configuration within the budget for each length.
 
-    A configuration is chosen on some passages; on the others its coverage rises until it keeps the
+    Every head has its own coverage, by what it is worth to the model (`profile_heads`); the search
+    moves all of them together, named by the one coverage for all heads that computes as much. A
+    configuration is chosen on some passages; on the others its coverage rises until it keeps the
     budget there too. What both gave is in `measured`. Where nothing cheaper than dense attention
     keeps the budget, the interval is dense.
 
@@ -110,8 +112,8 @@ def tune(
     for i, length in enumerate(options.lengths):
         now = time.monotonic()
         deadline = None if end is None else now + (end - now) / (len(options.lengths) - i)
-        best, row = _tune_length(loaded, options, length, deadline, on_reading)
-        intervals.append(Interval(length if intervals else 0, best))
+        best, table, row = _tune_length(loaded, options, length, deadline, on_reading)
+        intervals.append(Interval(length if intervals else 0, best, table))
         rows.append(row)
     facts = Provenance.collect(loaded.model.device).as_row()
     return Tuned(model_name, tuple(intervals), tuple(rows), facts)
@@ -120,45 +122,54 @@ def tune(
 def _tune_length(
     loaded: LoadedModel, options: TuneOptions, length: int, deadline: float | None,
     on_reading: Callable[[str], None],
-) -> tuple[SampleAttentionConfig, Row]:  # fmt: skip
+) -> tuple[SampleAttentionConfig, Table | None, Row]:  # fmt: skip
     half, rows = options.requests // 2, min(KL_ROWS, measured_tokens(length))
 
-    def search_on(passages: Sequence[Passage], deadline: float | None = None) -> Search:
-        return Search(
-            _Profile(loaded, passages).read, half, length, options.budget, deadline,
-            lambda done: on_reading(f"{length:,} tokens, {done}"),
-        )  # fmt: skip
+    def say(done: str) -> None:
+        on_reading(f"{length:,} tokens, {done}")
 
-    chosen, others = split_passages(loaded.tokenizer, options.texts, length, half, rows)
+    def search_on(passages: Sequence[Passage], deadline: float | None = None) -> Search:
+        read = _Profile(loaded, passages, heads).read
+        return Search(read, half, length, options.budget, deadline, say)
+
+    chosen, others = (
+        [with_quotations(passage, rows // 2) for passage in part]
+        for part in split_passages(loaded.tokenizer, options.texts, length, half, rows)
+    )
+    heads = profile_heads(loaded, chosen, options.base, rows, lambda: say("pricing heads"))
     searched, unseen = search_on(chosen, deadline), search_on(others)
     finished = searched.run(options.base)
     unseen.validate(searched.best.config)
+    best = unseen.best.config
     row: Row = {
         "length": length, "requests": half, "texts": list(options.texts),
         "kl_rows": rows, "held_out": HELD_OUT,
         "dtype": str(loaded.model.dtype).removeprefix("torch."),
         "max_kl": options.budget.max_kl, "min_mass": options.budget.min_mass,
-        "config": json.loads(unseen.best.config.to_json()), "trials": searched.trials,
+        "config": json.loads(best.to_json()), "trials": searched.trials,
         "finished": finished, "searched": _facts(searched.best), "validated": _facts(unseen.best),
     }  # fmt: skip
-    return unseen.best.config, row
+    return best, None if best.dense else heads.table(best.coverage), row
 
 
 class _Profile:
     """Passages of one length, and what dense attention makes of them."""
 
-    def __init__(self, loaded: LoadedModel, passages: Sequence[Passage]) -> None:
-        self._loaded, self._passages = loaded, passages
+    def __init__(
+        self, loaded: LoadedModel, passages: Sequence[Passage], heads: HeadProfile
+    ) -> None:
+        self._loaded, self._passages, self._heads = loaded, passages, heads
         self._dense: dict[int, Tensor] = {}
 
     def read(self, config: SampleAttentionConfig, index: int) -> Reading:
-        """What a configuration makes of one passage."""
+        """What a configuration makes of one passage, each head having its own coverage."""
         passage = self._passages[index]
         if index not in self._dense:
             self._dense[index] = _last_rows(
                 text_logits(self._loaded, passage, Contender(DENSE))[0]
             ).clone()  # the other rows need not stay in memory
-        method = Contender("tuned", config=config).measuring(HELD_OUT)
+        rule = Tuned("", (Interval(0, config, self._heads.table(config.coverage)),))
+        method = Contender("tuned", config=rule).measuring(HELD_OUT)
         logits, kept = text_logits(self._loaded, passage, method)
         found = compare_text(passage, (_last_rows(logits), kept), self._dense[index])
         mass = 1.0 if kept.mass_mean is None else kept.mass_mean

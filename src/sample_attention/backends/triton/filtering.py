@@ -31,6 +31,7 @@ class Lists:
 
     Attributes:
         geometry: which segments there are, and what they can list.
+        coverage: fp32 `[H]`, the share that each head keeps.
         indices: int32 `[capacity]`.
         offsets: int64 `[N, H, G]`.
         counts: int32 `[N, H, G]`.
@@ -39,6 +40,7 @@ class Lists:
     """
 
     geometry: Geometry
+    coverage: Tensor
     indices: Tensor
     offsets: Tensor
     counts: Tensor
@@ -46,13 +48,13 @@ class Lists:
     used: Tensor
 
     @classmethod
-    def empty(cls, num_heads: int, geometry: Geometry, capacity: int) -> Lists:
+    def empty(cls, geometry: Geometry, coverage: Tensor, capacity: int) -> Lists:
         """Room for `capacity` entries; nothing is listed and nothing dense."""
         n, g = geometry.limits.shape
-        device, shape = geometry.limits.device, (n, num_heads, g)
+        device, shape = geometry.limits.device, (n, len(coverage), g)
         indices = torch.empty(max(1, capacity), dtype=torch.int32, device=device)
         kinds = (shape, torch.int64), (shape, torch.int32), (shape, torch.bool), ((1,), torch.int64)
-        return cls(geometry, indices, *_zeros(device, *kinds))
+        return cls(geometry, coverage, indices, *_zeros(device, *kinds))
 
     def decide(
         self, classes: Tensor, mass: Tensor, segments: range, config: SampleAttentionConfig
@@ -73,7 +75,7 @@ class Lists:
         launch(
             classes, mass, self.geometry.limits, self.geometry.always.view(torch.int8), threshold,
             self.dense.view(torch.int8), pitch, self.geometry.segments, segments.start,
-            self.geometry.coverage,
+            self.coverage,
             RESIDUAL=config.residual, BLOCK=BLOCK_CLASSES, NUM_CLASSES=NUM_CLASSES, num_warps=4,
         )  # fmt: skip
         self._collect(classes, threshold, segments, config.dense_above)

@@ -7,9 +7,11 @@ kernels do on a short prompt.
 
 from __future__ import annotations
 
+import functools
 from collections import OrderedDict
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -24,7 +26,12 @@ SCRATCH_BYTES = 2**29
 """Most memory of what is kept per column of segments that are filtered together, about."""
 
 KEPT = 64
-"""Geometries that are kept: the last used ones."""
+"""Geometries that are kept: the last used ones. Layers that differ in `head_coverage` share one."""
+
+KEPT_COVERAGES = 1024
+"""Likewise of the coverages, a few numbers for each layer of a tuned model."""
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -40,7 +47,6 @@ class Geometry:
         exact: the rows that are scored exactly.
         pools: the runs of rows with mean queries; None without `pool`.
         columns: all that the lists of a head could hold, known on the host.
-        coverage: fp32 `[H]`, the share that each head keeps.
     """
 
     size: int
@@ -51,26 +57,51 @@ class Geometry:
     exact: RowTable
     pools: Pools | None
     columns: int
-    coverage: Tensor
 
 
 _kept: OrderedDict[object, Geometry] = OrderedDict()
+_kept_coverages: OrderedDict[object, Tensor] = OrderedDict()
 
 
 def geometry(problem: Problem, config: SampleAttentionConfig) -> Geometry:
-    """The geometry of a call, from an earlier one of the same lengths and heads if there is one."""
+    """The geometry of a call, from an earlier one of the same lengths if there is one."""
+    s, shape = problem.sequences, _without_heads(config)
+    key = (tuple(s.rows()), s.max_q_len, problem.num_heads, _where(problem), shape)
+    return _recall(_kept, KEPT, key, problem, lambda: _make(problem, shape))
+
+
+def coverage(problem: Problem, config: SampleAttentionConfig) -> Tensor:
+    """The share that each query head keeps: fp32 `[H]`, from an earlier call if there is one."""
+    key = (problem.num_heads, _where(problem), config.coverage, config.head_coverage)
+    return _recall(
+        _kept_coverages, KEPT_COVERAGES, key, problem, lambda: rows.shares(problem, config)
+    )
+
+
+@functools.lru_cache(KEPT_COVERAGES)
+def _without_heads(config: SampleAttentionConfig) -> SampleAttentionConfig:
+    return replace(config, head_coverage=None)
+
+
+def _where(problem: Problem) -> tuple[object, ...]:
+    """The device and the stream: another stream would not wait for what made the tensors."""
+    if problem.device.type != "cuda":
+        return (problem.device,)
+    return problem.device, torch.cuda.current_stream(problem.device).cuda_stream
+
+
+def _recall(
+    kept: OrderedDict[object, T], most: int, key: object, problem: Problem, make: Callable[[], T]
+) -> T:
+    """What is kept under a key, made if it is not; of all only the last used stay."""
     if problem.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
-        return _make(problem, config)  # the graph must own what it reads
-    s, stream = problem.sequences, None
-    if problem.device.type == "cuda":  # another stream would not wait for what made the tensors
-        stream = torch.cuda.current_stream(problem.device).cuda_stream
-    key = (tuple(s.rows()), s.max_q_len, problem.num_heads, problem.device, stream, config)
-    if key not in _kept:
-        _kept[key] = _make(problem, config)
-        if len(_kept) > KEPT:
-            _kept.popitem(last=False)
-    _kept.move_to_end(key)
-    return _kept[key]
+        return make()  # the graph must own what it reads
+    if key not in kept:
+        kept[key] = make()
+        if len(kept) > most:
+            kept.popitem(last=False)
+    kept.move_to_end(key)
+    return kept[key]
 
 
 def _make(problem: Problem, config: SampleAttentionConfig) -> Geometry:
@@ -89,7 +120,6 @@ def _make(problem: Problem, config: SampleAttentionConfig) -> Geometry:
         size, segments, rows.windows(problem, config), rows.always(problem, config, ends),
         rows.limits(problem, config, ends), exact,
         None if config.pool is None else rows.pools(problem, config, segments), columns,
-        rows.shares(problem, config),
     )  # fmt: skip
 
 

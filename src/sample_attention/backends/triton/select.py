@@ -11,7 +11,7 @@ from ...problem import Problem
 from ...selection.lists import SegmentLists
 from .blocks import fill_blocks
 from .filtering import Lists, fewest
-from .geometry import Geometry, geometry, groups
+from .geometry import Geometry, coverage, geometry, groups
 from .layout import LOG2E
 from .mass import Keys, mark_not_finite, mean_queries, score, write_mass
 from .rows import listed
@@ -35,7 +35,7 @@ def select(
 ) -> StripePlan:
     """Stages 1 and 2 for q `[B, H, Sq, D]` and k `[B, Hkv, Skv, D]`."""
     keys, facts = Keys(k, problem, scale), geometry(problem, config)
-    lists = Lists.empty(problem.num_heads, facts, _capacity(problem, config, facts))
+    lists = Lists.empty(facts, coverage(problem, config), _capacity(problem, config, facts))
     if config.dense:
         lists.dense.fill_(value=True)
     else:
