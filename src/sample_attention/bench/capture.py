@@ -112,7 +112,8 @@ def captured_inputs(
     for length in lengths:
         for layer, qkv in layers_of_length.items():
             q, k, v = (x[:, :, :length].to(device, dtype) for x in qkv)  # strides as in the model
-            yield Inputs(f"captured:{prompt.model_name}/{prompt.text_name}/{layer}", q, k, v)
+            name = f"captured:{prompt.model_name}/{prompt.text_name}/{layer}"
+            yield Inputs(name, q, k, v, layer)
 
 
 def _capture(

@@ -28,12 +28,14 @@ class Inputs:
         q: `[B, H, S, D]`.
         k: `[B, Hkv, S, D]`.
         v: like k.
+        layer: of the model that was given them; None: of none.
     """
 
     name: str
     q: Tensor
     k: Tensor
     v: Tensor
+    layer: int | None = None
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from .._extras import require
 from ..analysis.generation import generate_greedily, prefill
-from ..config import SampleAttentionConfig
 from ..errors import UnsupportedAttention
 from ..integrations.transformers import sample_attention_prefill
 from ..models import LoadedModel
+from ..plan import Rule
 from ..problem import Problem
 from .capture import Prompt
 from .dense import Dense, dense_providers
@@ -45,7 +45,7 @@ class Observed:
 
 
 def measure_ttft(
-    loaded: LoadedModel, token_ids: Tensor, config: SampleAttentionConfig, *,
+    loaded: LoadedModel, token_ids: Tensor, config: Rule, *,
     dense: Sequence[str] = (), repeats: int = 5, on_run: Callable[[str], None] = lambda _: None,
 ) -> list[Row]:  # fmt: skip
     """One row per method: each dense provider in the place of the model's attention, and ours.
@@ -111,9 +111,7 @@ def _observe_dense(
         return Observed(prefill(model, token_ids).double().cpu())
 
 
-def _observe_ours(
-    model: PreTrainedModel, token_ids: Tensor, config: SampleAttentionConfig
-) -> Observed:
+def _observe_ours(model: PreTrainedModel, token_ids: Tensor, config: Rule) -> Observed:
     with sample_attention_prefill(model, config, record=True) as recorder:
         logits = prefill(model, token_ids).double().cpu()
     density = torch.stack([x.density for x in recorder.layers]).mean()

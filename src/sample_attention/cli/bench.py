@@ -25,7 +25,7 @@ from ..bench.capture import (
     middle_layers,
     text_tokens,
 )
-from ..bench.inputs import Shape, planted_inputs, random_inputs
+from ..bench.inputs import Inputs, Shape, planted_inputs, random_inputs
 from ..bench.kernels import measure_dense, measure_kernels
 from ..bench.origin import Row, origin
 from ..bench.plot import plot_records
@@ -34,13 +34,17 @@ from ..bench.tables import RecordTable, read_records, source_of, tables_of
 from ..bench.ttft import OURS, measure_ttft, prompt_facts
 from ..config import SampleAttentionConfig
 from ..errors import InvalidInput
+from ..plan import Tuned
 from ..records import append_record
 from .console import counted, messages, step
-from .setup import DTYPES, choose_device
+from .setup import DTYPES, choose_device, config_for
 
 CAPTURED = "captured:"
 Rule = tuple[str, SampleAttentionConfig]
 """A preset's name, and the preset with what was chosen beside it."""
+
+LayerRule = tuple[str, SampleAttentionConfig | Tuned]
+"""The same, or a tuned configuration, which has coverages for every layer of its model."""
 
 WIDEST = 1000
 """Columns of a table that is not cut off, whatever the terminal: more than any takes."""
@@ -101,7 +105,8 @@ class AttentionOptions:
     Attributes:
         source: `random` or `captured:MODEL`.
         lengths: tokens.
-        rules: how keys are selected; with random inputs the first gives segment and window.
+        rules: how keys are selected; with random inputs the first gives segment and window, and
+            is not a tuned one.
         settings: how rows are measured.
         machine: where.
         shape: of random inputs; captured ones take its batch.
@@ -113,7 +118,7 @@ class AttentionOptions:
 
     source: str
     lengths: tuple[int, ...]
-    rules: tuple[Rule, ...]
+    rules: tuple[LayerRule, ...]
     settings: Settings = field(default_factory=Settings)
     machine: Machine = field(default_factory=Machine)
     shape: Shape = field(default_factory=Shape)
@@ -165,7 +170,7 @@ class TtftOptions:
     prompt: Prompt
     lengths: tuple[int, ...]
     preset: str
-    config: SampleAttentionConfig
+    config: SampleAttentionConfig | Tuned
     machine: Machine = field(default_factory=Machine)
     dense: tuple[str, ...] = ()
     repeats: int = 5
@@ -234,10 +239,10 @@ def bench_ttft(options: TtftOptions, destination: Destination) -> None:
     facts, quiet = origin(device, seed=0), destination.as_json
     with step(f"loading {options.prompt.model}", quiet=quiet):
         loaded = load_prompted(options.prompt, dtype, device)
-    ours = {"preset": options.preset, "coverage": options.config.coverage,
-            "config": asdict(options.config)}  # fmt: skip
     rows: list[Row] = []
     for length in options.lengths:
+        config = config_for(options.config, length)
+        ours = {"preset": options.preset, "coverage": config.coverage, "config": asdict(config)}
         token_ids = text_tokens(loaded, options.prompt.text, 1, length)
         with counted(f"measuring {length} tokens", None, quiet=quiet) as advance:
             measured = measure_ttft(
@@ -276,6 +281,11 @@ def _attention_rows(
     settings = options.settings
     if options.source == "random":
         config = options.rules[0][1]
+        if isinstance(config, Tuned):
+            raise InvalidInput(
+                f"--preset {options.rules[0][0]}: tuned for the layers of a model, which random "
+                f"inputs do not have; choose --input captured:{config.model}"
+            )
         for length in options.lengths:
             inputs = random_inputs(options.shape, length, dtype, device, settings.seed)
             yield measure_random(inputs, options.density, config, settings)
@@ -287,10 +297,17 @@ def _attention_rows(
     for inputs in captured_inputs(
         prompt, options.layers, options.shape.batch, options.lengths, dtype, device
     ):
-        for preset, config in options.rules:
+        for preset, rule in options.rules:
+            config = _config_of_layer(rule, inputs)
             yield {
                 "yarn": options.yarn, **measure_selected(inputs, preset, config, settings)
             }  # fmt: skip
+
+
+def _config_of_layer(rule: SampleAttentionConfig | Tuned, inputs: Inputs) -> SampleAttentionConfig:
+    if isinstance(rule, Tuned) and inputs.layer is not None:
+        rule = rule.for_layer(inputs.layer)
+    return config_for(rule, inputs.k.shape[2])
 
 
 def _kernel_rows(options: KernelOptions, device: torch.device, dtype: torch.dtype) -> Iterator[Row]:

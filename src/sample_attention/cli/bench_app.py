@@ -7,17 +7,19 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from .options import Assignments, Coverage, Json, Model, Preset, Threads
+from .options import Assignments, Coverage, Json, Model, PresetOrTuned, Threads
 
 if TYPE_CHECKING:
-    from .bench import Rule
+    from .bench import LayerRule, Rule
 
 # typer evaluates these annotations at run time, on Python 3.10 too, hence Optional.
 
 Lengths = Annotated[str, typer.Option(help="tokens of the prompts, such as 8192,32768")]
 Presets = Annotated[
     Optional[list[str]],  # noqa: UP045
-    typer.Option("--preset", help="default, fast, pooled, paper or mlsys; may be repeated"),
+    typer.Option(
+        "--preset", help="default, fast, pooled, paper, mlsys or tuned:NAME; may be repeated"
+    ),
 ]
 Coverages = Annotated[
     Optional[list[float]],  # noqa: UP045
@@ -82,7 +84,7 @@ def _attention(  # noqa: PLR0913, PLR0917 - the options of a command
     options = AttentionOptions(
         source,
         parse_indices("lengths", lengths) or (),
-        _rules(preset, coverage, config),
+        _layer_rules(preset, coverage, config),
         Settings(backend, tuple(dense or ()), seconds, routed),
         Machine(device, dtype, threads),
         Shape(batch, heads, kv_heads, head_dim),
@@ -117,7 +119,7 @@ def _kernels(  # noqa: PLR0913, PLR0917 - the options of a command
 @bench.command("ttft")
 def _ttft(  # noqa: PLR0913, PLR0917 - the options of a command
     model: Model, lengths: Lengths = "8192", text: Text = "prose", yarn: Yarn = None,
-    preset: Preset = "default", coverage: Coverage = None, config: Assignments = None,
+    preset: PresetOrTuned = "default", coverage: Coverage = None, config: Assignments = None,
     dense: Dense = None,
     repeats: Annotated[int, typer.Option(min=1, help="timed runs of each method")] = 5,
     device: Device = "auto", dtype: Dtype = None, threads: Threads = None,
@@ -126,11 +128,11 @@ def _ttft(  # noqa: PLR0913, PLR0917 - the options of a command
     """Time to first token of a real model on real text: dense attention against ours."""
     from ..bench.capture import Prompt
     from .bench import Destination, Machine, TtftOptions, bench_ttft
-    from .setup import build_config, parse_indices
+    from .setup import build_rule, parse_indices
 
     options = TtftOptions(
         Prompt(model, text, yarn), parse_indices("lengths", lengths) or (), preset,
-        build_config(preset, coverage, config), Machine(device, dtype, threads),
+        build_rule(preset, coverage, config), Machine(device, dtype, threads),
         tuple(dense or ()), repeats,
     )  # fmt: skip
     bench_ttft(options, Destination(output, as_json))
@@ -159,6 +161,23 @@ def _rules(
 
     return tuple(
         (name, build_config(name, coverage, assignments))
-        for name in presets or ["default"]
-        for coverage in coverages or [None]
+        for name, coverage in _crossed(presets, coverages)
     )
+
+
+def _layer_rules(
+    presets: list[str] | None, coverages: list[float] | None, assignments: list[str] | None
+) -> tuple[LayerRule, ...]:
+    """The same, tuned configurations among them."""
+    from .setup import build_rule
+
+    return tuple(
+        (name, build_rule(name, coverage, assignments))
+        for name, coverage in _crossed(presets, coverages)
+    )
+
+
+def _crossed(
+    presets: list[str] | None, coverages: list[float] | None
+) -> list[tuple[str, float | None]]:
+    return [(x, y) for x in presets or ["default"] for y in coverages or [None]]
