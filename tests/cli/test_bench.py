@@ -6,12 +6,13 @@ from importlib.metadata import version
 import pytest
 import torch
 
-from sample_attention import api
+from sample_attention import Tuned, api
 from sample_attention.backends.eager import backend as eager
 from sample_attention.bench import dense
 from sample_attention.bench.inputs import Shape, random_inputs, random_plan
 from sample_attention.config import SampleAttentionConfig
 from sample_attention.errors import InvalidInput
+from sample_attention.plan import Interval
 
 QUICK = ("--device", "cpu", "--threads", "1", "--seconds", "0")
 RANDOM = ("bench", "attention", *QUICK, "--heads", "4", "--kv-heads", "2", "--head-dim", "32",
@@ -24,6 +25,9 @@ ROW = {
     "ppl_ratio", "extra_bytes", "error", "error_budget", "gpu", "versions", "commit", "route",
     "date", "device", "threads", "torch", "ms_floor", "matmul_gflops",
 }  # fmt: skip
+
+
+HEADS = 4
 
 
 @pytest.fixture(autouse=True)
@@ -90,6 +94,40 @@ def test_rows_of_captured_inputs(cli, captured, model_folder):
         assert row["extra_bytes"] is row["gpu"] is None
     assert rows[0]["config"]["window"] == 32
     assert rows[1]["segment"] is None
+
+
+@pytest.fixture
+def tuned_file(tmp_path):
+    """Every layer has coverages of its own."""
+    config = SampleAttentionConfig(dense_prefix=128, window=32)
+    table = ((0.3,) * HEADS, (0.5, 0.6, 0.7, 0.8), (0.9,) * HEADS)
+    path = tmp_path / "tuned.json"
+    Tuned("tiny", (Interval(0, config, table),)).save(path)
+    return path
+
+
+def test_captured_layers_have_their_tuned_coverages(cli, captured, tuned_file, tmp_path):
+    rows = tmp_path / "rows.jsonl"
+    command = (*captured[:-1], "1,2", "--preset", tuned_file, "--output", rows)
+    first, second = rows_of(cli(*command, "--json"))
+    assert first["config"]["head_coverage"] == [0.5, 0.6, 0.7, 0.8]
+    assert second["config"]["head_coverage"] == [0.9] * HEADS
+    assert first["preset"] == str(tuned_file)
+    assert str(tuned_file) in cli("bench", "report", rows).out
+
+
+def test_random_inputs_have_no_layer_to_be_tuned_for(cli, tuned_file):
+    done = cli(*RANDOM, "--lengths", "300", "--preset", tuned_file)
+    assert done.code == 2
+    assert "choose --input captured:tiny" in done.err
+
+
+@pytest.mark.usefixtures("sparse_early")
+def test_ttft_of_a_tuned_model(cli, model_folder, tuned_file):
+    command = ("bench", "ttft", model_folder, "--lengths", "700", "--device", "cpu")
+    _, ours = rows_of(cli(*command, "--preset", tuned_file, "--repeats", 1, "--json"))
+    assert (ours["preset"], ours["sparse_layers"]) == (str(tuned_file), 3)
+    assert ours["config"]["window"] == 32
 
 
 def test_every_preset_is_measured_at_every_coverage(cli, captured):

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sample_attention import policy
+from sample_attention import SampleAttentionConfig, Tuned, policy
 from sample_attention.baselines import METHODS, XAttention
 from sample_attention.errors import InvalidConfig, PromptTooLong
 from sample_attention.eval.measure import measure_answer, text_logits, turned_to_density
@@ -17,6 +17,7 @@ from sample_attention.eval.runner import RunSettings, measure_cells, pending_cel
 from sample_attention.eval.suites import SUITES, Stage, Suite, cells_of, narrowed
 from sample_attention.eval.tasks import parse_tasks
 from sample_attention.models import reference_text
+from sample_attention.plan import Interval
 
 LENGTH = 768
 SETTINGS = RunSettings("tiny", skip_below=0.0)
@@ -213,10 +214,28 @@ def test_methods_are_read_from_text():
     assert [m.label for m in parse_methods(["paper", DENSE, "paper"])] == ["dense", "paper"]
 
 
+def test_tuned_configurations_are_methods(tmp_path):
+    table = ((0.3, 0.5), (0.7, 0.9))
+    tuned = Tuned("tiny", (Interval(0, SampleAttentionConfig(), table),))
+    tuned.save(tmp_path / "tuned.json")
+    method = parse_method(f"tuned:{tmp_path / 'tuned.json'}")
+    assert (method.name, method.config) == ("tuned", tuned)
+    assert parse_method(method.label) == method
+    measuring = method.measuring(4)
+    assert measuring.config.intervals[0].config.held_out == 4
+    assert measuring.config.intervals[0].head_coverage == table
+    assert method.facts["tuned_for"] == "tiny"
+    assert method.facts != measuring.facts
+    assert method.turned(0.5, 100) == method
+    shipped = parse_method("tuned:smollm2-135m")
+    assert (shipped.label, shipped.config.model) == ("tuned:smollm2-135m", "smollm2-135m")
+
+
 @pytest.mark.parametrize(
     "text",
     ["no-such", "default:window", "default:window=wide", "default:no_such=1", "dense:window=3",
-     "xattention:no_such=1", "xattention:threshold=2", "default:coverage=2", "default:density=1.5"],
+     "xattention:no_such=1", "xattention:threshold=2", "default:coverage=2", "default:density=1.5",
+     "tuned", "tuned:no-such", "tuned:density=0.1"],
 )  # fmt: skip
 def test_bad_methods_are_refused(text):
     with pytest.raises(InvalidConfig):

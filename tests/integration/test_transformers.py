@@ -5,9 +5,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sample_attention import SampleAttentionConfig, policy
+from sample_attention import SampleAttentionConfig, Tuned, policy
 from sample_attention.errors import InvalidConfig
 from sample_attention.integrations.transformers import NAME, register, sample_attention_prefill
+from sample_attention.plan import Interval
 
 DENSE = SampleAttentionConfig(coverage=1.0)
 SPECIAL = {"mistral", "gemma2", "phi3", "phimoe"}  # no layer that may run sparse
@@ -119,6 +120,44 @@ def test_several_blocks_restore_what_was_there(tiny, prompt, logits, sparse):
         raise ZeroDivisionError
     assert model.config._attn_implementation == "eager"
     assert torch.equal(logits(model, ids), before)
+
+
+TABLE = ((0.2, 0.5, 0.9, 0.99), (0.99, 0.9, 0.5, 0.2))
+
+
+def test_layers_have_their_tuned_coverages(tiny, prompt, logits, sparse):
+    model, ids = tiny("llama"), prompt(length=200)
+    tuned = Tuned("tiny", (Interval(0, sparse, TABLE),))
+    with sample_attention_prefill(model, tuned, record=True) as recorder:
+        found = logits(model, ids)
+    for call, shares in zip(recorder.layers, TABLE, strict=True):
+        by_share = [density for _, density in sorted(zip(shares, call.density, strict=True))]
+        assert by_share == sorted(by_share)
+        assert by_share[0] < by_share[-1]
+    alike = Tuned("tiny", (Interval(0, sparse, ((sparse.coverage,) * 4,) * 2),))
+    results = []
+    for config in (alike, sparse):
+        with sample_attention_prefill(model, config):
+            results.append(logits(model, ids))
+    assert torch.equal(*results)
+    assert not torch.equal(found, results[0])
+    register(tuned)
+    try:
+        model.set_attn_implementation(NAME)
+        assert torch.equal(logits(model, ids), found)
+    finally:
+        register()
+
+
+def test_tables_of_other_models_are_refused(tiny, prompt, logits, sparse):
+    model = tiny("llama")
+    for table, words in ((TABLE[:1], "tuned for 1 layers"), (((0.5,),) * 2, "has 1 shares")):
+        tuned = Tuned("other", (Interval(0, sparse, table),))
+        with (
+            sample_attention_prefill(model, tuned),
+            pytest.raises(InvalidConfig, match=words),
+        ):
+            logits(model, prompt(length=200))
 
 
 def test_a_bad_configuration_leaves_the_model_alone(tiny):

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..config import PRESETS
 from ..errors import InvalidInput
+from ..plan.tuned import names_tuned
 from ..records import read_lines
 
 Record = dict[str, Any]
@@ -107,6 +108,8 @@ def rule_of(record: Record) -> str:
     if record.get("preset") is None:
         return "–"
     if record.get("routed") and record.get("route") == "dense":
+        return record["preset"]
+    if names_tuned(record["preset"]):
         return record["preset"]
     preset = asdict(PRESETS[record["preset"]])
     ran = record.get("config", {})  # which the first records do not have
