@@ -11,7 +11,13 @@ from sample_attention.eval import haystack
 from sample_attention.eval.prompts import SHORTEST_SLACK, encode_text
 from sample_attention.eval.tasks import BABILONG, GENERATED_TASKS, RULER, parse_tasks
 from sample_attention.eval.tasks.babilong import STORIES
-from sample_attention.eval.tasks.texts import TEXT_TASKS, measured_tokens
+from sample_attention.eval.tasks.texts import (
+    QUOTED_TOKENS,
+    QUOTING_TASKS,
+    TEXT_TASKS,
+    measured_tokens,
+    with_quotations,
+)
 
 LENGTH = 2048
 
@@ -206,6 +212,34 @@ def test_passages_of_text(tokenizer):
         assert (first, second) == tuple(task.passages(tokenizer, 600, 2, 0))
     with pytest.raises(InvalidInput, match="choose a shorter length"):
         list(TEXT_TASKS[0].passages(tokenizer, 10**6, 1, 0))
+
+
+def test_passages_end_in_quotations_of_themselves():
+    passage = tuple(range(1000))
+    quoting = with_quotations(passage, 200)
+    assert quoting[:800] == passage[:800]
+    tail = quoting[800:]
+    assert len(tail) == 200
+    starts = [tail[i] for i in range(0, 200, QUOTED_TOKENS)]
+    for i, start in enumerate(starts):
+        part = tail[i * QUOTED_TOKENS :][:QUOTED_TOKENS]
+        assert part == passage[start : start + len(part)]
+        assert start + QUOTED_TOKENS <= 800
+    assert starts != sorted(starts)
+    assert max(starts) - min(starts) > 500
+
+
+def test_short_passages_quote_what_they_have():
+    assert len(with_quotations(tuple(range(40)), 20)) == 40
+
+
+def test_quoting_passages_differ_in_what_is_predicted(tokenizer):
+    for task, plain in zip(QUOTING_TASKS, TEXT_TASKS, strict=True):
+        (found,) = task.passages(tokenizer, 600, 1, 0)
+        body = found[:450]
+        assert len(found) == 600
+        assert task.kind == plain.kind
+        assert any(body[i : i + QUOTED_TOKENS] == found[450:498] for i in range(450))
 
 
 def test_measured_tokens():

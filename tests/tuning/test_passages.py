@@ -42,22 +42,3 @@ def test_short_texts_say_what_helps():
     with pytest.raises(InvalidInput, match="text 'prose' has 180 tokens; 6 passages of 100"):
         split(6)
     assert len(split(6, ("code",))[1]) == 6
-
-
-def test_passages_end_in_quotations_of_themselves():
-    passage = tuple(range(1000))
-    quoting = passages.with_quotations(passage, 200)
-    assert quoting[:800] == passage[:800]
-    tail = quoting[800:]
-    assert len(tail) == 200
-    starts = [tail[i] for i in range(0, 200, passages.QUOTED_TOKENS)]
-    for i, start in enumerate(starts):
-        part = tail[i * passages.QUOTED_TOKENS :][: passages.QUOTED_TOKENS]
-        assert part == passage[start : start + len(part)]
-        assert start + passages.QUOTED_TOKENS <= 800
-    assert starts != sorted(starts)
-    assert max(starts) - min(starts) > 500
-
-
-def test_short_passages_quote_what_they_have():
-    assert len(passages.with_quotations(tuple(range(40)), 20)) == 40

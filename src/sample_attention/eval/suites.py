@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from .methods import DENSE, Contender, parse_methods
-from .tasks import BABILONG, RULER, TEXT, Task, parse_tasks
+from .tasks import BABILONG, QUOTING, RULER, TEXT, Task, parse_tasks
 
 K = 1024
 
@@ -76,7 +76,7 @@ TELLING = ("needle", "niah_multikey_1", "niah_multikey_2", "niah_multivalue", "v
            "babilong_qa1")  # fmt: skip
 """Tasks that tell methods apart soonest: retrieval among look-alikes, and several hops."""
 
-EVERYTHING = (*TEXT, "needle", *RULER, *BABILONG)
+EVERYTHING = (*TEXT, *QUOTING, "needle", *RULER, *BABILONG)
 SUITES = {
     "quick": Suite("smollm2-135m", (
         Stage((2 * K,), ("needle", "niah_multikey_1", "qa_1", "babilong_qa1", *TEXT),
@@ -129,6 +129,6 @@ def cells_of(suite: Suite) -> list[Cell]:
         methods = parse_methods(stage.methods)
         for length in stage.lengths:
             for task in parse_tasks(stage.tasks):
-                n = stage.texts if task.name in TEXT else stage.n
+                n = stage.texts if task.name in (*TEXT, *QUOTING) else stage.n
                 found.update(dict.fromkeys(Cell(length, task, m, n) for m in methods))
     return list(found)

@@ -1,12 +1,7 @@
-"""Real text to tune on, and other real text to validate on.
-
-A passage ends in quotations of itself. Of prose and code as they are, next tokens follow mostly
-from what stands near; heads that find what stands far back would seem to be worth nothing.
-"""
+"""Real text to tune on, and other real text to validate on."""
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -19,9 +14,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Passage = tuple[int, ...]
-
-QUOTED_TOKENS = 48
-"""Tokens of a quotation: enough for the rows after its first few to know where it stands."""
 
 
 def split_passages(
@@ -43,21 +35,6 @@ def split_passages(
     found = [_spread(tokenizer, kind, length, 2 * each, apart) for kind in texts]
     firsts, seconds = ([x[part] for x in found] for part in (slice(each), slice(each, None)))
     return _take_turns(firsts)[:count], _take_turns(seconds)[:count]
-
-
-def with_quotations(passage: Passage, rows: int) -> Passage:
-    """The passage, its last `rows` tokens replaced by quotations from all over what stands before.
-
-    Args:
-        passage: token ids.
-        rows: how many; fewer than the half of them.
-    """
-    body = passage[: len(passage) - rows]
-    count = -(-rows // QUOTED_TOKENS)
-    starts = [i * max(0, len(body) - QUOTED_TOKENS) // count for i in range(count)]
-    random.Random(len(passage)).shuffle(starts)
-    quoted = [token for start in starts for token in body[start : start + QUOTED_TOKENS]]
-    return (*body, *(quoted * rows)[:rows])
 
 
 def _spread(

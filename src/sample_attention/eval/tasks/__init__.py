@@ -14,7 +14,7 @@ from .infinitebench import InfiniteBenchTask
 from .longbench import LongBenchTask
 from .questions import QUESTION_TASKS
 from .retrieval import RETRIEVAL_TASKS
-from .texts import TEXT_TASKS, TextTask
+from .texts import QUOTING_TASKS, TEXT_TASKS, TextTask
 from .tracking import TRACKING_TASKS
 
 if TYPE_CHECKING:
@@ -46,14 +46,17 @@ RULER = tuple(task.name for task in GENERATED_TASKS[1:14])
 
 BABILONG = tuple(task.name for task in BABILONG_TASKS)
 TEXT = tuple(task.name for task in TEXT_TASKS)
+QUOTING = tuple(task.name for task in QUOTING_TASKS)
 
-_NAMED: dict[str, Task] = {task.name: task for task in (*GENERATED_TASKS, *TEXT_TASKS)}
-_GROUPS = {"ruler": RULER, "babilong": BABILONG, "ppl": TEXT}
+_NAMED: dict[str, Task] = {
+    task.name: task for task in (*GENERATED_TASKS, *TEXT_TASKS, *QUOTING_TASKS)
+}
+_GROUPS = {"ruler": RULER, "babilong": BABILONG, "ppl": TEXT, "quotes": QUOTING}
 _FILES = {"longbench": LongBenchTask, "infinitebench": InfiniteBenchTask}
 
 
 def parse_tasks(names: Sequence[str]) -> list[Task]:
-    """The tasks of names, groups (`ruler`, `babilong`, `ppl`) and files (`longbench:PATH`).
+    """The tasks of names, groups (`ruler`, `babilong`, `ppl`, `quotes`) and files.
 
     Raises:
         InvalidInput: there is no such task or file.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -19,6 +20,9 @@ MEASURED_TOKENS = 4096
 CHARACTERS_PER_TOKEN = 8
 """More than any passage of real text has."""
 
+QUOTED_TOKENS = 48
+"""Tokens of a quotation: enough for the rows after its first few to know where it stands."""
+
 
 @dataclass(frozen=True)
 class TextTask:
@@ -27,10 +31,12 @@ class TextTask:
     Attributes:
         name: as records state it.
         kind: of `reference_text`.
+        quoting: the tokens to predict quote what stands before them.
     """
 
     name: str
     kind: str
+    quoting: bool = False
 
     def passages(
         self, tokenizer: PreTrainedTokenizerBase, length: int, n: int, seed: int
@@ -50,7 +56,24 @@ class TextTask:
                     f"{self.name}: the text has {len(found)} tokens, {length} are needed; choose "
                     "a shorter length or the task ppl_code"
                 )
-            yield found[:length]
+            passage = found[:length]
+            rows = measured_tokens(length)
+            yield with_quotations(passage, rows) if self.quoting else passage
+
+
+def with_quotations(passage: tuple[int, ...], rows: int) -> tuple[int, ...]:
+    """The passage, its last `rows` tokens replaced by quotations from all over what stands before.
+
+    Args:
+        passage: token ids.
+        rows: how many; fewer than the half of them.
+    """
+    body = passage[: len(passage) - rows]
+    count = -(-rows // QUOTED_TOKENS)
+    starts = [i * max(0, len(body) - QUOTED_TOKENS) // count for i in range(count)]
+    random.Random(len(passage)).shuffle(starts)
+    quoted = [token for start in starts for token in body[start : start + QUOTED_TOKENS]]
+    return (*body, *(quoted * rows)[:rows])
 
 
 def measured_tokens(length: int) -> int:
@@ -59,3 +82,6 @@ def measured_tokens(length: int) -> int:
 
 
 TEXT_TASKS = (TextTask("ppl_prose", "prose"), TextTask("ppl_code", "code"))
+QUOTING_TASKS = (
+    TextTask("quotes_prose", "prose", quoting=True), TextTask("quotes_code", "code", quoting=True)
+)  # fmt: skip
