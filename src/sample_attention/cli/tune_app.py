@@ -34,6 +34,10 @@ def _tune(  # noqa: PLR0913, PLR0917 - the options of a command
         Optional[float],  # noqa: UP045
         typer.Option(min=0, help="no prefill of the search is begun after these"),
     ] = None,
+    by_head: Annotated[
+        bool,
+        typer.Option("--by-head/--one-coverage", help="a coverage for each head, or one for all"),
+    ] = True,
     device: Device = "auto", dtype: Dtype = None, threads: Threads = None,
     output: Annotated[
         Optional[Path],  # noqa: UP045
@@ -49,6 +53,6 @@ def _tune(  # noqa: PLR0913, PLR0917 - the options of a command
 
     options = TuneOptions(
         parse_indices("lengths", lengths) or (), requests, tuple(texts.split(",")),
-        Budget(max_kl, min_mass), build_config(preset, None, config), minutes,
+        Budget(max_kl, min_mass), build_config(preset, None, config), minutes, by_head,
     )  # fmt: skip
     tune_model(model, options, Machine(device, dtype, threads), output, as_json=as_json)

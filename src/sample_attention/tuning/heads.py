@@ -25,6 +25,8 @@ from torch.nn import functional as F
 from .._extras import require
 from ..analysis.generation import last_logits
 from ..config import SampleAttentionConfig
+from ..errors import UnsupportedAttention
+from ..integrations.arguments import unsupported
 from ..integrations.layers import LayerCall, compute
 from ..integrations.transformers import Recorder
 from ..models import LoadedModel
@@ -100,21 +102,33 @@ def profile_heads(
         config: of the selection, apart from its coverage.
         rows: the last rows of a passage, whose next tokens are looked at.
         on_passage: called after every passage.
+
+    Raises:
+        UnsupportedAttention: layers with sinks or capped scores, which torch does not compute; or
+            none that attends to all keys.
     """
     watches: list[_Watch] = []
     for passage in passages:
         watches.append(_watched(loaded, passage, config, rows))
         on_passage()
-    layers = 1 + max(max(watch.found) for watch in watches)
-    loss, density = (
-        torch.stack([_mean_of(watches, layer, part) for layer in range(layers)]) for part in (0, 1)
-    )
+    if not any(watch.found for watch in watches):
+        raise UnsupportedAttention(
+            f"{loaded.name}: no layer attends to all keys, so none can run sparse: nothing to tune"
+        )
+    loss, density = (_mean_of(watches, part) for part in (0, 1))
     # Keeping more loses no more: what a sample says against that is noise.
     return HeadProfile(loss.flip(2).cummax(2).values.flip(2), density)
 
 
-def _mean_of(watches: Sequence[_Watch], layer: int, part: int) -> Tensor:
-    return torch.stack([watch.found[layer][part] for watch in watches]).mean(0)
+def _mean_of(watches: Sequence[_Watch], part: int) -> Tensor:
+    """Over passages `[layers, heads, coverages]`; a layer that was not seen loses nothing."""
+    found = [{layer: x[part] for layer, x in watch.found.items()} for watch in watches]
+    known = next(iter(found[0].values()))
+    nothing = torch.full_like(known, float(part))
+    layers = 1 + max(map(max, found))
+    return torch.stack([
+        torch.stack([one.get(layer, nothing) for one in found]).mean(0) for layer in range(layers)
+    ])  # fmt: skip
 
 
 @torch.enable_grad()
@@ -149,11 +163,14 @@ def _attending(model: PreTrainedModel, attend: Callable[..., Any]) -> Generator[
     for module in model.modules():
         if isinstance(module, nn.Dropout):
             module.eval()
-    language_model.gradient_checkpointing_enable({"use_reentrant": False})
+    forgets = bool(language_model.supports_gradient_checkpointing)
+    if forgets:
+        language_model.gradient_checkpointing_enable({"use_reentrant": False})
     try:
         yield
     finally:
-        language_model.gradient_checkpointing_disable()
+        if forgets:
+            language_model.gradient_checkpointing_disable()
         language_model.train(training)
         language_model.set_attn_implementation(before)
 
@@ -183,12 +200,18 @@ class _Watch:
     ) -> tuple[Tensor, None]:  # fmt: skip
         """What a model calls: q `[1, H, S, D]`, k and v `[1, Hkv, S, D]`; out `[1, S, H, D]`."""
         del dropout
+        for name in ("softcap", "s_aux"):
+            if given.get(name) is not None:
+                raise unsupported(
+                    module, name, "is not what torch's attention computes, whose gradient says "
+                    "what heads are worth", "tune with --one-coverage",
+                )  # fmt: skip
         out, _ = self._dense(module, q, k, v, mask, **given)
-        if out.requires_grad:
-            names = ("scaling", "sliding_window", "softcap", "s_aux")
+        if out.requires_grad and mask is None:  # windows, which have a mask, run exactly
+            layer: Any = module.layer_idx
             q, k, v = (x.detach() for x in (q, k, v))
-            call = LayerCall(q, k, v, self.config, *map(given.get, names), keep_plan=True)
-            out.register_hook(partial(self._price, int(module.layer_idx), call, out.detach()))  # type: ignore[arg-type]
+            call = LayerCall(q, k, v, self.config, given.get("scaling"), keep_plan=True)
+            out.register_hook(partial(self._price, int(layer), call, out.detach()))
         return out, None
 
     def _price(self, layer: int, call: LayerCall, dense: Tensor, grad: Tensor) -> None:
@@ -198,8 +221,6 @@ class _Watch:
         for i, coverage in enumerate(HEAD_COVERAGES):
             sparse = replace(call, config=replace(self.config, coverage=coverage))
             out, (part,) = compute(sparse, None)
-            if not part.measured.decision.sparse:
-                break  # the layer cannot
             recorder.add(layer, part)
             density[:, i] = recorder.layers[-1].density
             moved = out[0].transpose(0, 1).float() - dense[0].float()

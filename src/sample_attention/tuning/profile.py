@@ -47,6 +47,7 @@ class TuneOptions:
         budget: what is allowed.
         base: gives the fields that are not searched.
         minutes: of the whole search, shared by the lengths; None: as long as it takes.
+        by_head: every head has its own coverage; else one is for all.
 
     Raises:
         InvalidInput: lengths that do not rise, requests that cannot be halved, unknown texts, or a
@@ -59,6 +60,7 @@ class TuneOptions:
     budget: Budget = field(default_factory=Budget)
     base: SampleAttentionConfig = field(default_factory=SampleAttentionConfig)
     minutes: float | None = None
+    by_head: bool = True
 
     def __post_init__(self) -> None:
         """Check what a search needs, before a model is loaded."""
@@ -88,11 +90,11 @@ def tune(
 ) -> Tuned:  # fmt: skip
     """Find the cheapest configuration within the budget for each length.
 
-    Every head has its own coverage, by what it is worth to the model (`profile_heads`); the search
-    moves all of them together, named by the one coverage for all heads that computes as much. A
-    configuration is chosen on some passages; on the others its coverage rises until it keeps the
-    budget there too. What both gave is in `measured`. Where nothing cheaper than dense attention
-    keeps the budget, the interval is dense.
+    With `by_head` every head has its own coverage, by what it is worth to the model
+    (`profile_heads`); the search moves all of them together, named by the one coverage for all
+    heads that computes as much. A configuration is chosen on some passages; on the others its
+    coverage rises until it keeps the budget there too. What both gave is in `measured`. Where
+    nothing cheaper than dense attention keeps the budget, the interval is dense.
 
     Args:
         loaded: the model; its attention runs sparse at every length while it is measured.
@@ -103,6 +105,7 @@ def tune(
     Raises:
         PromptTooLong: a length beyond the context of the model.
         InvalidInput: a text is too short.
+        UnsupportedAttention: heads of this model cannot be told apart; see `profile_heads`.
     """
     if options.lengths[-1] > loaded.context_length:
         raise PromptTooLong(
@@ -138,7 +141,9 @@ def _tune_length(
         [with_quotations(passage, rows // 2) for passage in part]
         for part in split_passages(loaded.tokenizer, options.texts, length, half, rows)
     )
-    heads = profile_heads(loaded, chosen, options.base, rows, lambda: say("pricing heads"))
+    heads = None
+    if options.by_head:
+        heads = profile_heads(loaded, chosen, options.base, rows, lambda: say("pricing heads"))
     searched, unseen = search_on(chosen, deadline), search_on(others)
     finished = searched.run(options.base)
     unseen.validate(searched.best.config)
@@ -151,31 +156,35 @@ def _tune_length(
         "config": json.loads(best.to_json()), "trials": searched.trials,
         "finished": finished, "searched": _facts(searched.best), "validated": _facts(unseen.best),
     }  # fmt: skip
-    return best, None if best.dense else heads.table(best.coverage), row
+    return best, _table(heads, best), row
 
 
 class _Profile:
     """Passages of one length, and what dense attention makes of them."""
 
     def __init__(
-        self, loaded: LoadedModel, passages: Sequence[Passage], heads: HeadProfile
+        self, loaded: LoadedModel, passages: Sequence[Passage], heads: HeadProfile | None
     ) -> None:
         self._loaded, self._passages, self._heads = loaded, passages, heads
         self._dense: dict[int, Tensor] = {}
 
     def read(self, config: SampleAttentionConfig, index: int) -> Reading:
-        """What a configuration makes of one passage, each head having its own coverage."""
+        """What a configuration makes of one passage."""
         passage = self._passages[index]
         if index not in self._dense:
             self._dense[index] = _last_rows(
                 text_logits(self._loaded, passage, Contender(DENSE))[0]
             ).clone()  # the other rows need not stay in memory
-        rule = Tuned("", (Interval(0, config, self._heads.table(config.coverage)),))
+        rule = Tuned("", (Interval(0, config, _table(self._heads, config)),))
         method = Contender("tuned", config=rule).measuring(HELD_OUT)
         logits, kept = text_logits(self._loaded, passage, method)
         found = compare_text(passage, (_last_rows(logits), kept), self._dense[index])
         mass = 1.0 if kept.mass_mean is None else kept.mass_mean
         return Reading(kept.density, found.kl or 0.0, mass)
+
+
+def _table(heads: HeadProfile | None, config: SampleAttentionConfig) -> Table | None:
+    return None if heads is None or config.dense else heads.table(config.coverage)
 
 
 def _last_rows(logits: Tensor) -> Tensor:
