@@ -227,7 +227,7 @@ def test_tuned_configurations_are_methods(tmp_path):
     assert method.facts["tuned_for"] == "tiny"
     assert method.facts != measuring.facts
     assert method.turned(0.5, 100) == method
-    shipped = parse_method("tuned:smollm2-135m")
+    shipped, _ = parse_methods(["tuned:smollm2-135m", DENSE, "tuned:smollm2-135m"])[::-1]
     assert (shipped.label, shipped.config.model) == ("tuned:smollm2-135m", "smollm2-135m")
 
 

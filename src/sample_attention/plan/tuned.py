@@ -98,8 +98,8 @@ class Tuned:
 
     model: str
     intervals: tuple[Interval, ...]
-    measured: tuple[Mapping[str, Any], ...] = ()
-    provenance: Mapping[str, Any] = field(default_factory=dict[str, Any])
+    measured: tuple[Mapping[str, Any], ...] = field(default=(), hash=False)
+    provenance: Mapping[str, Any] = field(default_factory=dict[str, Any], hash=False)
 
     def __post_init__(self) -> None:
         """Check that every length has one configuration."""
