@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sample_attention import Tuned
+from sample_attention import SampleAttentionConfig, Tuned
 from sample_attention.integrations.transformers import sample_attention_prefill
+from sample_attention.plan import Interval
 from sample_attention.tuning import Reading
 
 LAYERS, HEADS = 3, 4
@@ -68,6 +69,31 @@ def test_run_takes_the_interval_of_the_prompt(cli, tuned_file, model_folder, pro
     assert done.code == 0, done.err
     expected = json.loads(Tuned.load(tuned_file).for_length(700).to_json())
     assert done.json["config"] == {**expected, "window": 96}
+    assert done.json["tuned_for"] == model_folder.name
+
+
+@pytest.fixture
+def by_head(tmp_path):
+    """Heads of the first layer keep little, those of the last next to all."""
+    config = SampleAttentionConfig(dense_prefix=128, window=32)
+    table = tuple((share,) * HEADS for share in (0.3, 0.9, 0.999))
+    path = tmp_path / "by_head.json"
+    Tuned("tiny", (Interval(0, config, table),)).save(path)
+    return path
+
+
+@pytest.mark.usefixtures("sparse_early")
+def test_run_and_inspect_have_the_coverages_of_heads(cli, by_head, model_folder, prompt_file):
+    run = cli("run", model_folder, prompt_file, "--preset", by_head, "--max-new-tokens", 2,
+              "--device", "cpu", "--json")  # fmt: skip
+    inspected = cli("inspect", model_folder, prompt_file, "--preset", by_head, "--json",
+                    "--layers", "0,1,2")  # fmt: skip
+    assert run.code == inspected.code == 0, run.err + inspected.err
+    ran = [sum(x["density"]) for x in run.json["methods"]["sample_attention"]["layers"]]
+    seen = [sum(h["density"] for h in x["heads"]) for x in inspected.json["layers"]]
+    assert ran == pytest.approx(seen, rel=0.05)
+    assert ran == sorted(ran)
+    assert ran[0] < 0.9 * ran[-1]
 
 
 def test_inspect_takes_the_interval_of_the_prompt(cli, tuned_file, model_folder, prompt_file):

@@ -25,7 +25,7 @@ from ..bench.capture import (
     middle_layers,
     text_tokens,
 )
-from ..bench.inputs import Inputs, Shape, planted_inputs, random_inputs
+from ..bench.inputs import Shape, planted_inputs, random_inputs
 from ..bench.kernels import measure_dense, measure_kernels
 from ..bench.origin import Row, origin
 from ..bench.plot import plot_records
@@ -298,16 +298,10 @@ def _attention_rows(
         prompt, options.layers, options.shape.batch, options.lengths, dtype, device
     ):
         for preset, rule in options.rules:
-            config = _config_of_layer(rule, inputs)
+            config = config_for(rule, inputs.k.shape[2], inputs.layer)
             yield {
                 "yarn": options.yarn, **measure_selected(inputs, preset, config, settings)
             }  # fmt: skip
-
-
-def _config_of_layer(rule: SampleAttentionConfig | Tuned, inputs: Inputs) -> SampleAttentionConfig:
-    if isinstance(rule, Tuned) and inputs.layer is not None:
-        rule = rule.for_layer(inputs.layer)
-    return config_for(rule, inputs.k.shape[2])
 
 
 def _kernel_rows(options: KernelOptions, device: torch.device, dtype: torch.dtype) -> Iterator[Row]:

@@ -15,8 +15,9 @@ from ..analysis.generation import Generation, generate_greedily, prefill, warm_u
 from ..config import SampleAttentionConfig
 from ..integrations.transformers import LayerStatistics, sample_attention_prefill
 from ..models import LoadedModel
+from ..plan import Tuned
 from .console import layer_bar, step
-from .setup import check_length
+from .setup import check_length, config_for
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -34,6 +35,7 @@ class Comparison:
         order: the timed runs as they were made, `dense` or `sample_attention`.
         runs: the generations of each kind, as they were made.
         config: what the timed sparse runs used.
+        tuned_for: the model whose heads had coverages of their own beside it; None: they had not.
         held_out: rows per segment that the statistics were measured on.
         layers: statistics of a prefill of their own, one per layer.
         pictured: layer that a picture can be drawn of; None where none ran sparse.
@@ -44,6 +46,7 @@ class Comparison:
     order: tuple[str, ...]
     runs: dict[str, tuple[Generation, ...]]
     config: SampleAttentionConfig
+    tuned_for: str | None
     held_out: int
     layers: tuple[LayerStatistics, ...]
     pictured: LayerStatistics | None
@@ -55,7 +58,7 @@ class Comparison:
 
 
 def compare(
-    loaded: LoadedModel, token_ids: Tensor, config: SampleAttentionConfig, *,
+    loaded: LoadedModel, token_ids: Tensor, rule: SampleAttentionConfig | Tuned, *,
     max_new_tokens: int, held_out: int, repeats: int,
 ) -> Comparison:  # fmt: skip
     """Answer a prompt in both ways.
@@ -66,7 +69,7 @@ def compare(
     Args:
         loaded: the model.
         token_ids: int64 `[1, S]`.
-        config: of the sparse runs.
+        rule: of the sparse runs.
         max_new_tokens: longest answer.
         held_out: rows per segment for the statistics; 0: as the configuration says.
         repeats: timed runs of each kind.
@@ -75,6 +78,7 @@ def compare(
         PromptTooLong: prompt and answer do not fit the model.
     """
     check_length(loaded, token_ids.shape[1], max_new_tokens)
+    config = config_for(rule, token_ids.shape[1])
     model: Any = loaded.model
     model.set_attn_implementation(DENSE_IMPLEMENTATION)
     with step("warming up"):
@@ -82,28 +86,35 @@ def compare(
     order = [kind for i in range(repeats) for kind in (DENSE, SPARSE)[:: -1 if i % 2 else 1]]
     attention: dict[str, Callable[[], AbstractContextManager[object]]] = {
         DENSE: nullcontext,
-        SPARSE: lambda: sample_attention_prefill(model, config),
+        SPARSE: lambda: sample_attention_prefill(model, rule),
     }
     runs: dict[str, list[Generation]] = {DENSE: [], SPARSE: []}
     for kind in order:
         name = "sparse prefill" if kind == SPARSE else "dense prefill"
         with attention[kind](), layer_bar(model, name, max_new_tokens) as on_token:
             runs[kind].append(generate_greedily(model, token_ids, max_new_tokens, on_token))
-    measured = replace(config, held_out=held_out or config.held_out)
-    layers, pictured, inputs = _observe(model, token_ids, measured)
+    held_out = held_out or config.held_out
+    layers, pictured, inputs = _observe(model, token_ids, _measuring(rule, held_out))
     made = {kind: tuple(found) for kind, found in runs.items()}
     return Comparison(
-        token_ids.shape[1], tuple(order), made, config, measured.held_out, layers, pictured, inputs
-    )
+        token_ids.shape[1], tuple(order), made, config,
+        rule.model if isinstance(rule, Tuned) else None, held_out, layers, pictured, inputs,
+    )  # fmt: skip
+
+
+def _measuring(rule: SampleAttentionConfig | Tuned, held_out: int) -> SampleAttentionConfig | Tuned:
+    if isinstance(rule, Tuned):
+        return rule.with_fields({"held_out": held_out})
+    return replace(rule, held_out=held_out)
 
 
 def _observe(
-    model: PreTrainedModel, token_ids: Tensor, config: SampleAttentionConfig
+    model: PreTrainedModel, token_ids: Tensor, rule: SampleAttentionConfig | Tuned
 ) -> tuple[tuple[LayerStatistics, ...], LayerStatistics | None, AttentionInputs | None]:
     """A sparse prefill that measures itself and keeps what a picture of one layer needs."""
     layer = _layer_to_picture(model)
     with (
-        sample_attention_prefill(model, config, record=True, keep_plans=[layer]) as recorder,
+        sample_attention_prefill(model, rule, record=True, keep_plans=[layer]) as recorder,
         capture_attention(model, [layer]) as captured,
         layer_bar(model, "sparse prefill, measured"),
     ):

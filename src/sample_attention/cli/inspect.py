@@ -107,7 +107,8 @@ def inspect(place: ModelOptions, prompt_file: Path, options: InspectOptions) -> 
     views: list[LayerView] = []
     for layer in layers:
         with step(f"layer {layer}: selecting and measuring"):
-            views.append(_view(layer, captured.pop(layer), heads, config, options.rows))
+            own = config_for(options.config, token_ids.shape[1], layer)
+            views.append(_view(layer, captured.pop(layer), heads, own, options.rows))
     content = {
         "prompt_tokens": token_ids.shape[1],
         "model": loaded.name,

@@ -83,6 +83,7 @@ def build_report(loaded: LoadedModel, comparison: Comparison, max_new_tokens: in
             "context_length": loaded.context_length,
         },
         "config": asdict(comparison.config),
+        "tuned_for": comparison.tuned_for,
         "definitions": DEFINITIONS,
         "provenance": Provenance.collect(model.device).as_row(),
     }  # fmt: skip

@@ -15,7 +15,7 @@ from ..plan import Tuned
 from .comparison import compare
 from .console import messages
 from .report import Report, build_report, print_report, write_report
-from .setup import ModelOptions, config_for, load, read_prompt
+from .setup import ModelOptions, load, read_prompt
 
 
 @dataclass(frozen=True)
@@ -66,9 +66,8 @@ def prepare_output(options: RunOptions) -> None:
 
 def report_on(loaded: LoadedModel, token_ids: Tensor, options: RunOptions) -> Report:
     """Compare both ways on a prompt, int64 `[1, S]`."""
-    config = config_for(options.config, token_ids.shape[1])
     comparison = compare(
-        loaded, token_ids, config, max_new_tokens=options.max_new_tokens,
+        loaded, token_ids, options.config, max_new_tokens=options.max_new_tokens,
         held_out=options.held_out, repeats=options.repeats,
     )  # fmt: skip
     return build_report(loaded, comparison, options.max_new_tokens)

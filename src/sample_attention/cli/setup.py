@@ -63,9 +63,17 @@ def build_rule(
     return Tuned.load(preset).with_fields(_overrides(coverage, assignments))
 
 
-def config_for(rule: SampleAttentionConfig | Tuned, prompt_tokens: int) -> SampleAttentionConfig:
-    """The configuration for a prompt of this length."""
-    return rule.for_length(prompt_tokens) if isinstance(rule, Tuned) else rule
+def config_for(
+    rule: SampleAttentionConfig | Tuned, prompt_tokens: int, layer: int | None = None
+) -> SampleAttentionConfig:
+    """The configuration for a prompt of this length, in a layer with the coverages of its heads.
+
+    Raises:
+        InvalidConfig: tuned for a model without such a layer.
+    """
+    if not isinstance(rule, Tuned):
+        return rule
+    return (rule if layer is None else rule.for_layer(layer)).for_length(prompt_tokens)
 
 
 def _overrides(coverage: float | None, assignments: Sequence[str] | None) -> dict[str, Any]:
