@@ -173,7 +173,7 @@ def draw_segment() -> None:
     def mass_of(rows: Tensor) -> Tensor:
         return column_mass(head.softmax(rows), torch.full((len(rows),), edge), 1, edge)[0, 0]
 
-    rank = reference.spread_exponent(q[lo:hi], k[:edge]).softmax(-1)
+    rank = reference.spread_exponent(q[lo:hi], k[:edge], edge).softmax(-1)
     exact = mass_of(strided_rows(lo, hi, config.row_stride))
     held = mass_of(held_out_rows(lo, hi, config))
     figure, (top, bottom) = plt.subplots(2, 1, figsize=(8, 7.6), layout="constrained")

@@ -39,9 +39,13 @@ LOWEST_OCTAVE = -31
 MOST_HEAVY = 512
 """With `spread`, columns of more than this share of all ranks, 1 in 512, are heavy: all probed."""
 
-SPREAD_SHARE = 0.5
-"""Share of the variance term that ranks. All of it, right for normal queries, ranks no better than
-none: queries of a segment differ in ways that move many scores together, and a softmax ignores."""
+SPREAD_SHARE = 0.625
+"""Share of the variance term that ranks. All of it would be right for normal queries; those of a
+segment have longer tails."""
+
+CENTRE_STRIDE = 16
+"""With `spread`, the variance ranks keys relative to their mean, of one key in this many: what
+moves all scores of a row alike is nothing to a softmax."""
 
 LOWEST_RANK, HIGHEST_RANK = -128, 127
 """With `spread`, ranks 16 octaves and more below or above the first heavy one share a class."""

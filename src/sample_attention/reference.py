@@ -13,12 +13,14 @@ import torch
 from torch import Tensor
 
 from .config import (
+    CENTRE_STRIDE,
     CLASSES_PER_OCTAVE,
     HIGHEST_RANK,
     LOWEST_OCTAVE,
     LOWEST_RANK,
     MOST_HEAVY,
     SPREAD_SHARE,
+    WINDOW_ALIGNMENT,
     SampleAttentionConfig,
 )
 
@@ -165,7 +167,7 @@ def _spread_segment(
     while step * probes < count:
         step *= 2
     regular = selectable & ((torch.arange(len(k)) + 1) % step == 0)
-    exponent = spread_exponent(q, k, scale)
+    exponent = spread_exponent(q, k, count, scale)
     octave = torch.floor(exponent / math.log(2) * CLASSES_PER_OCTAVE)  # one class, one value
     top = octave[regular].max()
     total = step * torch.exp2((octave[regular] - top) / CLASSES_PER_OCTAVE).sum()
@@ -185,15 +187,25 @@ def _spread_segment(
     return _filter(classes, exact, selectable, config)
 
 
-def spread_exponent(q: Tensor, k: Tensor, scale: float | None = None) -> Tensor:
+def spread_exponent(q: Tensor, k: Tensor, count: int, scale: float | None = None) -> Tensor:
     """What ranks a key for the rows of q `[R, D]`, as a logarithm: k `[Skv, D]` to `[Skv]`.
 
-    scale mu.k + SPREAD_SHARE scale^2 / 2 sum_d var_d k_d^2, of the rows' mean and variance. With a
-    share of 1 it would be the log of the mean of exp(scale q.k) over normal queries.
+    scale mu.k + SPREAD_SHARE scale^2 / 2 sum_d var_d ((k_d - c_d)^2 - c_d^2), of the rows' mean and
+    variance and the centre c of the `count` keys to choose from. With a share of 1 it would be the
+    log of the mean of exp(scale q.(k - c)) over normal queries, but for what is the same for all k.
     """
     factor = q.shape[-1] ** -0.5 if scale is None else scale
+    half = SPREAD_SHARE * factor**2 / 2
     mean, variance = q.mean(0), q.var(0, unbiased=False)
-    return factor * (k @ mean) + SPREAD_SHARE * factor**2 / 2 * (k.square() @ variance)
+    centred = factor * mean - 2 * half * variance * _centre(k, count)
+    return k @ centred + half * (k.square() @ variance)
+
+
+def _centre(k: Tensor, count: int) -> Tensor:
+    """Mean of one in CENTRE_STRIDE of the first `count` keys, as far as whole runs of them go."""
+    whole = count // WINDOW_ALIGNMENT * WINDOW_ALIGNMENT
+    sampled = k[CENTRE_STRIDE - 1 : whole : CENTRE_STRIDE]
+    return sampled.mean(0) if len(sampled) else torch.zeros_like(k[0])
 
 
 def _blocks(prob: Tensor, p: Tensor, j: Tensor, config: SampleAttentionConfig) -> Tensor:

@@ -48,7 +48,7 @@ LAUNCHES = {
     "mlsys": ["finite_kernel", "finite_kernel", *LSE, "block_mass_kernel", "sort", *LISTS],
     "held out": ["finite_kernel", *LSE, "mean_query_kernel", *LSE, "segment_mass_kernel",
                  "segment_mass_kernel", "threshold_kernel", *LISTS, *LSE],
-    "default": ["finite_kernel", "moments_kernel", *BY_SPREAD, *BY_SPREAD],
+    "default": ["finite_kernel", "key_sums_kernel", "moments_kernel", *BY_SPREAD, *BY_SPREAD],
 }  # fmt: skip
 
 

@@ -69,7 +69,7 @@ def _ranks(q, k, rows, config):
     edge = p // config.window_alignment * config.window_alignment - config.window_for(len(k))
     outside = (torch.arange(len(k)) <= edge)[rows]
     if config.spread:
-        return torch.exp(reference.spread_exponent(q[rows], k)) * outside[0]
+        return torch.exp(reference.spread_exponent(q[rows], k, int(outside[0].sum()))) * outside[0]
     if config.pool is not None:
         return reference._pooled_rank(q[rows], k, p[rows], outside, config, None)
     probability = reference.probabilities(q[None], k[None])[0, rows] * outside

@@ -218,7 +218,7 @@ def column_ranks(q, k, rows, config):
     align = config.window_alignment
     outside = (j <= p // align * align - config.window)[rows]
     if config.spread:
-        return torch.exp(reference.spread_exponent(q[rows], k)) * outside[0]
+        return torch.exp(reference.spread_exponent(q[rows], k, int(outside[0].sum()))) * outside[0]
     if config.pool is None:
         prob = reference.probabilities(q[None], k[None])[0, rows] * outside
         return prob[(p[rows] % config.row_stride == config.row_stride // 2)[:, 0]].mean(0)

@@ -8,7 +8,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import sample_attention as sa
 from sample_attention import SampleAttentionConfig, reference
-from sample_attention.config import MOST_HEAVY
+from sample_attention.config import CLASSES_PER_OCTAVE, MOST_HEAVY
 from sample_attention.plan import segment_starts
 from sample_attention.selection.probes import probe_step
 from sample_attention.selection.rows import strided_rows
@@ -64,6 +64,18 @@ def test_exact_rows_score_their_window_and_probes_only(kv_len):
     pairs = counter.get_total_flops() / (2 * q.shape[-1])
     assert pairs <= 4 * 2 * of_segment
     assert of_segment < sampled * kv_len / 2
+
+
+def test_what_moves_all_scores_of_a_row_alike_changes_nothing():
+    """As in a softmax, whatever the variance of the queries along it; but for where classes end."""
+    config = replace(RULE, dense_prefix=256)
+    q, k, _ = make_qkv(1500, num_heads=4, num_kv_heads=2, head_dim=16, dtype=torch.float64)
+    shifted = k + 5 * torch.randn(1, 2, 1, 16, dtype=torch.float64)
+    plan, again = (sa.select(q, x, config, backend="eager") for x in (k, shifted))
+    assert torch.equal(plan_masks(again), reference.select(q[0], shifted[0], config))
+    assert plan.density().mean() < 1 / 4
+    changed = (plan_masks(plan) != plan_masks(again)).sum() / plan_masks(plan).sum()
+    assert changed < 1 / CLASSES_PER_OCTAVE / 8
 
 
 def test_too_many_heavy_columns_are_dense():

@@ -42,7 +42,7 @@ TYPES = {
     **dict.fromkeys(("Q", "K", "V", "X", "Out", "Means", "Spreads"), "*bf16"),
     **dict.fromkeys(
         ("Lse", "Parts", "Share", "Column", "Slash", "Largest", "Sums", "Shift", "HeavyMass",
-         "Tops", "Totals", "Coverage"),
+         "Tops", "Totals", "Coverage", "KeySums"),
         "*fp32",
     ),
     **dict.fromkeys(
@@ -103,7 +103,17 @@ CASES = {
     "flag": (filter_kernel.flag_kernel, filtering.FLAG_LAUNCH),
     "place": (filter_kernel.place_kernel, filtering.PLACE_LAUNCH),
     "compact": (filter_kernel.compact_kernel, filtering.COMPACT_LAUNCH),
-    "moments": (spread_kernel.moments_kernel, {**SPREAD, "BLOCK_M": 128, **spread.MOMENTS_LAUNCH}),
+    "key_sums": (spread_kernel.key_sums_kernel, {**spread.CENTRES, **spread.KEY_SUMS_LAUNCH}),
+    "key_sums, 256": (
+        spread_kernel.key_sums_kernel, {**spread.CENTRES, **spread.KEY_SUMS_LAUNCH, **WIDEST},
+    ),
+    "key_sums, pages": (
+        spread_kernel.key_sums_kernel, {**spread.CENTRES, **spread.KEY_SUMS_LAUNCH, **PAGED},
+    ),
+    "moments": (
+        spread_kernel.moments_kernel,
+        {**SPREAD, **spread.CENTRES, "BLOCK_M": 128, **spread.MOMENTS_LAUNCH},
+    ),
     "spread ranks": (
         spread_kernel.rank_kernel,
         {**SPREAD, **spread.rank_tile(128, 4), **spread.RANK_LAUNCH},

@@ -235,6 +235,17 @@ def test_lists_that_share_probes_share_tiles(monkeypatch, assert_selected, heads
     assert [head[1:2] for head in lists_of(plan, 0)] == lists_of(alone, 0)
 
 
+@pytest.mark.parametrize("runs", [1, 2, 16])
+def test_sums_of_keys_are_carried_from_tile_to_tile(monkeypatch, assert_selected, runs):
+    """Seven whole runs of keys, whose mean is far from zero."""
+    monkeypatch.setitem(module("spread").KEY_SUMS_LAUNCH, "RUNS", runs)
+    q, k, _ = make_qkv(64, 1000, num_heads=2, num_kv_heads=1, head_dim=12)
+    k += 2
+    plan = select(q, k, CONFIGS["spread"])
+    assert not plan.dense.any()
+    assert_selected(plan, q[0], k[0], CONFIGS["spread"])
+
+
 def test_heavy_probes_stand_for_themselves(assert_selected):
     """Column 31 holds nearly all mass and is a regular probe, which would stand for many."""
     config = CONFIGS["spread"]

@@ -34,8 +34,8 @@ STAGES = {
     "row_lse_kernel": "lse", "merge_lse_kernel": "lse",
     "segment_mass_kernel": "mass", "column_mass_kernel": "mass", "block_mass_kernel": "block",
     "threshold_kernel": "threshold", "flag_kernel": "lists", "place_kernel": "lists",
-    "compact_kernel": "lists", "moments_kernel": "moments", "probe_kernel": "rank_probes",
-    "rank_kernel": "rank", "heavy_lse_kernel": "heavy_lse",
+    "compact_kernel": "lists", "key_sums_kernel": "key_sums", "moments_kernel": "moments",
+    "probe_kernel": "rank_probes", "rank_kernel": "rank", "heavy_lse_kernel": "heavy_lse",
     "probe_lse_kernel": "probe_lse", "probe_mass_kernel": "probe_mass", "decide_kernel": "decide",
     "attend_kernel": "attend", "gather_attend_kernel": "attend", "merge_runs_kernel": "attend",
 }  # fmt: skip

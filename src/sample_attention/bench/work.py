@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..config import SampleAttentionConfig
+from ..config import CENTRE_STRIDE, WINDOW_ALIGNMENT, SampleAttentionConfig
 from ..plan import StripePlan, segment_starts
 from ..plan.stripe import WHOLE
 from ..selection.probes import probe_step
@@ -140,7 +140,9 @@ def _work_by_spread(call: Call, listed: int) -> dict[str, Work]:
     probes, probed, near = (call.heads * x for x in probed_pairs(call))
     read = call.k_bytes + call.q_bytes / call.config.row_stride
     rows = FP32_BYTES * call.heads * len(exact_positions(call))
+    runs = call.length // WINDOW_ALIGNMENT * call.kv_heads * call.head_dim * FP32_BYTES
     return {
+        "key_sums": Work(bytes=call.k_bytes / CENTRE_STRIDE + runs),
         "moments": Work(bytes=call.q_bytes + means),
         "rank_probes": Work(4 * d * probes, probes, means),
         "rank_pass": Work(

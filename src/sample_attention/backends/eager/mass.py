@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ...config import CENTRE_STRIDE, WINDOW_ALIGNMENT
+
 
 class ScoreBuffer:
     """Memory for scores that is written again and again, so that it stays in the caches."""
@@ -47,6 +49,20 @@ class GroupRows:
     def powers(self) -> Tensor:
         """Keys beside their squares: `[Skv, 2 D]`."""
         return torch.cat([self.k, self.k.square()], -1)
+
+    @functools.cached_property
+    def sums(self) -> Tensor:
+        """Sums of one key in CENTRE_STRIDE up to each run of WINDOW_ALIGNMENT: `[runs, D]`."""
+        whole = len(self.k) // WINDOW_ALIGNMENT * WINDOW_ALIGNMENT
+        sampled = self.k[CENTRE_STRIDE - 1 : whole : CENTRE_STRIDE]
+        return sampled.unflatten(0, (-1, WINDOW_ALIGNMENT // CENTRE_STRIDE)).sum(1).cumsum(0)
+
+    def centres(self, limits: Tensor) -> Tensor:
+        """Means of the sampled keys among the first `limits` `[M]`, on the host: `[M, D]`."""
+        runs = limits // WINDOW_ALIGNMENT
+        sums = torch.cat([torch.zeros_like(self.k[:1]), self.sums])[runs.to(self.k.device)]
+        count = (runs * (WINDOW_ALIGNMENT // CENTRE_STRIDE)).clamp(min=1)
+        return sums / count[:, None].to(sums.device)
 
     def softmax(self, positions: Tensor) -> Tensor:
         """Causal softmax of the rows at `positions` (on the host): `[G, R, last + 1]`."""

@@ -1,9 +1,9 @@
 """Selection per segment where mean and variance of its queries rank and rows count on probes.
 
-The rank of key k under queries of mean m and variance s has the exponent m.k + s.(k k) / 4: one
-product per segment over all keys and no softmax. The sampled rows score the keys of their window
-and probed columns only: those at even distances, each of which stands for its neighbours as well,
-and heavy ones, which stand for themselves.
+The rank of key k under queries of mean m and variance s has the exponent m.k + s.(k k - 2 c k),
+both scaled, c being the mean key: one product per segment over all keys and no softmax. The sampled
+rows score the keys of their window and probed columns only: those at even distances, each of which
+stands for its neighbours as well, and heavy ones, which stand for themselves.
 """
 
 from __future__ import annotations
@@ -99,7 +99,8 @@ def _ranks(rows: GroupRows, segments: Segments) -> tuple[Tensor, Tensor]:
     mean = queries.mean(2)  # var_mean over a middle dimension is slow on a CPU
     variance = (queries - mean[:, :, None]).square_().mean(2)
     second = variance * (SPREAD_SHARE * rows.scale**2 / 2)
-    both = torch.cat([mean * rows.scale, second], -1) * CLASSES_PER_E
+    first_order = mean * rows.scale - 2 * second * rows.centres(limits)
+    both = torch.cat([first_order, second], -1) * CLASSES_PER_E
     rank = (both.flatten(0, 1) @ rows.powers[:limit].T).unflatten(0, both.shape[:2])
     beyond = torch.arange(first, limit) >= limits[:, None]
     rank[..., first:].masked_fill_(beyond.to(rank.device), -math.inf)

@@ -8,17 +8,27 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...config import MOST_HEAVY, SPREAD_SHARE, SampleAttentionConfig
+from ...config import (
+    CENTRE_STRIDE,
+    MOST_HEAVY,
+    SPREAD_SHARE,
+    WINDOW_ALIGNMENT,
+    SampleAttentionConfig,
+)
 from .counting import Ranked, count_on_probes
 from .filtering import Lists
 from .geometry import groups
 from .layout import LOG2E, padded_dim, page_table_stride, power_of_two
 from .mass import Keys
-from .spread_kernel import moments_kernel, probe_kernel, rank_kernel
+from .spread_kernel import key_sums_kernel, moments_kernel, probe_kernel, rank_kernel
 
+KEY_SUMS_LAUNCH = {"RUNS": 16, "num_warps": 8, "num_stages": 3}
 MOMENTS_LAUNCH = {"num_warps": 4}
 PROBE_LAUNCH = {"num_warps": 8, "num_stages": 3}
 RANK_LAUNCH = {"CHUNK": 1024, "num_warps": 8, "num_stages": 3}
+
+CENTRES = {"RUN": WINDOW_ALIGNMENT, "STRIDE": CENTRE_STRIDE}
+"""Keys of which there is a sum, and how many of them it holds."""
 
 RANKED_TOGETHER = 128
 """Segments of heads that share keys that one program ranks for; half where these are wide."""
@@ -35,7 +45,7 @@ class Moments:
     """What ranks the keys for the segments of a call.
 
     Attributes:
-        means: `[N, H, G, BLOCK_D]`.
+        means: `[N, H, G, BLOCK_D]`, less what the variance gives to the mean key.
         spreads: like `means`, half the share of the variance that counts.
     """
 
@@ -63,17 +73,33 @@ def rank_tile(head_dim: int, group_size: int) -> dict[str, int]:
     return {"HEADS": heads, "BLOCK_S": rows // heads, "BLOCK_N": columns}
 
 
+def _key_sums(keys: Keys) -> Tensor:
+    """Sums of the sampled keys up to each run: fp32 `[N, Hkv, runs, BLOCK_D]`."""
+    problem, pages = keys.problem, keys.problem.sequences.page_table
+    table, kv_heads = problem.sequences.table, problem.num_heads // problem.group_size
+    runs = problem.sequences.max_kv_len // WINDOW_ALIGNMENT
+    block_d = padded_dim(problem.head_dim)
+    sums = keys.k.new_empty(len(table), kv_heads, runs, block_d, dtype=torch.float32)
+    launch: Any = key_sums_kernel[(kv_heads, len(table))]
+    launch(
+        keys.k, table, pages, sums, keys.k.stride()[:3], page_table_stride(pages), runs,
+        GROUP=problem.group_size, **keys.layout(), **CENTRES, **KEY_SUMS_LAUNCH,
+    )  # fmt: skip
+    return sums
+
+
 def _moments(q: Tensor, keys: Keys, config: SampleAttentionConfig, lists: Lists) -> Moments:
     problem, size = keys.problem, lists.geometry.size
     block_d, (n, heads, segments) = padded_dim(problem.head_dim), lists.counts.shape
     means, spreads = q.new_empty(2, n, heads, segments, block_d)
+    sums = _key_sums(keys)
     launch: Any = moments_kernel[(segments, heads, n)]
     launch(
-        q, problem.sequences.table, lists.geometry.always.view(torch.int8),
-        lists.dense.view(torch.int8), means, spreads, q.stride()[:3], segments,
+        q, problem.sequences.table, lists.geometry.always.view(torch.int8), lists.geometry.limits,
+        sums, lists.dense.view(torch.int8), means, spreads, q.stride()[:3], segments, sums.shape[2],
         SPREAD_SHARE * keys.scale / 2,
-        HEAD_DIM=problem.head_dim, BLOCK_D=block_d, SEGMENT=size,
-        BLOCK_M=power_of_two(size), ROW_STRIDE=config.row_stride, **MOMENTS_LAUNCH,
+        GROUP=problem.group_size, HEAD_DIM=problem.head_dim, BLOCK_D=block_d, SEGMENT=size,
+        BLOCK_M=power_of_two(size), ROW_STRIDE=config.row_stride, **CENTRES, **MOMENTS_LAUNCH,
     )  # fmt: skip
     return Moments(means, spreads)
 

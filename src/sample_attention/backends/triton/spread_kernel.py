@@ -1,7 +1,7 @@
 """Selection by mean and spread of the queries: ranks of all columns, and which of them are heavy.
 
-    q ─► moments ─► probe: sums of the ranks of regular probes, in parts
-                    rank: classes [segments, columns], bits of the heavy columns
+    k ─► sums ─► q ─► moments ─► probe: sums of the ranks of regular probes, in parts
+                                 rank: classes [segments, columns], bits of the heavy columns
 
 Steps are eighths of an octave of a rank. What a segment's ranks sum to is estimated from its
 regular probes, and classes are told apart within 16 octaves of the first heavy one: 256 bins.
@@ -33,15 +33,60 @@ def segment_rows(Table, n, g, size):
     return tl.maximum(start, offset), tl.minimum(start + size, kv_len), offset
 
 
-@triton.jit(do_not_specialize=["num_segments"])
-def moments_kernel(
-    Q, Table, Always, Dense, Means, Spreads, q_strides, num_segments, half,
-    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, SEGMENT: tl.constexpr, BLOCK_M: tl.constexpr,
-    ROW_STRIDE: tl.constexpr,
+@triton.jit(do_not_specialize=["num_runs"])
+def key_sums_kernel(
+    K, Table, PageTable, KeySums, k_strides, page_table_stride, num_runs,
+    GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, RUN: tl.constexpr,
+    STRIDE: tl.constexpr, RUNS: tl.constexpr, PAGE_SIZE: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Mean, and `half` times the variance, of a segment's queries: `[N, H, G, BLOCK_D]`.
+    """Sums of one key in STRIDE, up to each run of RUN keys: fp32 `[N, Hkv, runs, BLOCK_D]`.
 
-    A segment is dense that always is, has no sampled row or no finite moments.
+    One program per key head and sequence, RUNS at a time. Where a tile ends depends on the position
+    alone, so that a longer prompt begins with the same sums.
+    """
+    h, n = tl.program_id(0), tl.program_id(1)
+    PER_RUN: tl.constexpr = RUN // STRIDE
+    K = key_pointer(K, Table, n, h * GROUP, k_strides, GROUP)
+    pages = page_pointer(PageTable, n, page_table_stride, PAGE_SIZE)
+    runs = tl.load(Table + n * 5 + 4) // RUN
+    KeySums += (n * tl.num_programs(0) + h).to(tl.int64) * num_runs * BLOCK_D
+    i, run, d = tl.arange(0, RUNS * PER_RUN), tl.arange(0, RUNS), tl.arange(0, BLOCK_D)
+    before = tl.zeros([BLOCK_D], tl.float32)
+    for first in range(0, runs, RUNS):
+        keys = first * RUN + (i + 1) * STRIDE - 1
+        k = load_keys(
+            K, keys, keys < runs * RUN, pages, k_strides, HEAD_DIM, BLOCK_D, PAGE_SIZE, WIDE, True
+        )
+        of_run = tl.sum(tl.reshape(k.to(tl.float32), [RUNS, PER_RUN, BLOCK_D]), 1)
+        at = (first + run)[:, None] * BLOCK_D + d[None, :]
+        sums = before[None, :] + tl.cumsum(of_run, 0)
+        tl.store(KeySums + at, sums, mask=(first + run < runs)[:, None])
+        before += tl.sum(of_run, 0)
+
+
+@triton.jit
+def load_centre(
+    KeySums, limit, n, kv_head, kv_heads, num_runs,
+    BLOCK_D: tl.constexpr, RUN: tl.constexpr, STRIDE: tl.constexpr,
+):  # fmt: skip
+    """Mean `[BLOCK_D]` of the sampled keys in the whole runs among the first `limit`; 0 of none."""
+    runs = limit // RUN
+    at = ((n * kv_heads + kv_head).to(tl.int64) * num_runs + runs - 1) * BLOCK_D
+    sums = tl.load(KeySums + at + tl.arange(0, BLOCK_D), mask=runs > 0, other=0.0)
+    return sums / tl.maximum(runs * (RUN // STRIDE), 1)
+
+
+@triton.jit(do_not_specialize=["num_segments", "num_runs"])
+def moments_kernel(
+    Q, Table, Always, Limits, KeySums, Dense, Means, Spreads, q_strides, num_segments, num_runs,
+    half,
+    GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, SEGMENT: tl.constexpr,
+    BLOCK_M: tl.constexpr, ROW_STRIDE: tl.constexpr, RUN: tl.constexpr, STRIDE: tl.constexpr,
+):  # fmt: skip
+    """What ranks the keys of a segment: `[N, H, G, BLOCK_D]`.
+
+    Spreads are `half` times the variance of its queries; means theirs, less twice the spread times
+    the mean key. A segment is dense that always is, has no sampled row or no finite moments.
     """
     g, h, n = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     entry = (n * tl.num_programs(1) + h).to(tl.int64) * num_segments + g
@@ -59,7 +104,13 @@ def moments_kernel(
     q = tl.load(base + at + d[None, :], mask=there, other=0.0).to(tl.float32)
     mean = tl.sum(q, 0) / (stop - first)
     away = tl.where(there, q - mean[None, :], 0.0)
-    spread = tl.sum(away * away, 0) / (stop - first) * (half / (KEY_SHRINK * KEY_SHRINK))
+    spread = tl.sum(away * away, 0) / (stop - first) * half
+    centre = load_centre(
+        KeySums, tl.load(Limits + n * num_segments + g), n, h // GROUP, tl.num_programs(1) // GROUP,
+        num_runs, BLOCK_D, RUN, STRIDE,
+    )  # fmt: skip
+    mean -= 2 * spread * centre
+    spread /= KEY_SHRINK * KEY_SHRINK
     mean, spread = mean.to(Means.dtype.element_ty), spread.to(Spreads.dtype.element_ty)
     tl.store(Means + entry * BLOCK_D + d, mean)
     tl.store(Spreads + entry * BLOCK_D + d, spread)
