@@ -171,15 +171,18 @@ def draw_segment() -> None:
     head = GroupRows(q[None], k, range(1), 0, q.shape[1] ** -0.5, ScoreBuffer(q))
 
     def mass_of(rows: Tensor) -> Tensor:
-        return column_mass(head.softmax(rows), torch.full((len(rows),), edge), 1, edge)[0, 0]
+        return column_mass(head.softmax(rows), torch.full((len(rows),), edge), 1, edge)[0, 0][order]
 
     rank = reference.spread_exponent(q[lo:hi], k[:edge], edge).softmax(-1)
-    exact = mass_of(strided_rows(lo, hi, config.row_stride))
-    held = mass_of(held_out_rows(lo, hi, config))
+    order = rank.argsort(descending=True, stable=True)
+    sampled, held = strided_rows(lo, hi, config.row_stride), held_out_rows(lo, hi, config)
+    curves = {
+        f"{len(sampled)} sampled rows, which decide": mass_of(sampled),
+        f"{len(held)} held-out rows, which check": mass_of(held),
+    }
     figure, (top, bottom) = plt.subplots(2, 1, figsize=(8, 7.6), layout="constrained")
     _draw_ranks(top, rank, kept, (edge, lo, hi))
-    order = rank.argsort(descending=True, stable=True)
-    _draw_counts(bottom, (exact[order], held[order]), len(kept), config.coverage)
+    _draw_counts(bottom, curves, len(kept), config.coverage)
     save(figure, "segment.png")
 
 
@@ -200,16 +203,14 @@ def _draw_ranks(axis: plt.Axes, rank: Tensor, kept: Tensor, at: tuple[int, int, 
 
 
 def _draw_counts(
-    axis: plt.Axes, curves: tuple[Tensor, Tensor], count: int, coverage: float
+    axis: plt.Axes, curves: dict[str, Tensor], count: int, coverage: float
 ) -> None:
     most = 3 * count
-    looks = (
-        ("32 sampled rows, which decide", BLUE, "-"), ("16 held-out rows, which check", RED, "--"),
-    )  # fmt: skip
-    for mass, (label, colour, line) in zip(curves, looks, strict=True):
+    looks = ((BLUE, "-"), (RED, "--"))
+    for (label, mass), (colour, line) in zip(curves.items(), looks, strict=True):
         kept = 1 - mass.sum() + torch.cat([mass.new_zeros(1), mass.cumsum(0)])
         axis.plot(kept[: most + 1], color=colour, ls=line, lw=2, label=label)
-    start = float(1 - curves[0].sum())
+    start = float(1 - next(iter(curves.values())).sum())
     axis.axhline(coverage, color=INK, lw=1)
     axis.text(most, coverage - 0.015, f"coverage {coverage} ", ha="right", va="top")
     axis.axvline(count, color=ORANGE, lw=2, label=f"{count} columns are kept")
