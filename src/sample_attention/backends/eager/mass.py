@@ -52,17 +52,17 @@ class GroupRows:
 
     @functools.cached_property
     def sums(self) -> Tensor:
-        """Sums of one key in CENTRE_STRIDE up to each run of WINDOW_ALIGNMENT: `[runs, D]`."""
+        """Sums of one key in CENTRE_STRIDE of no, one, two, all runs of WINDOW_ALIGNMENT."""
         whole = len(self.k) // WINDOW_ALIGNMENT * WINDOW_ALIGNMENT
         sampled = self.k[CENTRE_STRIDE - 1 : whole : CENTRE_STRIDE]
-        return sampled.unflatten(0, (-1, WINDOW_ALIGNMENT // CENTRE_STRIDE)).sum(1).cumsum(0)
+        of_runs = sampled.unflatten(0, (-1, WINDOW_ALIGNMENT // CENTRE_STRIDE)).sum(1)
+        return torch.cat([torch.zeros_like(self.k[:1]), of_runs.cumsum(0)])
 
     def centres(self, limits: Tensor) -> Tensor:
         """Means of the sampled keys among the first `limits` `[M]`, on the host: `[M, D]`."""
         runs = limits // WINDOW_ALIGNMENT
-        sums = torch.cat([torch.zeros_like(self.k[:1]), self.sums])[runs.to(self.k.device)]
-        count = (runs * (WINDOW_ALIGNMENT // CENTRE_STRIDE)).clamp(min=1)
-        return sums / count[:, None].to(sums.device)
+        counts = (runs * (WINDOW_ALIGNMENT // CENTRE_STRIDE)).clamp(min=1)
+        return self.sums[runs.to(self.k.device)] / counts[:, None].to(self.k.device)
 
     def softmax(self, positions: Tensor) -> Tensor:
         """Causal softmax of the rows at `positions` (on the host): `[G, R, last + 1]`."""
