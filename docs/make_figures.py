@@ -202,9 +202,7 @@ def _draw_ranks(axis: plt.Axes, rank: Tensor, kept: Tensor, at: tuple[int, int, 
     axis.legend(loc="upper left", bbox_to_anchor=(0.02, 1), ncols=3, columnspacing=1)
 
 
-def _draw_counts(
-    axis: plt.Axes, curves: dict[str, Tensor], count: int, coverage: float
-) -> None:
+def _draw_counts(axis: plt.Axes, curves: dict[str, Tensor], count: int, coverage: float) -> None:
     most = 3 * count
     looks = ((BLUE, "-"), (RED, "--"))
     for (label, mass), (colour, line) in zip(curves.items(), looks, strict=True):
