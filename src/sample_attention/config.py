@@ -40,8 +40,8 @@ MOST_HEAVY = 512
 """With `spread`, columns of more than this share of all ranks, 1 in 512, are heavy: all probed."""
 
 SPREAD_SHARE = 0.625
-"""Share of the variance term that ranks. All of it would be right for normal queries; those of a
-segment have longer tails."""
+"""Share of the variance term that ranks. All of it would be right for normal queries; on captured
+ones it ranks no better than this."""
 
 CENTRE_STRIDE = 16
 """With `spread`, the variance ranks keys relative to their mean, of one key in this many: what
