@@ -226,7 +226,14 @@ def test_tuned_configurations_are_methods(tmp_path):
     assert measuring.config.intervals[0].head_coverage == table
     assert method.facts["tuned_for"] == "tiny"
     assert method.facts != measuring.facts
-    assert method.turned(0.5, 100) == method
+    same, halved, most = (method.turned(x, 100).config.intervals[0] for x in (0.5, 0.5625, 0.0))
+    assert sum(same.head_coverage, ()) == pytest.approx((0.3, 0.5, 0.7, 0.9))
+    assert sum(halved.head_coverage, ()) == pytest.approx((0.65, 0.75, 0.85, 0.95))
+    assert halved.config.coverage == pytest.approx(0.975)
+    assert sum(most.head_coverage, ()) == pytest.approx([0.001] * 4)  # loses all but the bound
+    equal = parse_method(f"tuned:{tmp_path / 'tuned.json'},density=0.16")
+    assert (equal.config, equal.density) == (tuned, 0.16)
+    assert parse_method(equal.label) == equal
     shipped, _ = parse_methods(["tuned:smollm2-135m", DENSE, "tuned:smollm2-135m"])[::-1]
     assert (shipped.label, shipped.config.model) == ("tuned:smollm2-135m", "smollm2-135m")
 
@@ -235,7 +242,8 @@ def test_tuned_configurations_are_methods(tmp_path):
     "text",
     ["no-such", "default:window", "default:window=wide", "default:no_such=1", "dense:window=3",
      "xattention:no_such=1", "xattention:threshold=2", "default:coverage=2", "default:density=1.5",
-     "tuned", "tuned:no-such", "tuned:density=0.1"],
+     "tuned", "tuned:no-such", "tuned:density=0.1", "tuned:smollm2-135m,window=3",
+     "tuned:smollm2-135m,density=2"],
 )  # fmt: skip
 def test_bad_methods_are_refused(text):
     with pytest.raises(InvalidConfig):

@@ -33,6 +33,9 @@ DENSITY = "density"
 
 LEAST_COVERAGE = 1e-3
 
+WIDEST_TURN = 8
+"""Octaves by which what a tuned configuration may lose is turned at most, both ways."""
+
 
 @dataclass(frozen=True)
 class Contender:
@@ -76,8 +79,11 @@ class Contender:
 
     def turned(self, dial: float, length: int) -> Contender:
         """The method at a point of its range for a length: from 0, the sparsest, to 1, dense."""
-        if self.config is None or isinstance(self.config, Tuned):
+        if self.config is None:
             return self
+        if isinstance(self.config, Tuned):
+            losing = 2.0 ** (WIDEST_TURN * (1 - 2 * dial))
+            return replace(self, config=self.config.losing(losing))
         if isinstance(self.config, Method):
             return replace(self, config=self.config.turned(dial, length))
         coverage = max(dial, LEAST_COVERAGE)
@@ -125,7 +131,7 @@ def parse_methods(texts: Sequence[str]) -> list[Contender]:
 
 
 def parse_method(text: str) -> Contender:
-    """The method of `NAME`, `NAME:KEY=VALUE,KEY=VALUE`, or `tuned:FILE`.
+    """The method of `NAME`, `NAME:KEY=VALUE,KEY=VALUE`, `tuned:FILE` or `tuned:FILE,density=VALUE`.
 
     KEY is a field, or `density`; FILE a tuned configuration, by its name or its path.
 
@@ -137,15 +143,18 @@ def parse_method(text: str) -> Contender:
         if setting:
             raise InvalidConfig(f"method {text}: dense attention has no settings")
         return Contender(DENSE)
-    if name == TUNED:
-        source = setting if setting.endswith(SUFFIX) else text
-        return Contender(TUNED, setting, Tuned.load(source))
-    given = dict(_assignment(text, part) for part in setting.split(",") if part)
-    canonical = ",".join(f"{key}={_shown(value)}" for key, value in sorted(given.items()))
+    source, *parts = setting.split(",") if name == TUNED else ("", *setting.split(","))
+    given = dict(_assignment(text, part) for part in parts if part)
+    canonical = [f"{key}={_shown(value)}" for key, value in sorted(given.items())]
     density = given.pop(DENSITY, None)
     if density is not None and not (isinstance(density, float) and 0 < density < 1):
         raise InvalidConfig(f"method {text}: density must be a number between 0 and 1")
-    return Contender(name, canonical, _config(name, given), density)
+    if name != TUNED:
+        return Contender(name, ",".join(canonical), _config(name, given), density)
+    if given:
+        raise InvalidConfig(f"method {text}: the only setting of a tuned configuration is density")
+    tuned = Tuned.load(source if source.endswith(SUFFIX) else PREFIX + source)
+    return Contender(TUNED, ",".join([source, *canonical]), tuned, density)
 
 
 def _config(name: str, fields: dict[str, Any]) -> SampleAttentionConfig | Method:

@@ -29,6 +29,9 @@ SCHEMA = 1
 PREFIX = "tuned:"
 """Before the name of a file that ships with the package."""
 
+LEAST_LOST, MOST_LOST = 1e-3, 1 - 1e-3
+"""Bounds of what a head may lose where all are turned together."""
+
 SUFFIX = ".json"
 SHIPPED = Path(__file__).parents[1] / "tuned"
 _NEEDED = {"schema", "model", "intervals"}
@@ -77,6 +80,16 @@ class Interval:
             )
         config = replace(self.config, head_coverage=table[layer])
         return replace(self, config=config, head_coverage=None)
+
+    def losing(self, times: float) -> Interval:
+        """The same with what every head may lose that many times as large; none is dense."""
+
+        def turned(coverage: float) -> float:
+            return 1 - min(max((1 - coverage) * times, LEAST_LOST), MOST_LOST)
+
+        config = replace(self.config, coverage=turned(self.config.coverage))
+        table = self.head_coverage and tuple(tuple(map(turned, row)) for row in self.head_coverage)
+        return replace(self, config=config, head_coverage=table)
 
 
 @dataclass(frozen=True)
@@ -139,6 +152,14 @@ class Tuned:
         kept = {"head_coverage": None} if {"coverage", "head_coverage"} & {*values} else {}
         changed = [replace(x, config=replace(x.config, **values), **kept) for x in self.intervals]
         return replace(self, intervals=tuple(changed))
+
+    def losing(self, times: float) -> Tuned:
+        """The same with what every head may lose, one minus its coverage, that many times as large.
+
+        Where the error of a head grows with the square of what it loses, and its columns with the
+        logarithm, this is the best table at every density if it is at one.
+        """
+        return replace(self, intervals=tuple(interval.losing(times) for interval in self.intervals))
 
     def to_json(self) -> str:
         """The text of a file; `from_json` gives an equal value."""
