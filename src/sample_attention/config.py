@@ -6,13 +6,13 @@
 | `head_coverage`  | -               | -          | -            | -        | -        | -        |
 | `slash_coverage` | alpha_s         | -          | 0.95         | -        | -        | -        |
 | `segment`        | - (v3: one set) | whole call | whole call   | 128 rows | 128 rows | 128 rows |
-| `row_stride`     | 1 / r_row       | 20 (5 %)   | -            | 8        | 8        | 8        |
+| `row_stride`     | 1 / r_row       | 20 (5 %)   | -            | 4        | 4        | 8        |
 | `chunk_tails`    | chunk_n         | -          | 2 x 128 rows | -        | -        | -        |
 | `pool`           | -               | -          | -            | 128 rows | 128 rows | 32 rows  |
 | `spread`         | -               | no         | no           | yes      | yes      | no       |
-| `probes`         | -               | all        | all          | 1024     | 1024     | all      |
+| `probes`         | -               | all        | all          | 2048     | 2048     | all      |
 | `key_block`      | blk             | 1          | 128          | 1        | 1        | 1        |
-| `window`         | w = ceil(r_w S) | 8 % of Skv | -            | 256      | 256      | 256      |
+| `window`         | w = ceil(r_w S) | 8 % of Skv | -            | 128      | 128      | 256      |
 | `dense_tail`     | bottom area     | 128        | -            | 64       | 64       | 64       |
 | `dense_prefix`   | -               | 0          | 0            | 1024     | 1024     | 1024     |
 """
@@ -96,13 +96,13 @@ class SampleAttentionConfig:
     head_coverage: tuple[float, ...] | None = None
     slash_coverage: float | None = None
     segment: int | None = 128
-    row_stride: int = 8
+    row_stride: int = 4
     chunk_tails: int | None = None
     pool: int | None = 128
     spread: bool = True
-    probes: int | None = 1024
+    probes: int | None = 2048
     key_block: int = 1
-    window: int = 256
+    window: int = 128
     window_ratio: float | None = None
     residual: bool = True
     dense_tail: int = 64
@@ -335,7 +335,9 @@ def check_count(name: str, value: object, lowest: int) -> None:
 PRESETS = {
     "default": SampleAttentionConfig(),
     "fast": SampleAttentionConfig(coverage=0.85),
-    "pooled": SampleAttentionConfig(pool=32, spread=False, probes=None),
+    "pooled": SampleAttentionConfig(
+        row_stride=8, pool=32, spread=False, probes=None, window=256
+    ),
     "paper": SampleAttentionConfig(
         segment=None, row_stride=20, pool=None, spread=False, probes=None, window_ratio=0.08,
         residual=False, dense_tail=128, dense_prefix=0,
