@@ -14,7 +14,7 @@ from sample_attention.tuning import Reading
 LAYERS, HEADS = 3, 4
 FAST = ("--lengths", "300,600", "--requests", "4", "--device", "cpu", "--threads", "1",
         "--config", "dense_prefix=0", "--config", "dense_tail=0", "--config", "segment=64",
-        "--config", "pool=64", "--config", "window=16")  # fmt: skip
+        "--config", "pool=64", "--config", "window=16", "--config", "row_stride=8")  # fmt: skip
 
 
 @pytest.fixture(autouse=True)

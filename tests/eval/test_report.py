@@ -65,12 +65,20 @@ def test_methods_over_all_tasks(cells):
     assert cells("All tasks", "default:coverage=0.98", "tasks") == "1"
 
 
-def test_our_default_at_a_glance():
-    (table,) = (t for t in evaluation_tables(ROWS) if t.title.startswith("default against"))
-    long, short = (dict(zip(table.headers, line, strict=True)) for line in table.lines)
-    assert (long["tokens"], long["tasks"], long["prompts"]) == ("8,192", "2", "6")
+def test_ours_at_a_glance():
+    rows = [
+        *ROWS,
+        row("vt", "tuned", [0.5, 0.0], setting="m"),
+        row("vt", "tuned", [0.0, 0.0], setting="m,density=0.08"),
+    ]
+    (table,) = (t for t in evaluation_tables(rows) if t.title.startswith("default and tuned"))
+    long, tuned, short = (dict(zip(table.headers, line, strict=True)) for line in table.lines)
+    assert (long["tokens"], long["method"]) == ("8,192", "default")
+    assert (long["tasks"], long["prompts"]) == ("2", "6")
     assert long["% of dense (95 % CI)"].startswith("83.3 (")
-    assert (long["perplexity of texts"], long["KL (nats)"]) == ("+1.01 %", "0.0100")
+    assert (long["perplexity of texts"], long["KL of texts"]) == ("+1.01 %", "0.0100")
+    assert (tuned["method"], tuned["tasks"]) == ("tuned", "1")
+    assert tuned["% of dense (95 % CI)"].startswith("50.0 (")
     assert (short["tokens"], short["perplexity of texts"]) == ("4,096", "–")
 
 
@@ -83,11 +91,13 @@ def test_methods_at_equal_density_share_their_tasks():
         turned("needle", "default", [1.0, 1.0, 1.0, 0.0]),
         turned("needle", "xattention", [0.0] * 4),
         turned("vt", "default", [0.0, 0.0]),
+        row("needle", "tuned", [1.0] * 4, setting="m,density=0.08", density=0.079),
     ]
     (table,) = (t for t in evaluation_tables(rows) if t.title.startswith("Turned to a"))
     assert "density of 0.08, 4 prompts of needle:" in table.title
     assert [line[:3] for line in table.lines] == [
         ("default", "0.080", "0.750"), ("xattention", "0.080", "0.000"),
+        ("tuned", "0.079", "1.000"),
     ]  # fmt: skip
 
 

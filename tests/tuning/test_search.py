@@ -15,7 +15,7 @@ from sample_attention.tuning.cost import attention_cost, sampling_density
 from sample_attention.tuning.search import COVERAGES, SHAPES
 
 LENGTH = 32768
-BASE = SampleAttentionConfig(row_stride=8, probes=1024)
+BASE = SampleAttentionConfig(row_stride=8, probes=1024, window=256)
 POOLED = SampleAttentionConfig.preset("pooled")
 BUDGET = Budget(max_kl=0.01, min_mass=0.9)
 REQUESTS = 8

@@ -150,7 +150,7 @@ CONFIGS = [
     ({"row_stride": 24}, ["row_stride=24", "divide", "segment=128"]),
     ({"segment": 256}, ["pool=128", "segment=256", "pooled", "spread=False", "probes=None"]),
     ({"pool": None}, ["pool=None", "segment=128", "pooled", "spread=False"]),
-    ({"spread": False}, ["probes=1024", "spread=False", "probes=None"]),
+    ({"spread": False}, ["probes=2048", "spread=False", "probes=None"]),
     ({**NO_SPREAD, "pool": 50}, ["pool=50", "divide", "segment=128"]),
     ({**NO_SPREAD, "segment": 192, "pool": None}, ["segment=192", "128", "multiple"]),
     ({"window": 0}, ["window >= 1"]),

@@ -9,9 +9,12 @@ from pathlib import Path
 from ..bench.tables import Record
 from ..errors import InvalidInput
 from ..records import read_lines
-from .methods import DENSE
+from .methods import DENSE, DENSITY, TUNED
 from .runner import identity_of
 from .statistics import Estimate, paired_difference, paired_ratio
+
+Pairs = dict[str, tuple[Record, Record]]
+"""By task the rows of a method and of dense attention."""
 
 NEEDED = {"model", "length", "task", "method", "setting", "n", "score"}
 
@@ -40,16 +43,16 @@ class Group:
         row = self.tasks[task].get(method)
         return None if row is None or "skipped" in row else row
 
-    def pairs(self, method: str) -> dict[str, tuple[Record, Record]]:
+    def pairs(self, method: str) -> Pairs:
         """By task with answers, the rows of a method and of dense attention, where both exist."""
         return {task: both for task, both in self._both(method).items() if "kl" not in both[0]}
 
-    def texts(self, method: str) -> dict[str, tuple[Record, Record]]:
+    def texts(self, method: str) -> Pairs:
         """The same, by real text."""
         return {task: both for task, both in self._both(method).items() if "kl" in both[0]}
 
-    def _both(self, method: str) -> dict[str, tuple[Record, Record]]:
-        found: dict[str, tuple[Record, Record]] = {}
+    def _both(self, method: str) -> Pairs:
+        found: Pairs = {}
         for task in self.tasks:
             row, dense = self.row(task, method), self.row(task, DENSE)
             if row is not None and dense is not None and row["n"] == dense["n"]:
@@ -96,6 +99,14 @@ def groups_of(rows: Sequence[Record]) -> list[Group]:
 def label_of(row: Record) -> str:
     """Name and setting of the method of a row."""
     return f"{row['method']}:{row['setting']}" if row["setting"] else str(row["method"])
+
+
+def turned_to(label: str) -> str:
+    """The setting `density=VALUE` of a method that has no other; empty: it is as it is."""
+    name, _, setting = label.partition(":")
+    if name == TUNED:
+        setting = setting.partition(",")[2]
+    return setting if setting.startswith(f"{DENSITY}=") and "," not in setting else ""
 
 
 def difference(row: Record, dense: Record, name: str = "scores") -> Estimate:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from statistics import mean
 
 from ..bench.tables import Record, RecordTable, machine_of
-from .methods import DENSE
-from .records import Group, difference, groups_of, share_of_dense
+from .methods import DENSE, TUNED
+from .records import Group, Pairs, difference, groups_of, share_of_dense, turned_to
 from .statistics import Estimate
 
 NONE = "–"
@@ -40,32 +40,50 @@ def _overview_table(groups: Sequence[Group]) -> RecordTable:
     """Our default next to dense attention, a line per model and length."""
     lines: list[tuple[str, ...]] = []
     for group in groups:
-        pairs, texts = group.pairs(OURS), group.texts(OURS)
-        if not pairs and not texts:
-            continue
-        both = [row for row, _ in (*pairs.values(), *texts.values())]
-        lines.append((
-            group.model, f"{group.length:,}", str(both[0].get("dtype")), str(len(pairs)),
-            str(sum(row["n"] for row, _ in pairs.values())),
-            f"{mean(row['density'] for row in both):.3f}",
-            _percent(share_of_dense([*pairs.values()])),
-            ", ".join(f"{_perplexity_change(*pair):+.2f} %" for pair in texts.values()) or NONE,
-            ", ".join(f"{row['kl']:.4f}" for row, _ in texts.values()) or NONE,
-        ))  # fmt: skip
-    headers = ("model", "tokens", "dtype", "tasks", "prompts", "density", "% of dense (95 % CI)",
-               "perplexity of texts", "KL (nats)")  # fmt: skip
-    return RecordTable(f"{OURS} against dense attention", headers, tuple(lines))
+        ours = [x for x in group.methods if x == OURS or _is_tuned(x)]
+        for method in ours:
+            pairs, texts = group.pairs(method), group.texts(method)
+            if pairs or texts:
+                head = group.model, f"{group.length:,}", method.partition(":")[0]
+                lines.append((*head, *_at_a_glance(pairs, texts)))
+    headers = (
+        "model",
+        "tokens",
+        "method",
+        "dtype",
+        "tasks",
+        "prompts",
+        "density",
+        "% of dense (95 % CI)",
+        *(f"{kind} of texts" for kind in ("perplexity", "KL")),
+    )
+    return RecordTable(f"{OURS} and {TUNED} against dense attention", headers, tuple(lines))
+
+
+def _is_tuned(label: str) -> bool:
+    """Whether a method is a tuned configuration as it was written."""
+    return label.startswith(TUNED) and not turned_to(label)
+
+
+def _at_a_glance(pairs: Pairs, texts: Pairs) -> tuple[str, ...]:
+    rows = [row for row, _ in (*pairs.values(), *texts.values())]
+    return (
+        str(rows[0].get("dtype")), str(len(pairs)), str(sum(row["n"] for row, _ in pairs.values())),
+        f"{mean(row['density'] for row in rows):.3f}", _percent(share_of_dense([*pairs.values()])),
+        ", ".join(f"{_perplexity_change(*pair):+.2f} %" for pair in texts.values()) or NONE,
+        ", ".join(f"{row['kl']:.4f}" for row, _ in texts.values()) or NONE,
+    )  # fmt: skip
 
 
 def _densities(group: Group) -> list[str]:
     """The densities that several methods were turned to, as their labels have them."""
-    settings = [label.partition(":")[2] for label in group.methods if group.pairs(label)]
-    return sorted({x for x in settings if x.startswith("density=") and settings.count(x) > 1})
+    found = [turned_to(label) for label in group.methods if group.pairs(label)]
+    return sorted({x for x in found if x and found.count(x) > 1})
 
 
 def _front_table(group: Group, at: str) -> RecordTable:
     """Methods at equal density, over the tasks that all of them ran."""
-    methods = [x for x in group.methods if x.partition(":")[2] == at and group.pairs(x)]
+    methods = [x for x in group.methods if turned_to(x) == at and group.pairs(x)]
     pairs = {method: group.pairs(method) for method in methods}
     tasks = [x for x in group.tasks if all(x in found for found in pairs.values())]
     lines: list[tuple[str, ...]] = []
