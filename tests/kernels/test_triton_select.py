@@ -236,9 +236,9 @@ def test_lists_that_share_probes_share_tiles(monkeypatch, assert_selected, heads
 
 
 @pytest.mark.parametrize("runs", [1, 2, 16])
-def test_sums_of_keys_are_carried_from_tile_to_tile(monkeypatch, assert_selected, runs):
+def test_sums_of_keys_are_joined(monkeypatch, assert_selected, runs):
     """Seven whole runs of keys, whose mean is far from zero."""
-    monkeypatch.setitem(module("spread").KEY_SUMS_LAUNCH, "RUNS", runs)
+    monkeypatch.setitem(module("spread").CENTRES, "RUNS", runs)
     q, k, _ = make_qkv(64, 1000, num_heads=2, num_kv_heads=1, head_dim=12)
     k += 2
     plan = select(q, k, CONFIGS["spread"])

@@ -22,13 +22,13 @@ from .layout import LOG2E, padded_dim, page_table_stride, power_of_two
 from .mass import Keys
 from .spread_kernel import key_sums_kernel, moments_kernel, probe_kernel, rank_kernel
 
-KEY_SUMS_LAUNCH = {"RUNS": 16, "num_warps": 8, "num_stages": 3}
+KEY_SUMS_LAUNCH = {"num_warps": 8}
 MOMENTS_LAUNCH = {"num_warps": 4}
 PROBE_LAUNCH = {"num_warps": 8, "num_stages": 3}
 RANK_LAUNCH = {"CHUNK": 1024, "num_warps": 8, "num_stages": 3}
 
-CENTRES = {"RUN": WINDOW_ALIGNMENT, "STRIDE": CENTRE_STRIDE}
-"""Keys of which there is a sum, and how many of them it holds."""
+CENTRES = {"RUN": WINDOW_ALIGNMENT, "STRIDE": CENTRE_STRIDE, "RUNS": 16}
+"""Keys of a run, how far apart those are that count, and runs that are summed at once."""
 
 RANKED_TOGETHER = 128
 """Segments of heads that share keys that one program ranks for; half where these are wide."""
@@ -74,13 +74,13 @@ def rank_tile(head_dim: int, group_size: int) -> dict[str, int]:
 
 
 def _key_sums(keys: Keys) -> Tensor:
-    """Sums of the sampled keys up to each run: fp32 `[N, Hkv, runs, BLOCK_D]`."""
+    """Sums of the sampled keys up to each run, as `load_centre` reads them."""
     problem, pages = keys.problem, keys.problem.sequences.page_table
     table, kv_heads = problem.sequences.table, problem.num_heads // problem.group_size
     runs = problem.sequences.max_kv_len // WINDOW_ALIGNMENT
     block_d = padded_dim(problem.head_dim)
     sums = keys.k.new_empty(len(table), kv_heads, runs, block_d, dtype=torch.float32)
-    launch: Any = key_sums_kernel[(kv_heads, len(table))]
+    launch: Any = key_sums_kernel[(max(1, -(-runs // CENTRES["RUNS"])), kv_heads, len(table))]
     launch(
         keys.k, table, pages, sums, keys.k.stride()[:3], page_table_stride(pages), runs,
         GROUP=problem.group_size, **keys.layout(), **CENTRES, **KEY_SUMS_LAUNCH,

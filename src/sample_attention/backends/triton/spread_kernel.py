@@ -39,40 +39,42 @@ def key_sums_kernel(
     GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, RUN: tl.constexpr,
     STRIDE: tl.constexpr, RUNS: tl.constexpr, PAGE_SIZE: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Sums of one key in STRIDE, up to each run of RUN keys: fp32 `[N, Hkv, runs, BLOCK_D]`.
+    """Sums of one key in STRIDE, up to each run of RUN keys, from the last multiple of RUNS on.
 
-    One program per key head and sequence, RUNS at a time. Where a tile ends depends on the position
-    alone, so that a longer prompt begins with the same sums.
+    fp32 `[N, Hkv, runs, BLOCK_D]`. One program per RUNS runs, key head and sequence. Where sums
+    begin depends on the position alone, so that a longer prompt begins with the same ones.
     """
-    h, n = tl.program_id(0), tl.program_id(1)
+    first, h, n = tl.program_id(0) * RUNS, tl.program_id(1), tl.program_id(2)
     PER_RUN: tl.constexpr = RUN // STRIDE
     K = key_pointer(K, Table, n, h * GROUP, k_strides, GROUP)
     pages = page_pointer(PageTable, n, page_table_stride, PAGE_SIZE)
     runs = tl.load(Table + n * 5 + 4) // RUN
-    KeySums += (n * tl.num_programs(0) + h).to(tl.int64) * num_runs * BLOCK_D
+    KeySums += (n * tl.num_programs(1) + h).to(tl.int64) * num_runs * BLOCK_D
     i, run, d = tl.arange(0, RUNS * PER_RUN), tl.arange(0, RUNS), tl.arange(0, BLOCK_D)
-    before = tl.zeros([BLOCK_D], tl.float32)
-    for first in range(0, runs, RUNS):
-        keys = first * RUN + (i + 1) * STRIDE - 1
-        k = load_keys(
-            K, keys, keys < runs * RUN, pages, k_strides, HEAD_DIM, BLOCK_D, PAGE_SIZE, WIDE, True
-        )
-        of_run = tl.sum(tl.reshape(k.to(tl.float32), [RUNS, PER_RUN, BLOCK_D]), 1)
-        at = (first + run)[:, None] * BLOCK_D + d[None, :]
-        sums = before[None, :] + tl.cumsum(of_run, 0)
-        tl.store(KeySums + at, sums, mask=(first + run < runs)[:, None])
-        before += tl.sum(of_run, 0)
+    keys = first * RUN + (i + 1) * STRIDE - 1
+    k = load_keys(
+        K, keys, keys < runs * RUN, pages, k_strides, HEAD_DIM, BLOCK_D, PAGE_SIZE, WIDE, True
+    )
+    of_run = tl.sum(tl.reshape(k.to(tl.float32), [RUNS, PER_RUN, BLOCK_D]), 1)
+    at = (first + run)[:, None] * BLOCK_D + d[None, :]
+    tl.store(KeySums + at, tl.cumsum(of_run, 0), mask=(first + run < runs)[:, None])
 
 
 @triton.jit
 def load_centre(
     KeySums, limit, n, kv_head, kv_heads, num_runs,
-    BLOCK_D: tl.constexpr, RUN: tl.constexpr, STRIDE: tl.constexpr,
+    BLOCK_D: tl.constexpr, RUN: tl.constexpr, STRIDE: tl.constexpr, RUNS: tl.constexpr,
 ):  # fmt: skip
     """Mean `[BLOCK_D]` of the sampled keys in the whole runs among the first `limit`; 0 of none."""
-    runs = limit // RUN
-    at = ((n * kv_heads + kv_head).to(tl.int64) * num_runs + runs - 1) * BLOCK_D
-    sums = tl.load(KeySums + at + tl.arange(0, BLOCK_D), mask=runs > 0, other=0.0)
+    runs, d, lane = limit // RUN, tl.arange(0, BLOCK_D), tl.arange(0, RUNS)
+    KeySums += (n * kv_heads + kv_head).to(tl.int64) * num_runs * BLOCK_D
+    sums = tl.load(KeySums + (runs - 1) * BLOCK_D + d, mask=runs > 0, other=0.0)
+    ends = tl.maximum(runs - 1, 0) // RUNS  # sums that are whole
+    for first in range(0, ends, RUNS):
+        last = (first + lane + 1) * RUNS - 1
+        whole = (first + lane < ends)[:, None]
+        at = last[:, None] * BLOCK_D + d[None, :]
+        sums += tl.sum(tl.load(KeySums + at, mask=whole, other=0.0), 0)
     return sums / tl.maximum(runs * (RUN // STRIDE), 1)
 
 
@@ -82,6 +84,7 @@ def moments_kernel(
     half,
     GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, SEGMENT: tl.constexpr,
     BLOCK_M: tl.constexpr, ROW_STRIDE: tl.constexpr, RUN: tl.constexpr, STRIDE: tl.constexpr,
+    RUNS: tl.constexpr,
 ):  # fmt: skip
     """What ranks the keys of a segment: `[N, H, G, BLOCK_D]`.
 
@@ -95,6 +98,10 @@ def moments_kernel(
     if (sampled < first) | (tl.load(Always + n * num_segments + g) != 0):
         tl.store(Dense + entry, 1)
         return
+    centre = load_centre(
+        KeySums, tl.load(Limits + n * num_segments + g), n, h // GROUP, tl.num_programs(1) // GROUP,
+        num_runs, BLOCK_D, RUN, STRIDE, RUNS,
+    )  # fmt: skip
     b = tl.load(Table + n * 5).to(tl.int64)
     d = tl.arange(0, BLOCK_D)
     p = first + tl.arange(0, BLOCK_M)
@@ -105,10 +112,6 @@ def moments_kernel(
     mean = tl.sum(q, 0) / (stop - first)
     away = tl.where(there, q - mean[None, :], 0.0)
     spread = tl.sum(away * away, 0) / (stop - first) * half
-    centre = load_centre(
-        KeySums, tl.load(Limits + n * num_segments + g), n, h // GROUP, tl.num_programs(1) // GROUP,
-        num_runs, BLOCK_D, RUN, STRIDE,
-    )  # fmt: skip
     mean -= 2 * spread * centre
     spread /= KEY_SHRINK * KEY_SHRINK
     mean, spread = mean.to(Means.dtype.element_ty), spread.to(Spreads.dtype.element_ty)
