@@ -76,10 +76,11 @@ def test_ours_at_a_glance():
     assert (long["tokens"], long["method"]) == ("8,192", "default")
     assert (long["tasks"], long["prompts"]) == ("2", "6")
     assert long["% of dense (95 % CI)"].startswith("83.3 (")
-    assert (long["perplexity of texts"], long["KL of texts"]) == ("+1.01 %", "0.0100")
+    assert (long["perplexity of prose, code"], long["KL of prose, code"]) == ("+1.01 %", "0.0100")
+    assert long["KL where they quote"] == "–"
     assert (tuned["method"], tuned["tasks"]) == ("tuned", "1")
     assert tuned["% of dense (95 % CI)"].startswith("50.0 (")
-    assert (short["tokens"], short["perplexity of texts"]) == ("4,096", "–")
+    assert (short["tokens"], short["perplexity of prose, code"]) == ("4,096", "–")
 
 
 def test_methods_at_equal_density_share_their_tasks():
@@ -91,10 +92,11 @@ def test_methods_at_equal_density_share_their_tasks():
         turned("needle", "default", [1.0, 1.0, 1.0, 0.0]),
         turned("needle", "xattention", [0.0] * 4),
         turned("vt", "default", [0.0, 0.0]),
+        turned("vt", "bigbird", [0.0, 0.0]),
         row("needle", "tuned", [1.0] * 4, setting="m,density=0.08", density=0.079),
     ]
     (table,) = (t for t in evaluation_tables(rows) if t.title.startswith("Turned to a"))
-    assert "density of 0.08, 4 prompts of needle:" in table.title
+    assert "density of 0.08, 4 prompts of needle (not all of them: bigbird):" in table.title
     assert [line[:3] for line in table.lines] == [
         ("default", "0.080", "0.750"), ("xattention", "0.080", "0.000"),
         ("tuned", "0.079", "1.000"),
@@ -116,6 +118,22 @@ def test_real_text(cells):
 
 def test_what_was_left_out_is_named():
     assert skipped_notes(ROWS) == ["m, 8,192 tokens, cwe: dense attention scores 0"]
+
+
+def test_methods_are_compared_on_their_own_prompts():
+    """Dense attention and ours answered four prompts, a rival two; of more prompts counts."""
+    few = [row("needle", "dense", [1.0, 0.0]), row("needle", "default", [0.0, 0.0])]
+    rival = row("needle", "xattention", [0.5, 0.0])
+    (group, _) = groups_of([*few, *ROWS, rival])
+    assert len(group.row("needle", "default")["scores"]) == 4
+    assert share_of_dense([group.pairs("default")["needle"]]).mean == 0.75
+    assert share_of_dense([group.pairs("xattention")["needle"]]).mean == 0.5
+    tables = evaluation_tables([*few, *ROWS, rival])
+    (tasks, _) = (t for t in tables if t.title.startswith("Every task"))
+    (line,) = (cells for cells in tasks.lines if cells[0] == "needle")
+    cells = dict(zip(tasks.headers, line, strict=True))
+    assert (cells["n"], cells["dense"]) == ("4", "1.00")
+    assert cells["xattention (Δ)"].startswith("0.25 (-0.25, ")
 
 
 def test_differences_are_paired():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..bench.tables import Record
@@ -26,12 +26,24 @@ class Group:
     Attributes:
         model: as records state it, with its YaRN factor if it has one.
         length: tokens of the prompts.
-        tasks: rows by task, then by the label of the method, dense attention among them.
+        tasks: rows by task, then by the label of the method, dense attention among them; of
+            several the one of most prompts.
+        dense: rows of dense attention by task and number of prompts.
     """
 
     model: str
     length: int
     tasks: dict[str, dict[str, Record]]
+    dense: dict[tuple[str, int], Record] = field(default_factory=dict[tuple[str, int], Record])
+
+    def add(self, row: Record, label: str) -> None:
+        """Take in a row."""
+        task, n = str(row["task"]), int(row["n"])
+        known = self.tasks.setdefault(task, {}).get(label)
+        if known is None or n >= known["n"]:
+            self.tasks[task][label] = row
+        if label == DENSE:
+            self.dense[task, n] = row
 
     @property
     def methods(self) -> list[str]:
@@ -42,6 +54,10 @@ class Group:
         """A row that was measured; None where the cell was skipped or not run."""
         row = self.tasks[task].get(method)
         return None if row is None or "skipped" in row else row
+
+    def dense_of(self, task: str, row: Record) -> Record | None:
+        """What dense attention made of the prompts of a row; None where that was not measured."""
+        return self.dense.get((task, row["n"]))
 
     def pairs(self, method: str) -> Pairs:
         """By task with answers, the rows of a method and of dense attention, where both exist."""
@@ -54,8 +70,9 @@ class Group:
     def _both(self, method: str) -> Pairs:
         found: Pairs = {}
         for task in self.tasks:
-            row, dense = self.row(task, method), self.row(task, DENSE)
-            if row is not None and dense is not None and row["n"] == dense["n"]:
+            row = self.row(task, method)
+            dense = row and self.dense_of(task, row)
+            if row is not None and dense is not None:
                 found[task] = row, dense
         return found
 
@@ -92,7 +109,7 @@ def groups_of(rows: Sequence[Record]) -> list[Group]:
         model = str(row["model"]) if yarn is None else f"{row['model']} (YaRN {yarn:g})"
         key = (model, row["length"], row.get("dtype"), row.get("seed"), row.get("routed"))
         group = found.setdefault(key, Group(model, row["length"], {}))
-        group.tasks.setdefault(row["task"], {})[label_of(row)] = row
+        group.add(row, label_of(row))
     return sorted(found.values(), key=lambda group: (group.model, -group.length))
 
 

@@ -10,6 +10,7 @@ from ..bench.tables import Record, RecordTable, machine_of
 from .methods import DENSE, TUNED
 from .records import Group, Pairs, difference, groups_of, share_of_dense, turned_to
 from .statistics import Estimate
+from .tasks import QUOTING, TEXT
 
 NONE = "–"
 OURS = "default"
@@ -37,7 +38,7 @@ def skipped_notes(rows: Sequence[Record]) -> list[str]:
 
 
 def _overview_table(groups: Sequence[Group]) -> RecordTable:
-    """Our default next to dense attention, a line per model and length."""
+    """Our default and tuned configurations next to dense attention, by model and length."""
     lines: list[tuple[str, ...]] = []
     for group in groups:
         ours = [x for x in group.methods if x == OURS or _is_tuned(x)]
@@ -46,17 +47,9 @@ def _overview_table(groups: Sequence[Group]) -> RecordTable:
             if pairs or texts:
                 head = group.model, f"{group.length:,}", method.partition(":")[0]
                 lines.append((*head, *_at_a_glance(pairs, texts)))
-    headers = (
-        "model",
-        "tokens",
-        "method",
-        "dtype",
-        "tasks",
-        "prompts",
-        "density",
-        "% of dense (95 % CI)",
-        *(f"{kind} of texts" for kind in ("perplexity", "KL")),
-    )
+    headers = ("model", "tokens", "method", "dtype", "tasks", "prompts", "density",
+               "% of dense (95 % CI)", "perplexity of prose, code", "KL of prose, code",
+               "KL where they quote")  # fmt: skip
     return RecordTable(f"{OURS} and {TUNED} against dense attention", headers, tuple(lines))
 
 
@@ -70,8 +63,9 @@ def _at_a_glance(pairs: Pairs, texts: Pairs) -> tuple[str, ...]:
     return (
         str(rows[0].get("dtype")), str(len(pairs)), str(sum(row["n"] for row, _ in pairs.values())),
         f"{mean(row['density'] for row in rows):.3f}", _percent(share_of_dense([*pairs.values()])),
-        ", ".join(f"{_perplexity_change(*pair):+.2f} %" for pair in texts.values()) or NONE,
-        ", ".join(f"{row['kl']:.4f}" for row, _ in texts.values()) or NONE,
+        ", ".join(f"{_perplexity_change(*texts[x]):+.2f} %" for x in TEXT if x in texts) or NONE,
+        *(", ".join(f"{texts[x][0]['kl']:.4f}" for x in names if x in texts) or NONE
+          for names in (TEXT, QUOTING)),
     )  # fmt: skip
 
 
@@ -82,12 +76,12 @@ def _densities(group: Group) -> list[str]:
 
 
 def _front_table(group: Group, at: str) -> RecordTable:
-    """Methods at equal density, over the tasks that all of them ran."""
-    methods = [x for x in group.methods if turned_to(x) == at and group.pairs(x)]
-    pairs = {method: group.pairs(method) for method in methods}
-    tasks = [x for x in group.tasks if all(x in found for found in pairs.values())]
+    """Methods at equal density, on tasks that all of them ran."""
+    pairs = {x: group.pairs(x) for x in group.methods if turned_to(x) == at and group.pairs(x)}
+    methods, tasks = _most_in_common(pairs)
     lines: list[tuple[str, ...]] = []
-    for method, found in pairs.items():
+    for method in methods:
+        found = pairs[method]
         ours = [found[task][0] for task in tasks]
         lines.append((
             method.partition(":")[0], f"{mean(row['density'] for row in ours):.3f}",
@@ -96,9 +90,19 @@ def _front_table(group: Group, at: str) -> RecordTable:
             f"{mean(difference(*found[task], 'logprobs').mean for task in tasks):+.3f}",
         ))  # fmt: skip
     headers = ("method", "density", "score", "% of dense (95 % CI)", "Δ log-probability")
-    prompts = sum(group.tasks[task][DENSE]["n"] for task in tasks)
+    prompts = sum(pairs[methods[0]][task][0]["n"] for task in tasks)
     what = f"Turned to a {at.replace('=', ' of ')}, {prompts} prompts of {', '.join(tasks)}"
-    return RecordTable(_title(what, group), headers, tuple(lines) if tasks else ())
+    if fewer := [x.partition(":")[0] for x in pairs if x not in methods]:
+        what += f" (not all of them: {', '.join(fewer)})"
+    return RecordTable(_title(what, group), headers, tuple(lines))
+
+
+def _most_in_common(pairs: dict[str, Pairs]) -> tuple[list[str], list[str]]:
+    """Methods and tasks that all of these methods ran, as many of both as there are together."""
+    found: list[tuple[list[str], list[str]]] = []
+    for tasks in (*pairs.values(), set[str].intersection(*map(set, pairs.values()))):
+        found.append(([x for x, ran in pairs.items() if set(tasks) <= ran.keys()], sorted(tasks)))
+    return max(found, key=lambda both: len(both[0]) * len(both[1]))
 
 
 def _methods_table(group: Group) -> RecordTable:
@@ -137,17 +141,19 @@ def _tasks_table(group: Group, methods: Sequence[str]) -> RecordTable:
     for task in group.tasks:
         dense = group.row(task, DENSE)
         if dense is not None and "kl" not in dense:
-            cells = [_task_cell(group, task, method, dense) for method in methods]
+            cells = [_task_cell(group, task, method) for method in methods]
             lines.append((task, str(dense["n"]), f"{dense['score']:.2f}", *cells))
     headers = ("task", "n", DENSE, *(f"{method} (Δ)" for method in methods))
     return RecordTable(_title("Every task", group), headers, tuple(lines))
 
 
-def _task_cell(group: Group, task: str, method: str, dense: Record) -> str:
+def _task_cell(group: Group, task: str, method: str) -> str:
+    """The score, and what it is more or less than that of dense attention on the same prompts."""
     row = group.row(task, method)
     if row is None:
         return NONE
-    if row["n"] != dense["n"]:
+    dense = group.dense_of(task, row)
+    if dense is None:
         return f"{row['score']:.2f}"
     change = difference(row, dense)
     if change.low == change.high == 0:
@@ -158,12 +164,10 @@ def _task_cell(group: Group, task: str, method: str, dense: Record) -> str:
 def _text_table(group: Group) -> RecordTable:
     lines: list[tuple[str, ...]] = []
     for task in group.tasks:
-        dense = group.row(task, DENSE)
-        if dense is None or "kl" not in dense:
-            continue
         for method in group.methods:
             row = group.row(task, method)
-            if row is not None:
+            dense = row and group.dense_of(task, row)
+            if row is not None and dense is not None and "kl" in row:
                 lines.append((
                     task, method, str(row["n"]), f"{row['density']:.3f}", _mass([row]),
                     f"{math.exp(-row['answer_logprob']):.3f}",
