@@ -8,6 +8,7 @@ from typing import Any
 
 from sample_attention import SampleAttentionConfig
 from sample_attention.bench.tables import best_dense, read_records, rule_of
+from sample_attention.plan.tuned import names_tuned
 
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
@@ -53,11 +54,11 @@ def by_case(rows: list[Row]) -> list[Row]:
 
 
 def shown(rows: list[Row]) -> list[Row]:
-    """Cases of `default` and `fast` as they are, where the public call runs as it was measured."""
+    """Cases of `default`, `fast` and tuned rules, where the public call runs as it was measured."""
     presets = {name: SampleAttentionConfig.preset(name).coverage for name in ("default", "fast")}
     return [
         row for row in rows
-        if presets.get(rule_of(row)) == row["coverage"]
+        if (presets.get(rule_of(row)) == row["coverage"] or names_tuned(rule_of(row)))
         and (row.get("routed") or row["route"] == "sparse")
     ]  # fmt: skip
 
@@ -186,7 +187,7 @@ KERNELS: Columns = {
 TTFT: Columns = {
     "model": input_of,
     "tokens": number("seq_len", 0),
-    "attention": lambda r: r["method"].replace("_", "-"),
+    "attention": lambda r: " ".join(filter(None, (r["method"].replace("_", "-"), r.get("preset")))),
     "TTFT (ms)": number("ttft_ms", 1),
     "p20": number("ttft_ms_p20", 1),
     "p80": number("ttft_ms_p80", 1),
