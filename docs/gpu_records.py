@@ -63,6 +63,11 @@ def shown(rows: list[Row]) -> list[Row]:
     ]  # fmt: skip
 
 
+def in_summary(row: Row) -> bool:
+    """Whether the README shows a case: what users are advised to take."""
+    return not row.get("routed") and rule_of(row) != "fast"
+
+
 def mean_of(group: list[Row]) -> Row:
     """The first row of a group with the means of its numbers; speed-ups are ratios of means."""
     means: Row = {}
@@ -213,7 +218,7 @@ def gpu_tables(folder: Path = FOLDER) -> dict[str, str]:
     attention, cases = records("attention", folder), by_case(records("attention", folder))
     listed = [r for r in attention if r["input"] == "random"]
     return {
-        "summary": table([r for r in shown(cases) if not r.get("routed")], SUMMARY),
+        "summary": table([r for r in shown(cases) if in_summary(r)], SUMMARY),
         "whole": table([r for r in cases if not r.get("routed")], WHOLE),
         "routed": table([r for r in cases if r.get("routed")], ROUTED),
         "attend": table(sorted(listed, key=lambda r: (r["seq_len"], r["backend"])), ATTEND),

@@ -180,8 +180,13 @@ def test_pictures():
     assert [axis.get_title() for axis in curves] == ["m, 8,192 tokens", "m, 4,096 tokens"]
     (line,) = (x for x in curves[0].lines if x.get_label() == "default")
     assert [round(x, 1) for x in line.get_xdata()] == [0.2, 0.4]
-    rival = row("needle", "xattention", [1.0, 1.0, 0.0, 0.0], density=0.3)
-    (axis,) = draw_accuracy([*ROWS, rival]).axes
+    rivals = [
+        row("needle", name, [1.0, 1.0, 0.0, 0.0], density=0.3) for name in ("xattention", "paper")
+    ]
+    elsewhere = row("vt", "bigbird", [0.0, 0.0])  # not on the needle, which the others ran
+    (axis,) = draw_accuracy([*ROWS, *rivals, elsewhere]).axes
+    assert {x.get_label() for x in axis.lines} >= {"default", "xattention", "paper"}
+    assert "bigbird" not in {x.get_label() for x in axis.lines}
     assert axis.get_title() == "m, 8,192 tokens"
     grids = {axis.get_title(): axis.images[0].get_array() for axis in draw_needles(ROWS).axes}
     assert grids["m\ndefault"].tolist() == [[1, 1], [None, 0.5], [0, 1]]

@@ -13,13 +13,16 @@ from .._extras import require
 from ..bench.plot import COLOURS, MARKERS
 from ..bench.tables import Record
 from .methods import DENSE
-from .records import Group, groups_of, label_of, share_of_dense
+from .records import Group, groups_of, label_of, most_in_common, share_of_dense
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 NEEDLE = "needle"
+COMPARED = 3
+"""Methods that make a panel worth more than its table."""
+
 PANEL_INCHES = 4.2
 """Height of a panel."""
 
@@ -27,7 +30,7 @@ PANEL_INCHES = 4.2
 def draw_accuracy(rows: Sequence[Record]) -> Figure | None:
     """Score against density, a panel per model and length, a line per method over its settings.
 
-    Where some panels compare methods, those with a single one are left out.
+    Where some panels compare three methods or more, those with fewer are left out.
 
     Returns:
         None where no sparse method was measured.
@@ -36,7 +39,7 @@ def draw_accuracy(rows: Sequence[Record]) -> Figure | None:
         MissingExtra: matplotlib is not installed.
     """
     groups = [group for group in groups_of(rows) if _points(group)]
-    groups = [group for group in groups if len(_points(group)) > 1] or groups
+    groups = [group for group in groups if len(_points(group)) >= COMPARED] or groups
     if not groups:
         return None
     figure, axes = _panels(len(groups), 2, 1.4)
@@ -87,13 +90,18 @@ def _panels(count: int, per_row: int, aspect: float) -> tuple[Figure, list[Axes]
 
 
 def _points(group: Group) -> dict[str, list[tuple[float, float]]]:
-    """By method, the density and the percentage of dense's score of each of its settings."""
+    """By method, the density and the percentage of dense's score of each of its settings.
+
+    On tasks that most of them ran; the others are not among them.
+    """
     found: dict[str, list[tuple[float, float]]] = {}
-    for label in group.methods:
-        pairs = [*group.pairs(label).values()]
-        share = share_of_dense(pairs)
-        if label != DENSE and share is not None:
-            point = mean(row["density"] for row, _ in pairs), 100 * share.mean
+    pairs = {label: group.pairs(label) for label in group.methods if label != DENSE}
+    labels, tasks = most_in_common({label: x for label, x in pairs.items() if x})
+    for label in labels:
+        both = [pairs[label][task] for task in tasks]
+        share = share_of_dense(both)
+        if share is not None:
+            point = mean(row["density"] for row, _ in both), 100 * share.mean
             found.setdefault(label.partition(":")[0], []).append(point)
     return found
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -124,6 +124,16 @@ def turned_to(label: str) -> str:
     if name == TUNED:
         setting = setting.partition(",")[2]
     return setting if setting.startswith(f"{DENSITY}=") and "," not in setting else ""
+
+
+def most_in_common(pairs: Mapping[str, Pairs]) -> tuple[list[str], list[str]]:
+    """Methods and tasks that all of these methods ran, as many of both as there are together."""
+    if not pairs:
+        return [], []
+    found: list[tuple[list[str], list[str]]] = []
+    for tasks in (*pairs.values(), set[str].intersection(*map(set, pairs.values()))):
+        found.append(([x for x, ran in pairs.items() if set(tasks) <= ran.keys()], sorted(tasks)))
+    return max(found, key=lambda both: (len(both[0]) * len(both[1]), len(both[0])))
 
 
 def difference(row: Record, dense: Record, name: str = "scores") -> Estimate:

@@ -8,7 +8,15 @@ from statistics import mean
 
 from ..bench.tables import Record, RecordTable, machine_of
 from .methods import DENSE, TUNED
-from .records import Group, Pairs, difference, groups_of, share_of_dense, turned_to
+from .records import (
+    Group,
+    Pairs,
+    difference,
+    groups_of,
+    most_in_common,
+    share_of_dense,
+    turned_to,
+)
 from .statistics import Estimate
 from .tasks import QUOTING, TEXT
 
@@ -78,7 +86,7 @@ def _densities(group: Group) -> list[str]:
 def _front_table(group: Group, at: str) -> RecordTable:
     """Methods at equal density, on tasks that all of them ran."""
     pairs = {x: group.pairs(x) for x in group.methods if turned_to(x) == at and group.pairs(x)}
-    methods, tasks = _most_in_common(pairs)
+    methods, tasks = most_in_common(pairs)
     lines: list[tuple[str, ...]] = []
     for method in methods:
         found = pairs[method]
@@ -95,14 +103,6 @@ def _front_table(group: Group, at: str) -> RecordTable:
     if fewer := [x.partition(":")[0] for x in pairs if x not in methods]:
         what += f" (not all of them: {', '.join(fewer)})"
     return RecordTable(_title(what, group), headers, tuple(lines))
-
-
-def _most_in_common(pairs: dict[str, Pairs]) -> tuple[list[str], list[str]]:
-    """Methods and tasks that all of these methods ran, as many of both as there are together."""
-    found: list[tuple[list[str], list[str]]] = []
-    for tasks in (*pairs.values(), set[str].intersection(*map(set, pairs.values()))):
-        found.append(([x for x, ran in pairs.items() if set(tasks) <= ran.keys()], sorted(tasks)))
-    return max(found, key=lambda both: len(both[0]) * len(both[1]))
 
 
 def _methods_table(group: Group) -> RecordTable:
