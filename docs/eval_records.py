@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from sample_attention.bench.tables import Record, RecordTable
 from sample_attention.eval.plots import draw_accuracy, draw_needles
-from sample_attention.eval.records import read_rows
+from sample_attention.eval.records import label_of, read_rows, turned_to
 from sample_attention.eval.tables import evaluation_tables, skipped_notes
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ START, END = "<!-- evaluation:start -->", "<!-- evaluation:end -->"
 
 def draw_needles_as_published(rows: list[Record]) -> Figure | None:
     """Needle maps of methods at their settings, without those turned to a density."""
-    return draw_needles([row for row in rows if not row["setting"].startswith("density=")])
+    return draw_needles([row for row in rows if not turned_to(label_of(row))])
 
 
 PICTURES = {"eval_accuracy.png": draw_accuracy, "eval_needles.png": draw_needles_as_published}

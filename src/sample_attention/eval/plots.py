@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NEEDLE = "needle"
+BANDS = 5
+"""Depths that are shown together: numbers of prompts differ, and with them their depths."""
+
 COMPARED = 3
 """Methods that make a panel worth more than its table."""
 
@@ -59,9 +62,11 @@ def draw_needles(rows: Sequence[Record]) -> Figure | None:
         MissingExtra: matplotlib is not installed.
     """
     panels: dict[str, dict[int, Record]] = {}
-    for row in rows:
-        if row["task"] == NEEDLE and "depths" in row:
-            panels.setdefault(f"{row['model']}\n{label_of(row)}", {})[row["length"]] = row
+    needles = [row for row in rows if row["task"] == NEEDLE and "depths" in row]
+    for row in sorted(needles, key=lambda row: (row["model"], row["method"] != DENSE)):
+        cells = panels.setdefault(f"{row['model']}\n{label_of(row)}", {})
+        known = cells.setdefault(row["length"], row)
+        cells[row["length"]] = max(known, row, key=lambda row: row["n"])
     if not panels:
         return None
     figure, axes = _panels(len(panels), 5, 0.7)
@@ -124,13 +129,13 @@ def _draw_curves(axis: Axes, group: Group, names: Sequence[str]) -> None:
 
 def _draw_grid(axis: Axes, title: str, cells: dict[int, Record]) -> None:
     lengths = sorted(cells)
-    depths = sorted({d for row in cells.values() for d in row["depths"]})
-    grid = torch.full((len(depths), len(lengths)), torch.nan)
+    grid = torch.full((BANDS, len(lengths)), torch.nan)
     for i, length in enumerate(lengths):
         row = cells[length]
-        for depth in set(row["depths"]):
-            at = zip(row["depths"], row["scores"], strict=True)
-            grid[depths.index(depth), i] = mean(score for d, score in at if d == depth)
+        bands = [min(int(BANDS * depth), BANDS - 1) for depth in row["depths"]]
+        for band in set(bands):
+            at = zip(bands, row["scores"], strict=True)
+            grid[band, i] = mean(score for b, score in at if b == band)
     axis.imshow(grid.numpy(), cmap="cividis", vmin=0, vmax=1, aspect="auto")
     for i, j in grid.isfinite().nonzero().tolist():
         value = float(grid[i, j])
@@ -138,5 +143,6 @@ def _draw_grid(axis: Axes, title: str, cells: dict[int, Record]) -> None:
         axis.text(j, i, f"{value:.2g}", ha="center", va="center", fontsize=8, color=shade)
     axis.set_title(title, fontsize=9)
     axis.set_xticks(range(len(lengths)), [f"{n / 1024:g}K" for n in lengths])
-    axis.set_yticks(range(len(depths)), [f"{100 * d:.0f} %" for d in depths])
+    edges = [f"{100 * i / BANDS:.0f}–{100 * (i + 1) / BANDS:.0f} %" for i in range(BANDS)]
+    axis.set_yticks(range(BANDS), edges)
     axis.set(xlabel="prompt length (tokens)", ylabel="depth of the needle")
