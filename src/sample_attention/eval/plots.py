@@ -13,7 +13,7 @@ from .._extras import require
 from ..bench.plot import COLOURS, MARKERS
 from ..bench.tables import Record
 from .methods import DENSE
-from .records import Group, groups_of, label_of, most_in_common, share_of_dense
+from .records import Group, groups_of, most_in_common, share_of_dense
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -62,11 +62,12 @@ def draw_needles(rows: Sequence[Record]) -> Figure | None:
         MissingExtra: matplotlib is not installed.
     """
     panels: dict[str, dict[int, Record]] = {}
-    needles = [row for row in rows if row["task"] == NEEDLE and "depths" in row]
-    for row in sorted(needles, key=lambda row: (row["model"], row["method"] != DENSE)):
-        cells = panels.setdefault(f"{row['model']}\n{label_of(row)}", {})
-        known = cells.setdefault(row["length"], row)
-        cells[row["length"]] = max(known, row, key=lambda row: row["n"])
+    for group in groups_of(rows):
+        found = group.tasks.get(NEEDLE, {})
+        for label in sorted(found, key=lambda label: label != DENSE):
+            if "depths" in found[label]:
+                title = f"{found[label]['model']}\n{label}"
+                panels.setdefault(title, {})[group.length] = found[label]
     if not panels:
         return None
     figure, axes = _panels(len(panels), 5, 0.7)
