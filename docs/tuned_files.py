@@ -10,7 +10,7 @@ from sample_attention.plan import tuned
 
 PAGE = Path(__file__).resolve().parent / "cli.md"
 START, END = "<!-- shipped:start -->", "<!-- shipped:end -->"
-FIELDS = ("coverage", "row_stride", "probes", "window")
+FIELDS = ("coverage", "row_stride", "probes", "outliers", "window")
 HEADERS = ("name", "keys", *FIELDS, "density", "cost", "KL", "at most", "retained mass")
 
 

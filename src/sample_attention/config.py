@@ -11,6 +11,7 @@
 | `pool`           | -               | -          | -            | 128 rows | 128 rows | 32 rows  |
 | `spread`         | -               | no         | no           | yes      | yes      | no       |
 | `probes`         | -               | all        | all          | 2048     | 2048     | all      |
+| `outliers`       | -               | -          | -            | 8        | 8        | -        |
 | `key_block`      | blk             | 1          | 128          | 1        | 1        | 1        |
 | `window`         | w = ceil(r_w S) | 8 % of Skv | -            | 128      | 128      | 256      |
 | `dense_tail`     | bottom area     | 128        | -            | 64       | 64       | 64       |
@@ -47,8 +48,17 @@ CENTRE_STRIDE = 16
 """With `spread`, the variance ranks keys relative to their mean, of one key in this many: what
 moves all scores of a row alike is nothing to a softmax."""
 
-LOWEST_RANK, HIGHEST_RANK = -128, 127
+LOWEST_RANK, HIGHEST_RANK = -128, 126
 """With `spread`, ranks 16 octaves and more below or above the first heavy one share a class."""
+
+PEAK_RANK = HIGHEST_RANK + 1
+"""With `outliers`, the class of peaks: above that of every rank."""
+
+PEAK = 64
+"""With `outliers`, columns of more than this share of an outlier row's mass, 1 in 64, are peaks."""
+
+MOST_OUTLIERS = 16
+"""Largest `outliers`: peaks are probed, as heavy columns are, and have to find room beside them."""
 
 LARGEST = 2**30
 """Largest count that a field takes: beyond every prompt, and within int32."""
@@ -73,6 +83,8 @@ class SampleAttentionConfig:
             `pool=segment`.
         probes: columns at even distances that the sampled rows score, beside those of high rank;
             None: they score all. Needs `spread`.
+        outliers: rows of a segment, those least like its others, whose peaks are kept in any case:
+            a mean hides what a single row needs. Up to MOST_OUTLIERS; above 0 it needs `spread`.
         key_block: keys are kept in aligned blocks of this many; 1 is single keys.
         window: latest keys that every query keeps, itself included.
         window_ratio: window as a share of the key length; overrides `window`.
@@ -101,6 +113,7 @@ class SampleAttentionConfig:
     pool: int | None = 128
     spread: bool = True
     probes: int | None = 2048
+    outliers: int = 8
     key_block: int = 1
     window: int = 128
     window_ratio: float | None = None
@@ -148,14 +161,17 @@ class SampleAttentionConfig:
             raise InvalidConfig(
                 f"spread needs pool=segment, of at most {WINDOW_ALIGNMENT} rows; "
                 f"got pool={self.pool}, segment={self.segment}. Set both, or rank without spread: "
-                'start from SampleAttentionConfig.preset("pooled"), or set spread=False and '
-                "probes=None"
+                'start from SampleAttentionConfig.preset("pooled"), or set spread=False, '
+                "probes=None and outliers=0"
             )
-        if self.probes is not None and not self.spread:
+        if not self.spread and (self.probes is not None or self.outliers):
             raise InvalidConfig(
-                f"probes needs spread=True, which ranks the columns; got probes={self.probes}, "
-                "spread=False. Set probes=None"
+                "probes and outliers need spread=True, which ranks the columns; got "
+                f"probes={self.probes}, outliers={self.outliers}, spread=False. "
+                "Set probes=None, outliers=0"
             )
+        if self.outliers > MOST_OUTLIERS:
+            raise InvalidConfig(f"outliers={self.outliers}; it must be at most {MOST_OUTLIERS}")
 
     def _check_segments(self) -> None:
         if self.segment is None:
@@ -286,8 +302,8 @@ def as_config(config: object) -> SampleAttentionConfig:
 
 _FIELDS = tuple(field.name for field in fields(SampleAttentionConfig))
 _LOWEST = {
-    "segment": 1, "row_stride": 1, "chunk_tails": 1, "pool": 1, "probes": 16, "key_block": 1,
-    "window": 0, "dense_tail": 0, "dense_prefix": 0, "held_out": 0,
+    "segment": 1, "row_stride": 1, "chunk_tails": 1, "pool": 1, "probes": 16, "outliers": 0,
+    "key_block": 1, "window": 0, "dense_tail": 0, "dense_prefix": 0, "held_out": 0,
 }  # fmt: skip
 
 
@@ -336,15 +352,15 @@ PRESETS = {
     "default": SampleAttentionConfig(),
     "fast": SampleAttentionConfig(coverage=0.85),
     "pooled": SampleAttentionConfig(
-        row_stride=8, pool=32, spread=False, probes=None, window=256
+        row_stride=8, pool=32, spread=False, probes=None, outliers=0, window=256
     ),
     "paper": SampleAttentionConfig(
-        segment=None, row_stride=20, pool=None, spread=False, probes=None, window_ratio=0.08,
-        residual=False, dense_tail=128, dense_prefix=0,
+        segment=None, row_stride=20, pool=None, spread=False, probes=None, outliers=0,
+        window_ratio=0.08, residual=False, dense_tail=128, dense_prefix=0,
     ),
     "mlsys": SampleAttentionConfig(
         slash_coverage=0.95, segment=None, chunk_tails=2, pool=None, spread=False, probes=None,
-        key_block=128, window=0, residual=False, dense_tail=0, dense_prefix=0,
+        outliers=0, key_block=128, window=0, residual=False, dense_tail=0, dense_prefix=0,
     ),
 }  # fmt: skip
 """The named points of the space; the table above says what each is."""

@@ -67,6 +67,10 @@ SPREAD = {
     "spread, dense prefix and tail": {"dense_prefix": 130, "dense_tail": 30, "probes": 16},
     "spread, dense above little": {"dense_above": 0.05, "probes": 16},
     "spread, a coverage for each head": {"head_coverage": HEADS, "probes": 16},
+    "spread, no outliers": {"outliers": 0, "probes": 16},
+    "spread, one outlier": {"outliers": 1, "probes": 16, "coverage": 0.6},
+    "spread, most outliers": {"outliers": 16, "probes": 16, "coverage": 0.6},
+    "spread, nothing but peaks": {"coverage": 1e-6, "probes": 16, "outliers": 3},
 }
 
 

@@ -20,6 +20,8 @@ from sample_attention.backends.triton import (  # noqa: E402
     filtering,
     mass,
     mass_kernel,
+    outlier_kernel,
+    outliers,
     spread,
     spread_kernel,
 )
@@ -48,7 +50,7 @@ TYPES = {
     **dict.fromkeys(
         ("Table", "PageTable", "Window", "Indices", "Counts", "At", "Position", "Edge", "Low",
          "High", "Nearest", "Limits", "Threshold", "HeavyCounts", "Heavy",
-         "Bits"), "*i32",
+         "Bits", "Outliers"), "*i32",
     ),
     **dict.fromkeys(("Offsets", "Used"), "*i64"),
     **dict.fromkeys(("dense_above", "scale", "half"), "fp32"),
@@ -70,9 +72,12 @@ KEYS = {
 WIDEST = {"HEAD_DIM": 256, "BLOCK_D": 256}
 SPREAD = {
     "SEGMENT": 128, "ROW_STRIDE": 8, "ROWS": 16, "HEADS": 4, "BLOCK_S": 1, "PROBES": 1024,
-    "BLOCK_P": 1024, "MOST_HEAVY": 512, "ROOM": spread.ROOM, "PARTS": spread.PARTS,
+    "BLOCK_P": 1024, "MOST_HEAVY": 512, "ROOM": spread.ROOM, "PARTS": spread.PARTS, "OUTLIERS": 8,
     "TYPES": {"Mass": "*fp32"},
 }  # fmt: skip
+OUTLIERS = {**SPREAD, "BLOCK_N": outliers.BLOCK_N, "BLOCKS": outliers.BLOCKS}
+SCORES = {**OUTLIERS, **outliers.SCORE_LAUNCH}
+PEAKS = {**OUTLIERS, "COUNT": 8, "OCTAVES": 6, **outliers.PEAK_LAUNCH}
 PAGED = {"PAGE_SIZE": 16, "PageTable": ..., "page_table_stride": ...}
 RANKS, COUNTS = {"Mass": None}, {"Class": None}
 CHUNKS = {"CHUNK": mass.LSE_CHUNK}
@@ -130,6 +135,25 @@ CASES = {
         spread_kernel.probe_kernel,
         {**SPREAD, **spread.rank_tile(256, 4), **spread.PROBE_LAUNCH, **WIDEST},
     ),
+    "outliers": (
+        outlier_kernel.outlier_kernel, {**OUTLIERS, "BLOCK_M": 128, **outliers.OUTLIER_LAUNCH},
+    ),
+    "outliers, 256": (
+        outlier_kernel.outlier_kernel,
+        {**OUTLIERS, **WIDEST, "BLOCK_M": 128, **outliers.OUTLIER_LAUNCH},
+    ),
+    "outlier scores": (
+        outlier_kernel.outlier_score_kernel, {**SCORES, **outliers.tile(8, 128)},
+    ),
+    "outlier scores, 256": (
+        outlier_kernel.outlier_score_kernel, {**SCORES, **outliers.tile(8, 256), **WIDEST},
+    ),
+    "outlier scores, pages": (
+        outlier_kernel.outlier_score_kernel, {**SCORES, **outliers.tile(8, 128), **PAGED},
+    ),
+    "peaks": (outlier_kernel.peak_kernel, PEAKS),
+    "peaks, 256": (outlier_kernel.peak_kernel, {**PEAKS, **WIDEST}),
+    "peaks, pages": (outlier_kernel.peak_kernel, {**PEAKS, **PAGED}),
     "heavy sums": (count_kernel.heavy_lse_kernel, {**SPREAD, **counting.HEAVY_LSE_LAUNCH}),
     "heavy sums, 256": (
         count_kernel.heavy_lse_kernel, {**SPREAD, **counting.HEAVY_LSE_LAUNCH, **WIDEST},
@@ -185,7 +209,8 @@ def test_compiles(capability, name, tmp_path):
 
 def test_every_kernel_is_compiled():
     modules = (
-        attend_kernel, blocks_kernel, count_kernel, filter_kernel, mass_kernel, spread_kernel,
+        attend_kernel, blocks_kernel, count_kernel, filter_kernel, mass_kernel, outlier_kernel,
+        spread_kernel,
     )  # fmt: skip
     entries = {x for m in modules for name, x in vars(m).items() if name.endswith("_kernel")}
     assert entries == {kernel for kernel, _ in CASES.values()}

@@ -116,7 +116,7 @@ def test_names_of_presets_and_backends(call):
     assert_names(error, "dict", "SampleAttentionConfig")
 
 
-NO_SPREAD = {"spread": False, "probes": None}
+NO_SPREAD = {"spread": False, "probes": None, "outliers": 0}
 CONFIGS = [
     ({"coverage": 0}, ["coverage", "(0, 1]", "0"]),
     ({"coverage": -0.1}, ["coverage", "(0, 1]", "-0.1"]),
@@ -165,6 +165,10 @@ CONFIGS = [
     ({"segment": None, "pool": None}, ["spread", "segment=None"]),
     ({"spread": False, "probes": 64}, ["probes", "spread=True"]),
     ({"probes": 8}, ["probes", "from 16", "8"]),
+    ({"spread": False, "probes": None}, ["outliers=8", "spread=True", "outliers=0"]),
+    ({"outliers": 17}, ["outliers=17", "at most 16"]),
+    ({"outliers": -1}, ["outliers", "from 0"]),
+    ({"outliers": None}, ["outliers", "None"]),
 ]
 
 

@@ -35,6 +35,8 @@ STAGES = {
     "segment_mass_kernel": "mass", "column_mass_kernel": "mass", "block_mass_kernel": "block",
     "threshold_kernel": "threshold", "flag_kernel": "lists", "place_kernel": "lists",
     "compact_kernel": "lists", "key_sums_kernel": "key_sums", "moments_kernel": "moments",
+    "outlier_kernel": "outlier_rows", "outlier_score_kernel": "outlier_scores",
+    "peak_kernel": "peaks",
     "probe_kernel": "rank_probes", "rank_kernel": "rank", "heavy_lse_kernel": "heavy_lse",
     "probe_lse_kernel": "probe_lse", "probe_mass_kernel": "probe_mass", "decide_kernel": "decide",
     "attend_kernel": "attend", "gather_attend_kernel": "attend", "merge_runs_kernel": "attend",

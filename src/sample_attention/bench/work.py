@@ -134,14 +134,14 @@ def work_of_selection(call: Call, plan: StripePlan) -> dict[str, Work]:
 
 
 def _work_by_spread(call: Call, listed: int) -> dict[str, Work]:
-    """Heavy columns are not counted: how many there are is not known here."""
+    """Heavy columns and peaks are not counted: how many there are is not known here."""
     means = 2 * call.heads * len(_segments(call)) * call.row_bytes
     columns, d = call.heads * listed, call.head_dim
     probes, probed, near = (call.heads * x for x in probed_pairs(call))
     read = call.k_bytes + call.q_bytes / call.config.row_stride
     rows = FP32_BYTES * call.heads * len(exact_positions(call))
     runs = call.length // WINDOW_ALIGNMENT * call.kv_heads * call.head_dim * FP32_BYTES
-    return {
+    return _work_of_outliers(call) | {
         "key_sums": Work(bytes=call.k_bytes / CENTRE_STRIDE + runs),
         "moments": Work(bytes=call.q_bytes + means),
         "rank_probes": Work(4 * d * probes, probes, means),
@@ -155,6 +155,26 @@ def _work_by_spread(call: Call, listed: int) -> dict[str, Work]:
         "probe_mass": Work(2 * d * probed, probed, read + rows + FP32_BYTES * probes),
         "decide": Work(bytes=rows + FP32_BYTES * probes + (CLASS_BYTES + BIT_BYTES) * columns),
     }
+
+
+def _work_of_outliers(call: Call) -> dict[str, Work]:
+    """Choosing outlier rows, scoring them once, and from their normalisers what is a peak."""
+    if not call.config.outliers:
+        return {}
+    pairs = call.heads * outlier_pairs(call)
+    rows = call.heads * call.config.outliers * len(_segments(call))
+    return {
+        "outlier_rows": Work(bytes=call.q_bytes),
+        "outlier_scores": Work(
+            2 * call.head_dim * pairs, pairs, call.k_bytes + rows * call.row_bytes
+        ),
+        "peaks": Work(bytes=rows * FP32_BYTES),
+    }
+
+
+def outlier_pairs(call: Call) -> float:
+    """Pairs of the outlier rows of one head, if each lies in the middle of its segment."""
+    return call.config.outliers * sum((lo + hi + 1) / 2 for lo, hi in _segments(call))
 
 
 def probed_pairs(call: Call) -> tuple[float, float, float]:

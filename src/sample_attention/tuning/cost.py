@@ -4,7 +4,14 @@ from __future__ import annotations
 
 import torch
 
-from ..bench.work import Call, causal_pairs, exact_positions, listed_columns, probed_pairs
+from ..bench.work import (
+    Call,
+    causal_pairs,
+    exact_positions,
+    listed_columns,
+    outlier_pairs,
+    probed_pairs,
+)
 from ..config import SampleAttentionConfig
 
 ROWS_PER_LOAD = 128
@@ -32,8 +39,8 @@ def sampling_density(config: SampleAttentionConfig, length: int) -> float:
     A row that is scored, sampled or mean query, is scored against its causal keys in two passes
     (normaliser, then mass), each of one product where attention has two: 2 passes x 1/2. So the
     share is (pairs of scored rows) / (causal pairs), about 1 / row_stride + 1 / pool. With `spread`
-    every segment has two rows, mean and variance, in one pass, and sampled rows see their windows
-    and probes alone.
+    every segment has two rows, mean and variance, in one pass, sampled rows see their windows and
+    probes alone, and outlier rows are scored once.
 
     Args:
         config: how keys are selected; nothing is sampled where it keeps every key.
@@ -44,7 +51,8 @@ def sampling_density(config: SampleAttentionConfig, length: int) -> float:
     call = Call(heads=1, kv_heads=1, length=length, head_dim=1, element=1, config=config)
     if config.spread:
         _, probed, near = probed_pairs(call)
-        return (listed_columns(call) + probed + near) / causal_pairs(call)
+        scored = listed_columns(call) + probed + near + outlier_pairs(call) / 2
+        return scored / causal_pairs(call)
     rows = exact_positions(call)
     if config.pool is not None:
         rows = torch.cat([rows, torch.arange(0, length, config.pool)])

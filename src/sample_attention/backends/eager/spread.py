@@ -3,7 +3,8 @@
 The rank of key k under queries of mean m and variance s has the exponent m.k + s.(k k - 2 c k),
 both scaled, c being the mean key: one product per segment over all keys and no softmax. The sampled
 rows score the keys of their window and probed columns only: those at even distances, each of which
-stands for its neighbours as well, and heavy ones, which stand for themselves.
+stands for its neighbours as well, and heavy ones, which stand for themselves. Peaks of outlier rows
+rank before all others.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from torch import Tensor
 
 from ...config import (
     CLASSES_PER_OCTAVE,
+    HIGHEST_RANK,
     LOWEST_RANK,
     MOST_HEAVY,
+    PEAK_RANK,
     SPREAD_SHARE,
     SampleAttentionConfig,
 )
@@ -25,6 +28,7 @@ from ...selection.probes import NUM_RANKS, probe_step
 from ...selection.rows import strided_rows
 from .filtering import needed, smallest_classes
 from .mass import GroupRows, staircase
+from .outliers import peaks
 
 CLASSES_PER_E = CLASSES_PER_OCTAVE / math.log(2)
 """Classes that a factor of e spans."""
@@ -78,12 +82,14 @@ def spread_columns(
     segments = Segments(spans, limits, probe_step(int(limits.max()), config.probes))
     rank, sure = _ranks(rows, segments)
     heavy_from = _heavy_from(rank, segments.step)
+    if config.outliers:
+        rank.masked_fill_(peaks(rows, spans, limits, config.outliers), math.inf)
     probes = _probes(rank, heavy_from, sure, segments.step)
     mass = _mass(rows, segments, probes, config)
     lowest = smallest_classes(probes.classes, mass, needed(mass, rows.heads, config), NUM_RANKS)
     keep_from = lowest + (heavy_from + LOWEST_RANK)
     keep_from.masked_fill_(lowest == 0, torch.finfo(rank.dtype).min)
-    keep_from.masked_fill_(lowest == NUM_RANKS, math.inf)
+    keep_from.masked_fill_(lowest >= PEAK_RANK - LOWEST_RANK, math.inf)
     return rank >= keep_from[..., None], sure & mass.sum(-1).isfinite()
 
 
@@ -130,7 +136,8 @@ def _probes(rank: Tensor, heavy_from: Tensor, sure: Tensor, step: int) -> Probes
     stand = rank.new_full(regular.shape, math.log(step))
     stand.masked_fill_((regular >= alone_from) | regular.isneginf(), -math.inf)
     ranks = torch.cat([regular, rank.gather(-1, columns)], -1).floor()
-    classes = (ranks - heavy_from[..., None] - LOWEST_RANK).clamp_(0, NUM_RANKS - 1)
+    classes = (ranks - heavy_from[..., None] - LOWEST_RANK).clamp_(0, HIGHEST_RANK - LOWEST_RANK)
+    classes.masked_fill_(ranks.isposinf(), PEAK_RANK - LOWEST_RANK)
     return Probes(columns, classes, torch.cat([stand, alone], -1))
 
 

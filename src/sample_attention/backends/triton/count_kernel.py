@@ -297,7 +297,7 @@ def decide_kernel(
         reached = mass_from(mass, classes, heavy_mass, heavy_classes, low + half)
         low += tl.where(reached >= need, half, 0)
         half = half // 2
-    low = tl.where(need > 0, low, NUM_CLASSES)
+    low = tl.where(need > 0, low, NUM_CLASSES - 1)  # peaks are kept in any case
     if tl.abs(outside) < float("inf"):
         kept = flag_columns(Class, Bits + scratch * (pitch // 32), limit, pitch, low, BLOCK)
         close_list(Counts, Dense, entry, kept, limit, dense_above)
