@@ -11,9 +11,7 @@ from ...config import PEAK
 from .mass import GroupRows
 
 
-def peaks(
-    rows: GroupRows, spans: list[tuple[int, int]], limits: Tensor, count: int
-) -> Tensor:
+def peaks(rows: GroupRows, spans: list[tuple[int, int]], limits: Tensor, count: int) -> Tensor:
     """Columns of more than one in PEAK of the mass of one of `count` outlier rows.
 
     Args:

@@ -151,7 +151,7 @@ def peak_kernel(
     if (tl.load(Dense + head * num_segments + segment) != 0) | (limit == 0):
         return
     scratch = head * tl.num_programs(0) + g
-    c, r, lane = tl.arange(0, COUNT), tl.arange(0, ROWS), tl.arange(0, LANES)
+    r, lane = tl.arange(0, ROWS), tl.arange(0, LANES)
     q, p = load_outliers(
         Q, Outliers, Table, n, h, head * num_segments + segment + 0 * r, segment, r, r < ROWS,
         q_strides, HEAD_DIM, BLOCK_D, SEGMENT, OUTLIERS,
@@ -181,7 +181,8 @@ def peak_kernel(
     for first in range(0, tl.cdiv(limit, BLOCK_N), LANES):
         block = first + lane
         at = block[:, None] * COUNT + tl.minimum(r, COUNT - 1)[None, :]
-        largest = tl.load(Largest + at, mask=(block * BLOCK_N < limit)[:, None], other=float("-inf"))
+        there = (block * BLOCK_N < limit)[:, None]
+        largest = tl.load(Largest + at, mask=there, other=float("-inf"))
         holds = tl.max(tl.where(largest >= least[None, :], 1, 0), 1)
         for _ in range(0, tl.sum(holds, 0)):
             i = tl.argmax(holds, 0)

@@ -41,7 +41,7 @@ def tile(outliers: int, head_dim: int) -> dict[str, int]:
 
 
 def choose_outliers(q: Tensor, keys: Keys, config: SampleAttentionConfig, lists: Lists) -> Tensor:
-    """Rows of each segment that are least like its others, by number: int32 `[N, H, G, outliers]`."""
+    """Numbers of the rows of each segment least like its others: int32 `[N, H, G, outliers]`."""
     problem, (n, heads, segments) = keys.problem, lists.counts.shape
     size, dim = lists.geometry.size, problem.head_dim
     rows = lists.counts.new_empty(n, heads, segments, config.outliers)
@@ -55,7 +55,7 @@ def choose_outliers(q: Tensor, keys: Keys, config: SampleAttentionConfig, lists:
 
 
 def mark_peaks(q: Tensor, keys: Keys, outliers: Tensor, lists: Lists, ranked: Ranked) -> None:
-    """Give the peaks of the rows of `outliers` the highest class, and a bit as heavy columns have."""
+    """Give the peaks of the rows of `outliers` the highest class, and a bit as heavy ones have."""
     problem, facts, segments = keys.problem, lists.geometry, ranked.segments
     pages, dense = problem.sequences.page_table, lists.dense.view(torch.int8)
     n, heads, count, pitch = ranked.classes.shape
@@ -81,4 +81,3 @@ def mark_peaks(q: Tensor, keys: Keys, outliers: Tensor, lists: Lists, ranked: Ra
         keys.scale * LOG2E, **constants, COUNT=of_tile["COUNT"], ROWS=max(16, of_tile["COUNT"]),
         OCTAVES=int(math.log2(PEAK)), **PEAK_LAUNCH,
     )  # fmt: skip
-
