@@ -48,17 +48,14 @@ CENTRE_STRIDE = 16
 """With `spread`, the variance ranks keys relative to their mean, of one key in this many: what
 moves all scores of a row alike is nothing to a softmax."""
 
-LOWEST_RANK, HIGHEST_RANK = -128, 126
+LOWEST_RANK, HIGHEST_RANK = -128, 127
 """With `spread`, ranks 16 octaves and more below or above the first heavy one share a class."""
-
-PEAK_RANK = HIGHEST_RANK + 1
-"""With `outliers`, the class of peaks: above that of every rank."""
 
 PEAK = 64
 """With `outliers`, columns of more than this share of an outlier row's mass, 1 in 64, are peaks."""
 
 MOST_OUTLIERS = 16
-"""Largest `outliers`: peaks are probed, as heavy columns are, and have to find room beside them."""
+"""Largest `outliers`: beyond it they would cost what all sampled rows do."""
 
 LARGEST = 2**30
 """Largest count that a field takes: beyond every prompt, and within int32."""
@@ -83,8 +80,8 @@ class SampleAttentionConfig:
             `pool=segment`.
         probes: columns at even distances that the sampled rows score, beside those of high rank;
             None: they score all. Needs `spread`.
-        outliers: rows of a segment, those least like its others, whose peaks are kept in any case:
-            a mean hides what a single row needs. Up to MOST_OUTLIERS; above 0 it needs `spread`.
+        outliers: sampled rows of a segment, those least like the others, whose peaks are kept as
+            well: a mean hides what a single row needs. Up to MOST_OUTLIERS; it needs `spread`.
         key_block: keys are kept in aligned blocks of this many; 1 is single keys.
         window: latest keys that every query keeps, itself included.
         window_ratio: window as a share of the key length; overrides `window`.

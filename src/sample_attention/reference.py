@@ -20,7 +20,6 @@ from .config import (
     LOWEST_RANK,
     MOST_HEAVY,
     PEAK,
-    PEAK_RANK,
     SPREAD_SHARE,
     WINDOW_ALIGNMENT,
     SampleAttentionConfig,
@@ -121,12 +120,14 @@ def _segments(
 
 
 def _filter(
-    classes: Tensor, exact: Tensor, selectable: Tensor, config: SampleAttentionConfig
-) -> Tensor:
+    classes: Tensor, exact: Tensor, selectable: Tensor, config: SampleAttentionConfig,
+    peaks: Tensor | None = None,
+) -> Tensor:  # fmt: skip
     """Stage 2: columns by class of rank until window and columns hold `coverage` of the mass."""
     need = _need(exact, selectable, config)
     chosen = selectable & _smallest_classes(classes, exact * selectable, need)
-    chosen |= classes == PEAK_RANK
+    if peaks is not None:
+        chosen |= selectable & peaks
     if chosen.sum() > config.dense_above * selectable.sum():
         return torch.ones_like(selectable)
     return chosen
@@ -160,7 +161,8 @@ def _spread_segment(
     """The default: mean and variance of the queries rank, exact rows count on probed columns.
 
     Probed are columns at equal distances, each standing for `step`, and heavy ones, of more than
-    one in MOST_HEAVY of the sum of all ranks, which the former tell. Peaks come before all others.
+    one in MOST_HEAVY of the sum of all ranks, which the former tell. Peaks are kept as well: columns
+    of more than one in PEAK of the mass of an outlier row.
     """
     factor = q.shape[-1] ** -0.5 if scale is None else scale
     count, probes = int(selectable.sum()), config.probes or len(k)
@@ -176,7 +178,6 @@ def _spread_segment(
     total = step * torch.exp2((octave[regular] - top) / CLASSES_PER_OCTAVE).sum()
     heavy_from = top + torch.ceil(CLASSES_PER_OCTAVE * torch.log2(total / MOST_HEAVY))
     classes = (octave - heavy_from).clamp(LOWEST_RANK, HIGHEST_RANK)
-    classes[_peaks(q, k, p, selectable, config, scale)] = PEAK_RANK
     heavy = selectable & (classes >= 0)
     if step > 1 and heavy.sum() > 2 * MOST_HEAVY:
         return torch.ones_like(selectable)
@@ -186,9 +187,22 @@ def _spread_segment(
     scores = factor * q[sampled] @ k.T
     hidden = torch.arange(len(k)) > p[sampled, None]
     scores = scores.masked_fill(hidden, -math.inf)
-    weighted = torch.softmax(scores + torch.log(torch.where(selectable, weight, 1.0)), -1)
-    exact = weighted.mean(0) * selectable
-    return _filter(classes, exact, selectable, config)
+    weighted = scores + torch.log(torch.where(selectable, weight, 1.0))
+    lse = torch.logsumexp(weighted, -1, keepdim=True)
+    exact = torch.exp(weighted - lse).mean(0) * selectable
+    outliers = _outlier_rows(q[sampled], config.outliers)
+    peaks = (scores - lse)[outliers] > -math.log(PEAK)
+    return _filter(classes, exact, selectable, config, peaks.any(0))
+
+
+def _outlier_rows(q: Tensor, count: int) -> list[int]:
+    """Rows of q `[R, D]` farthest from the mean row, and from those chosen before."""
+    distance = (q - q.mean(0)).square().sum(-1)
+    rows: list[int] = []
+    for _ in range(count):
+        rows.append(int(distance.argmax()))
+        distance = torch.minimum(distance, (q - q[rows[-1]]).square().sum(-1))
+    return rows
 
 
 def spread_exponent(q: Tensor, k: Tensor, count: int, scale: float | None = None) -> Tensor:
@@ -203,28 +217,6 @@ def spread_exponent(q: Tensor, k: Tensor, count: int, scale: float | None = None
     mean, variance = q.mean(0), q.var(0, unbiased=False)
     centred = factor * mean - 2 * half * variance * _centre(k, count)
     return k @ centred + half * (k.square() @ variance)
-
-
-def _peaks(
-    q: Tensor, k: Tensor, p: Tensor, selectable: Tensor, config: SampleAttentionConfig,
-    scale: float | None,
-) -> Tensor:  # fmt: skip
-    """Columns of more than one in PEAK of the mass of an outlier row."""
-    rows = _outlier_rows(q, config.outliers)
-    scores = (q.shape[-1] ** -0.5 if scale is None else scale) * q[rows] @ k.T
-    hidden = torch.arange(len(k)) > p[rows, None]
-    prob = torch.softmax(scores.masked_fill(hidden, -math.inf), -1)
-    return selectable & (prob > 1 / PEAK).any(0)
-
-
-def _outlier_rows(q: Tensor, count: int) -> list[int]:
-    """The rows of q `[R, D]` that are farthest from the mean row, and from those chosen before."""
-    distance = (q - q.mean(0)).square().sum(-1)
-    rows: list[int] = []
-    for _ in range(count):
-        rows.append(int(distance.argmax()))
-        distance = torch.minimum(distance, (q - q[rows[-1]]).square().sum(-1))
-    return rows
 
 
 def _centre(k: Tensor, count: int) -> Tensor:

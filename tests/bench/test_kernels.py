@@ -35,8 +35,8 @@ CONFIGS = {
 }
 LSE = ("row_lse_kernel", "merge_lse_kernel")
 LISTS = ("flag_kernel", "place_kernel", "compact_kernel")
-BY_SPREAD = ("probe_kernel", "rank_kernel", "outlier_score_kernel", "peak_kernel",
-             "heavy_lse_kernel", "probe_lse_kernel", "probe_mass_kernel", "decide_kernel",
+BY_SPREAD = ("probe_kernel", "rank_kernel", "heavy_lse_kernel", "probe_lse_kernel",
+             "probe_mass_kernel", "outlier_kernel", "peak_kernel", "decide_kernel",
              *LISTS[1:])  # fmt: skip
 LAUNCHES = {
     "pooled": ["finite_kernel", *LSE, "mean_query_kernel", *LSE, "segment_mass_kernel",
@@ -49,8 +49,7 @@ LAUNCHES = {
     "mlsys": ["finite_kernel", "finite_kernel", *LSE, "block_mass_kernel", "sort", *LISTS],
     "held out": ["finite_kernel", *LSE, "mean_query_kernel", *LSE, "segment_mass_kernel",
                  "segment_mass_kernel", "threshold_kernel", *LISTS, *LSE],
-    "default": ["finite_kernel", "key_sums_kernel", "moments_kernel", "outlier_kernel", *BY_SPREAD,
-                *BY_SPREAD],
+    "default": ["finite_kernel", "key_sums_kernel", "moments_kernel", *BY_SPREAD, *BY_SPREAD],
 }  # fmt: skip
 
 

@@ -50,7 +50,7 @@ TYPES = {
     **dict.fromkeys(
         ("Table", "PageTable", "Window", "Indices", "Counts", "At", "Position", "Edge", "Low",
          "High", "Nearest", "Limits", "Threshold", "HeavyCounts", "Heavy",
-         "Bits", "Outliers"), "*i32",
+         "Bits", "Peaks", "Outliers"), "*i32",
     ),
     **dict.fromkeys(("Offsets", "Used"), "*i64"),
     **dict.fromkeys(("dense_above", "scale", "half"), "fp32"),
@@ -75,9 +75,7 @@ SPREAD = {
     "BLOCK_P": 1024, "MOST_HEAVY": 512, "ROOM": spread.ROOM, "PARTS": spread.PARTS, "OUTLIERS": 8,
     "TYPES": {"Mass": "*fp32"},
 }  # fmt: skip
-OUTLIERS = {**SPREAD, "BLOCK_N": outliers.BLOCK_N, "BLOCKS": outliers.BLOCKS}
-SCORES = {**OUTLIERS, **outliers.SCORE_LAUNCH}
-PEAKS = {**OUTLIERS, "COUNT": 8, "OCTAVES": 6, **outliers.PEAK_LAUNCH}
+PEAKS = {**SPREAD, **outliers.peak_tile(8, 128), **outliers.PEAK_LAUNCH}
 PAGED = {"PAGE_SIZE": 16, "PageTable": ..., "page_table_stride": ...}
 RANKS, COUNTS = {"Mass": None}, {"Class": None}
 CHUNKS = {"CHUNK": mass.LSE_CHUNK}
@@ -135,24 +133,14 @@ CASES = {
         spread_kernel.probe_kernel,
         {**SPREAD, **spread.rank_tile(256, 4), **spread.PROBE_LAUNCH, **WIDEST},
     ),
-    "outliers": (
-        outlier_kernel.outlier_kernel, {**OUTLIERS, "BLOCK_M": 128, **outliers.OUTLIER_LAUNCH},
-    ),
-    "outliers, 256": (
-        outlier_kernel.outlier_kernel,
-        {**OUTLIERS, **WIDEST, "BLOCK_M": 128, **outliers.OUTLIER_LAUNCH},
-    ),
-    "outlier scores": (
-        outlier_kernel.outlier_score_kernel, {**SCORES, **outliers.tile(8, 128)},
-    ),
-    "outlier scores, 256": (
-        outlier_kernel.outlier_score_kernel, {**SCORES, **outliers.tile(8, 256), **WIDEST},
-    ),
-    "outlier scores, pages": (
-        outlier_kernel.outlier_score_kernel, {**SCORES, **outliers.tile(8, 128), **PAGED},
+    "outliers": (outlier_kernel.outlier_kernel, {**SPREAD, "ROWS": 32, **outliers.OUTLIER_LAUNCH}),
+    "outliers, all rows": (
+        outlier_kernel.outlier_kernel, {**SPREAD, "ROWS": 128, **outliers.OUTLIER_LAUNCH},
     ),
     "peaks": (outlier_kernel.peak_kernel, PEAKS),
-    "peaks, 256": (outlier_kernel.peak_kernel, {**PEAKS, **WIDEST}),
+    "peaks, 256": (
+        outlier_kernel.peak_kernel, {**PEAKS, **outliers.peak_tile(8, 256), **WIDEST},
+    ),
     "peaks, pages": (outlier_kernel.peak_kernel, {**PEAKS, **PAGED}),
     "heavy sums": (count_kernel.heavy_lse_kernel, {**SPREAD, **counting.HEAVY_LSE_LAUNCH}),
     "heavy sums, 256": (

@@ -158,23 +158,21 @@ def _work_by_spread(call: Call, listed: int) -> dict[str, Work]:
 
 
 def _work_of_outliers(call: Call) -> dict[str, Work]:
-    """Choosing outlier rows, scoring them once, and from their normalisers what is a peak."""
+    """Choosing outlier rows among those that are sampled, and scoring them on all columns."""
     if not call.config.outliers:
         return {}
-    pairs = call.heads * outlier_pairs(call)
     rows = call.heads * call.config.outliers * len(_segments(call))
+    pairs = call.heads * outlier_pairs(call)
+    written = BIT_BYTES * call.heads * listed_columns(call)
     return {
-        "outlier_rows": Work(bytes=call.q_bytes),
-        "outlier_scores": Work(
-            2 * call.head_dim * pairs, pairs, call.k_bytes + rows * call.row_bytes
-        ),
-        "peaks": Work(bytes=rows * FP32_BYTES),
+        "outlier_rows": Work(bytes=call.q_bytes / call.config.row_stride),
+        "peaks": Work(2 * call.head_dim * pairs, 0, call.k_bytes + rows * call.row_bytes + written),
     }
 
 
 def outlier_pairs(call: Call) -> float:
-    """Pairs of the outlier rows of one head, if each lies in the middle of its segment."""
-    return call.config.outliers * sum((lo + hi + 1) / 2 for lo, hi in _segments(call))
+    """Pairs of the outlier rows of one head and the columns that their segments choose from."""
+    return float(call.config.outliers * listed_columns(call))
 
 
 def probed_pairs(call: Call) -> tuple[float, float, float]:

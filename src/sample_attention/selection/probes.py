@@ -6,10 +6,10 @@ the columns that a shorter one does, and the segments of a stretch share their p
 
 from __future__ import annotations
 
-from ..config import LOWEST_RANK, PEAK_RANK
+from ..config import HIGHEST_RANK, LOWEST_RANK
 
-NUM_RANKS = PEAK_RANK - LOWEST_RANK + 1
-"""Classes of ranks relative to the first heavy one, and that of peaks; a class fits in a byte."""
+NUM_RANKS = HIGHEST_RANK - LOWEST_RANK + 1
+"""Classes of ranks relative to the first heavy one; a class fits in a byte."""
 
 
 def probe_step(columns: int, probes: int | None) -> int:

@@ -3,8 +3,8 @@
 The rank of key k under queries of mean m and variance s has the exponent m.k + s.(k k - 2 c k),
 both scaled, c being the mean key: one product per segment over all keys and no softmax. The sampled
 rows score the keys of their window and probed columns only: those at even distances, each of which
-stands for its neighbours as well, and heavy ones, which stand for themselves. Peaks of outlier rows
-rank before all others.
+stands for its neighbours as well, and heavy ones, which stand for themselves. What a mean hides is
+kept as well: peaks of those sampled rows that are least like the others.
 """
 
 from __future__ import annotations
@@ -17,10 +17,8 @@ from torch import Tensor
 
 from ...config import (
     CLASSES_PER_OCTAVE,
-    HIGHEST_RANK,
     LOWEST_RANK,
     MOST_HEAVY,
-    PEAK_RANK,
     SPREAD_SHARE,
     SampleAttentionConfig,
 )
@@ -28,7 +26,7 @@ from ...selection.probes import NUM_RANKS, probe_step
 from ...selection.rows import strided_rows
 from .filtering import needed, smallest_classes
 from .mass import GroupRows, staircase
-from .outliers import peaks
+from .outliers import outlier_rows, peaks
 
 CLASSES_PER_E = CLASSES_PER_OCTAVE / math.log(2)
 """Classes that a factor of e spans."""
@@ -82,15 +80,23 @@ def spread_columns(
     segments = Segments(spans, limits, probe_step(int(limits.max()), config.probes))
     rank, sure = _ranks(rows, segments)
     heavy_from = _heavy_from(rank, segments.step)
-    if config.outliers:
-        rank.masked_fill_(peaks(rows, spans, limits, config.outliers), math.inf)
     probes = _probes(rank, heavy_from, sure, segments.step)
-    mass = _mass(rows, segments, probes, config)
+    q, scores = _scores(rows, segments, probes, config)
+    single = None
+    if config.outliers:
+        chosen = outlier_rows(q, config.outliers)[..., None]
+        lse = torch.logsumexp(scores.take_along_dim(chosen, 2), -1)
+        single = peaks(q.take_along_dim(chosen, 2), rows.k, limits, lse)
+    probed = probes.bias.shape[-1]
+    mass = torch.softmax(scores, -1, out=scores)[..., :probed].mean(2)
     lowest = smallest_classes(probes.classes, mass, needed(mass, rows.heads, config), NUM_RANKS)
     keep_from = lowest + (heavy_from + LOWEST_RANK)
     keep_from.masked_fill_(lowest == 0, torch.finfo(rank.dtype).min)
-    keep_from.masked_fill_(lowest >= PEAK_RANK - LOWEST_RANK, math.inf)
-    return rank >= keep_from[..., None], sure & mass.sum(-1).isfinite()
+    keep_from.masked_fill_(lowest == NUM_RANKS, math.inf)
+    keep = rank >= keep_from[..., None]
+    if single is not None:
+        keep |= single
+    return keep, sure & mass.sum(-1).isfinite()
 
 
 def _ranks(rows: GroupRows, segments: Segments) -> tuple[Tensor, Tensor]:
@@ -136,8 +142,7 @@ def _probes(rank: Tensor, heavy_from: Tensor, sure: Tensor, step: int) -> Probes
     stand = rank.new_full(regular.shape, math.log(step))
     stand.masked_fill_((regular >= alone_from) | regular.isneginf(), -math.inf)
     ranks = torch.cat([regular, rank.gather(-1, columns)], -1).floor()
-    classes = (ranks - heavy_from[..., None] - LOWEST_RANK).clamp_(0, HIGHEST_RANK - LOWEST_RANK)
-    classes.masked_fill_(ranks.isposinf(), PEAK_RANK - LOWEST_RANK)
+    classes = (ranks - heavy_from[..., None] - LOWEST_RANK).clamp_(0, NUM_RANKS - 1)
     return Probes(columns, classes, torch.cat([stand, alone], -1))
 
 
@@ -153,10 +158,13 @@ def _padded(flags: Tensor) -> tuple[Tensor, Tensor]:
     return columns.unflatten(0, counts.shape), padding
 
 
-def _mass(
+def _scores(
     rows: GroupRows, segments: Segments, probes: Probes, config: SampleAttentionConfig
-) -> Tensor:
-    """Mean probability of what each probe stands for, over the sampled rows: `[G, M, P + P']`."""
+) -> tuple[Tensor, Tensor]:
+    """Sampled queries, scaled, `[G, M, R, D]`, and what they give to the probes and near keys.
+
+    Scores `[G, M, R, P + P' + W]`, those of probes with the log of how many columns each stands for.
+    """
     (lo, hi), limits, step = segments.spans[0], segments.limits, segments.step
     positions = torch.cat([strided_rows(*span, config.row_stride) for span in segments.spans])
     q = (rows.q[:, positions - rows.offset] * rows.scale).unflatten(1, (len(limits), -1))
@@ -171,4 +179,4 @@ def _mass(
     scores[..., :probed] += probes.bias[:, :, None]
     hidden = staircase(positions[: q.shape[2]] + 1 - first, hi - first, q.device)
     scores[..., probed:].masked_fill_(hidden, -math.inf)
-    return torch.softmax(scores, -1, out=scores)[..., :probed].mean(2)
+    return q, scores

@@ -238,7 +238,7 @@ def mass_from(mass, classes, heavy_mass, heavy_classes, low):
 
 @triton.jit(do_not_specialize=["num_segments", "first_segment"])
 def decide_kernel(
-    Q, K, Table, PageTable, Class, Limits, Dense, HeavyCounts, Heavy, Shift, Mass, HeavyMass,
+    Q, K, Table, PageTable, Class, Limits, Dense, HeavyCounts, Heavy, Shift, Mass, HeavyMass, Peaks,
     Counts, Bits, q_strides, k_strides, page_table_stride, pitch, num_segments, first_segment,
     Coverage, dense_above, scale,
     NUM_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
@@ -246,7 +246,7 @@ def decide_kernel(
     PROBES: tl.constexpr, BLOCK_P: tl.constexpr, ROOM: tl.constexpr, BLOCK: tl.constexpr,
     RESIDUAL: tl.constexpr, PAGE_SIZE: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Bits of the columns of the fewest highest classes that hold the share of the mass.
+    """Bits of the columns of the fewest highest classes that hold the share of the mass, and of peaks.
 
     One program per segment, head and sequence. A segment is dense whose mass is not finite, or that
     would keep too many columns. BLOCK_P is no less than PROBES and ROOM.
@@ -297,9 +297,11 @@ def decide_kernel(
         reached = mass_from(mass, classes, heavy_mass, heavy_classes, low + half)
         low += tl.where(reached >= need, half, 0)
         half = half // 2
-    low = tl.where(need > 0, low, NUM_CLASSES - 1)  # peaks are kept in any case
+    low = tl.where(need > 0, low, NUM_CLASSES)
     if tl.abs(outside) < float("inf"):
-        kept = flag_columns(Class, Bits + scratch * (pitch // 32), limit, pitch, low, BLOCK)
+        if Peaks is not None:
+            Peaks += scratch * (pitch // 32)
+        kept = flag_columns(Class, Bits + scratch * (pitch // 32), Peaks, limit, pitch, low, BLOCK)
         close_list(Counts, Dense, entry, kept, limit, dense_above)
     else:
         tl.store(Dense + entry, 1)

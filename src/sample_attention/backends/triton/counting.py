@@ -13,6 +13,7 @@ from .count_kernel import decide_kernel, heavy_lse_kernel, probe_lse_kernel, pro
 from .filtering import Lists
 from .layout import LOG2E, page_table_stride, power_of_two
 from .mass import Keys
+from .outliers import find_peaks
 
 HEAVY_LSE_LAUNCH = {"BLOCK_N": 64, "WORDS": 256, "num_warps": 4, "num_stages": 1}
 PROBE_LSE_LAUNCH = {"BLOCK_N": 64, "num_warps": 4, "num_stages": 2, "maxnreg": 128}
@@ -96,10 +97,13 @@ def count_on_probes(
         *first, facts.limits, dense, shift, mass, *strides, *span, scale,
         **constants, **tile, **PROBE_MASS_LAUNCH,
     )  # fmt: skip
+    peaks = None
+    if config.outliers:
+        peaks = find_peaks(q, keys, config, lists, ranked.segments, pitch, shift)
     launch: Any = decide_kernel[(count, heads, n)]
     launch(
-        *first, ranked.classes, facts.limits, dense, *heavy, shift, mass, heavy_mass, lists.counts,
-        ranked.bits, *strides, pitch, *last, lists.coverage, config.dense_above, scale,
+        *first, ranked.classes, facts.limits, dense, *heavy, shift, mass, heavy_mass, peaks,
+        lists.counts, ranked.bits, *strides, pitch, *last, lists.coverage, config.dense_above, scale,
         **constants, ROOM=room, BLOCK_P=power_of_two(max(probes, room)), RESIDUAL=config.residual,
         **DECIDE_LAUNCH,
     )  # fmt: skip

@@ -112,8 +112,10 @@ def list_columns(Bits, limit, Out, room, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def flag_columns(Class, Bits, limit, pitch, threshold, BLOCK: tl.constexpr):
+def flag_columns(Class, Bits, Others, limit, pitch, threshold, BLOCK: tl.constexpr):
     """Write a bit for every column below the limit of a class >= threshold, and count them.
+
+    `Others` are bits of columns that are kept whatever their class is; or None.
 
     Four classes, the bytes of a word, are compared at once: by their lower seven bits in a
     subtraction that cannot borrow from the next byte, then by the highest.
@@ -123,13 +125,19 @@ def flag_columns(Class, Bits, limit, pitch, threshold, BLOCK: tl.constexpr):
     word = tl.arange(0, BLOCK // 32)
     lower = (threshold & 127).to(tl.uint32) * 0x01010101
     counts = tl.zeros([BLOCK // 32], tl.int32)
-    for j in range(0, tl.where(threshold < 256, limit, 0), BLOCK):
+    some = threshold < 256
+    stop = tl.where(some, limit, 0) if Others is None else limit
+    for j in range(0, stop, BLOCK):
         fours, _ = load_block(Class, j // 4, limit, pitch // 4, BLOCK // 4)
         reached = (fours | 0x80808080) - lower
         reached = tl.where(threshold < 128, fours | reached, fours & reached) & 0x80808080
         nibbles = (reached * 0x00204081) >> 28  # the four flags, side by side
         flags = tl.sum(tl.reshape(nibbles << place, [BLOCK // 32, 8]), 1)
-        flags = clear_from(flags.to(tl.int32, bitcast=True), j // 32 + word, limit)
+        flags = flags.to(tl.int32, bitcast=True)
+        if Others is not None:
+            others = tl.load(Others + j // 32 + word, mask=j + word * 32 < limit, other=0)
+            flags = tl.where(some, flags, 0) | others
+        flags = clear_from(flags, j // 32 + word, limit)
         tl.store(Bits + j // 32 + word, flags, mask=j + word * 32 < limit)
         counts += count_bits(flags)
     return tl.sum(counts)
@@ -163,7 +171,7 @@ def flag_kernel(
     threshold = tl.load(Threshold + entry)
     Class += scratch * pitch
     Bits += scratch * words
-    kept = flag_columns(Class, Bits, limit, pitch, threshold, BLOCK)
+    kept = flag_columns(Class, Bits, None, limit, pitch, threshold, BLOCK)
     close_list(Counts, Dense, entry, kept, limit, dense_above)
 
 

@@ -124,7 +124,7 @@ def _make(problem: Problem, config: SampleAttentionConfig) -> Geometry:
 
 
 def groups(
-    problem: Problem, facts: Geometry, column_bytes: float, step: int
+    problem: Problem, facts: Geometry, column_bytes: int, step: int
 ) -> Iterator[tuple[range, int]]:
     """Runs of segments, a multiple of `step`, whose scratch fits, and a bound of their columns."""
     s = problem.sequences

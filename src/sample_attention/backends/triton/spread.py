@@ -20,7 +20,6 @@ from .filtering import Lists
 from .geometry import groups
 from .layout import LOG2E, padded_dim, page_table_stride, power_of_two
 from .mass import Keys
-from .outliers import bytes_per_column, choose_outliers, mark_peaks
 from .spread_kernel import key_sums_kernel, moments_kernel, probe_kernel, rank_kernel
 
 KEY_SUMS_LAUNCH = {"num_warps": 8}
@@ -57,13 +56,9 @@ class Moments:
 def fill_by_spread(q: Tensor, keys: Keys, config: SampleAttentionConfig, lists: Lists) -> None:
     """Fill the lists of every segment."""
     moments = _moments(q, keys, config, lists)
-    outliers = choose_outliers(q, keys, config, lists) if config.outliers else None
     tile = rank_tile(keys.problem.head_dim, keys.problem.group_size)
-    per_column = 1 + bytes_per_column(config.outliers)
-    for segments, pitch in groups(keys.problem, lists.geometry, per_column, tile["BLOCK_S"]):
+    for segments, pitch in groups(keys.problem, lists.geometry, 1, tile["BLOCK_S"]):
         ranked = _rank(moments, keys, config, lists, segments, pitch)
-        if outliers is not None:
-            mark_peaks(q, keys, outliers, lists, ranked)
         count_on_probes(q, keys, config, lists, ranked)
         lists.write(ranked.bits, segments)
 

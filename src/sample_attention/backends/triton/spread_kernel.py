@@ -287,7 +287,7 @@ def rank_kernel(
         # Between 256 and 512 the highest bits of the mantissa count whole steps: conversions would
         # take as long as exponentials.
         steps = exponents(means, spreads, k) * (8 * scale) - shift
-        steps = tl.minimum(tl.maximum(steps, 256.0), 510.0)  # 255 is the class of peaks
+        steps = tl.minimum(tl.maximum(steps, 256.0), 511.0)
         rank_class = (steps.to(tl.int32, bitcast=True) >> 15) & 255
         wanted = (j < limit)[:, None]
         tl.store(Class + out + keys[None, :], rank_class.to(tl.uint8), mask=wanted)
