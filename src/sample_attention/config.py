@@ -2,7 +2,7 @@
 
 | field            | symbol in paper | paper (v1) | mlsys (v3)   | default  | fast     | pooled   |
 |------------------|-----------------|------------|--------------|----------|----------|----------|
-| `coverage`       | alpha, alpha_c  | 0.95       | 0.95         | 0.95     | 0.85     | 0.95     |
+| `coverage`       | alpha, alpha_c  | 0.95       | 0.95         | 0.94     | 0.85     | 0.95     |
 | `head_coverage`  | -               | -          | -            | -        | -        | -        |
 | `slash_coverage` | alpha_s         | -          | 0.95         | -        | -        | -        |
 | `segment`        | - (v3: one set) | whole call | whole call   | 128 rows | 128 rows | 128 rows |
@@ -11,7 +11,7 @@
 | `pool`           | -               | -          | -            | 128 rows | 128 rows | 32 rows  |
 | `spread`         | -               | no         | no           | yes      | yes      | no       |
 | `probes`         | -               | all        | all          | 2048     | 2048     | all      |
-| `outliers`       | -               | -          | -            | 8        | 8        | -        |
+| `outliers`       | -               | -          | -            | 4        | 4        | -        |
 | `key_block`      | blk             | 1          | 128          | 1        | 1        | 1        |
 | `window`         | w = ceil(r_w S) | 8 % of Skv | -            | 128      | 128      | 256      |
 | `dense_tail`     | bottom area     | 128        | -            | 64       | 64       | 64       |
@@ -101,7 +101,7 @@ class SampleAttentionConfig:
     Source: arXiv 2406.15486, sections 3-4 (v1) and the MLSys 2025 version (v3).
     """
 
-    coverage: float = 0.95
+    coverage: float = 0.94
     head_coverage: tuple[float, ...] | None = None
     slash_coverage: float | None = None
     segment: int | None = 128
@@ -110,7 +110,7 @@ class SampleAttentionConfig:
     pool: int | None = 128
     spread: bool = True
     probes: int | None = 2048
-    outliers: int = 8
+    outliers: int = 4
     key_block: int = 1
     window: int = 128
     window_ratio: float | None = None
@@ -349,15 +349,16 @@ PRESETS = {
     "default": SampleAttentionConfig(),
     "fast": SampleAttentionConfig(coverage=0.85),
     "pooled": SampleAttentionConfig(
-        row_stride=8, pool=32, spread=False, probes=None, outliers=0, window=256
+        coverage=0.95, row_stride=8, pool=32, spread=False, probes=None, outliers=0, window=256
     ),
     "paper": SampleAttentionConfig(
-        segment=None, row_stride=20, pool=None, spread=False, probes=None, outliers=0,
-        window_ratio=0.08, residual=False, dense_tail=128, dense_prefix=0,
+        coverage=0.95, segment=None, row_stride=20, pool=None, spread=False, probes=None,
+        outliers=0, window_ratio=0.08, residual=False, dense_tail=128, dense_prefix=0,
     ),
     "mlsys": SampleAttentionConfig(
-        slash_coverage=0.95, segment=None, chunk_tails=2, pool=None, spread=False, probes=None,
-        outliers=0, key_block=128, window=0, residual=False, dense_tail=0, dense_prefix=0,
+        coverage=0.95, slash_coverage=0.95, segment=None, chunk_tails=2, pool=None, spread=False,
+        probes=None, outliers=0, key_block=128, window=0, residual=False, dense_tail=0,
+        dense_prefix=0,
     ),
 }  # fmt: skip
 """The named points of the space; the table above says what each is."""

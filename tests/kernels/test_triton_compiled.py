@@ -50,14 +50,14 @@ TYPES = {
     **dict.fromkeys(
         ("Table", "PageTable", "Window", "Indices", "Counts", "At", "Position", "Edge", "Low",
          "High", "Nearest", "Limits", "Threshold", "HeavyCounts", "Heavy",
-         "Bits", "Peaks", "Outliers"), "*i32",
+         "Bits", "Outliers"), "*i32",
     ),
     **dict.fromkeys(("Offsets", "Used"), "*i64"),
     **dict.fromkeys(("dense_above", "scale", "half"), "fp32"),
     **dict.fromkeys(
         ("strides", "q_strides", "k_strides", "v_strides", "out_strides"), ("i64",) * 3
     ),
-    "Dense": "*i8", "Always": "*i8", "Mass": "*bf16", "Class": "*u8",
+    "Dense": "*i8", "Always": "*i8", "Peaks": "*i16", "Mass": "*bf16", "Class": "*u8",
 }  # fmt: skip
 """All others are numbers, i32."""
 
@@ -76,6 +76,9 @@ SPREAD = {
     "TYPES": {"Mass": "*fp32"},
 }  # fmt: skip
 PEAKS = {**SPREAD, **outliers.peak_tile(8, 128), **outliers.PEAK_LAUNCH}
+DECIDE = {
+    **SPREAD, **counting.DECIDE_LAUNCH, "TYPES": {**SPREAD["TYPES"], "Peaks": "*i32"},
+}  # fmt: skip
 PAGED = {"PAGE_SIZE": 16, "PageTable": ..., "page_table_stride": ...}
 RANKS, COUNTS = {"Mass": None}, {"Class": None}
 CHUNKS = {"CHUNK": mass.LSE_CHUNK}
@@ -133,9 +136,11 @@ CASES = {
         spread_kernel.probe_kernel,
         {**SPREAD, **spread.rank_tile(256, 4), **spread.PROBE_LAUNCH, **WIDEST},
     ),
-    "outliers": (outlier_kernel.outlier_kernel, {**SPREAD, "ROWS": 32, **outliers.OUTLIER_LAUNCH}),
+    "outliers": (
+        outlier_kernel.outlier_kernel, {**SPREAD, "ROWS": 32, **outliers.outlier_launch(32)},
+    ),
     "outliers, all rows": (
-        outlier_kernel.outlier_kernel, {**SPREAD, "ROWS": 128, **outliers.OUTLIER_LAUNCH},
+        outlier_kernel.outlier_kernel, {**SPREAD, "ROWS": 128, **outliers.outlier_launch(128)},
     ),
     "peaks": (outlier_kernel.peak_kernel, PEAKS),
     "peaks, 256": (
@@ -160,8 +165,9 @@ CASES = {
     "probe mass, pages": (
         count_kernel.probe_mass_kernel, {**SPREAD, **counting.PROBE_MASS_LAUNCH, **PAGED},
     ),
-    "decide": (count_kernel.decide_kernel, {**SPREAD, **counting.DECIDE_LAUNCH}),
-    "decide, 256": (count_kernel.decide_kernel, {**SPREAD, **counting.DECIDE_LAUNCH, **WIDEST}),
+    "decide": (count_kernel.decide_kernel, DECIDE),
+    "decide, 256": (count_kernel.decide_kernel, {**DECIDE, **WIDEST}),
+    "decide, no outliers": (count_kernel.decide_kernel, {**DECIDE, "Peaks": None}),
     "attend": (attend_kernel.attend_kernel, {"ALIGN": 128, "KEY_BLOCK": 1, "LISTS_LEFT": True}),
     "attend, blocks": (
         attend_kernel.attend_kernel,

@@ -163,7 +163,7 @@ def _scores(
 ) -> tuple[Tensor, Tensor]:
     """Sampled queries, scaled, `[G, M, R, D]`, and what they give to the probes and near keys.
 
-    Scores `[G, M, R, P + P' + W]`, those of probes with the log of how many columns each stands for.
+    Scores `[G, M, R, P + P' + W]`, to those of probes the log of what each stands for is added.
     """
     (lo, hi), limits, step = segments.spans[0], segments.limits, segments.step
     positions = torch.cat([strided_rows(*span, config.row_stride) for span in segments.spans])

@@ -246,7 +246,7 @@ def decide_kernel(
     PROBES: tl.constexpr, BLOCK_P: tl.constexpr, ROOM: tl.constexpr, BLOCK: tl.constexpr,
     RESIDUAL: tl.constexpr, PAGE_SIZE: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
-    """Bits of the columns of the fewest highest classes that hold the share of the mass, and of peaks.
+    """Bits of the columns of the fewest highest classes that hold the share of the mass, and peaks.
 
     One program per segment, head and sequence. A segment is dense whose mass is not finite, or that
     would keep too many columns. BLOCK_P is no less than PROBES and ROOM.

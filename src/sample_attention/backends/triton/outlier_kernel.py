@@ -1,4 +1,4 @@
-"""Sampled rows of a segment that are least like the others, and the columns that each of them needs.
+"""Sampled rows of a segment that are least like the others, and the columns that each one needs.
 
 q ─► outliers ─► peaks: a bit for each column, from the normalisers that counting has found
 """
@@ -55,8 +55,9 @@ def peak_kernel(
 ):  # fmt: skip
     """A bit for each of CHUNK columns that holds more than 2^-OCTAVES of an outlier row's mass.
 
-    int32 `[N, H, G', pitch / 32]`. One program for BLOCK_S segments of a head, each with COUNT rows,
-    at least OUTLIERS. The last words may reach past a segment's limit.
+    int16 `[N, H, G', pitch / 16]`: sixteen keys of a tile lie in one warp, which sums their bits by
+    itself. One program for BLOCK_S segments of a head, each with COUNT rows, OUTLIERS or more. The
+    last words may reach past a segment's limit.
     """
     h, n, chunks = tl.program_id(1), tl.program_id(2), tl.cdiv(pitch, CHUNK)
     start = first_segment + tl.program_id(0) // chunks * BLOCK_S
@@ -84,9 +85,9 @@ def peak_kernel(
     limit = open_limits(
         Limits, Dense, n, head + 0 * s, start + s, start + s < last_segment, num_segments
     )
-    Peaks += (head * (last_segment - first_segment) + start + s - first_segment) * (pitch // 32)
-    lane, word = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_N // 32)
-    bit = (1 << lane % 32)[:, None]
+    Peaks += (head * (last_segment - first_segment) + start + s - first_segment) * (pitch // 16)
+    lane, word = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_N // 16)
+    bit = (1 << lane % 16)[:, None]
     for j in range(begin, stop, BLOCK_N):
         keys = j + lane
         k = load_keys(
@@ -95,5 +96,5 @@ def peak_kernel(
         over = tl.dot(k, tl.trans(q)) * scale - least[None, :]
         most = tl.max(tl.reshape(over, [BLOCK_N, COUNT, BLOCK_S]), 1)
         flags = tl.where(most > 0, bit, 0)
-        flags = tl.sum(tl.reshape(flags, [BLOCK_N // 32, 32, BLOCK_S]), 1)
-        tl.store(Peaks[None, :] + j // 32 + word[:, None], flags, mask=(j < limit)[None, :])
+        flags = tl.sum(tl.reshape(flags, [BLOCK_N // 16, 16, BLOCK_S]), 1).to(tl.int16)
+        tl.store(Peaks[None, :] + j // 16 + word[:, None], flags, mask=(j < limit)[None, :])

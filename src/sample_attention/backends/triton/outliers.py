@@ -14,11 +14,18 @@ from .layout import LOG2E, page_table_stride, power_of_two
 from .mass import Keys
 from .outlier_kernel import outlier_kernel, peak_kernel
 
-OUTLIER_LAUNCH = {"num_warps": 4}
-PEAK_LAUNCH = {"BLOCK_N": 128, "CHUNK": 2048, "num_warps": 8, "num_stages": 2}
+PEAK_LAUNCH = {"BLOCK_N": 64, "CHUNK": 2048, "num_warps": 4, "num_stages": 2}
+
+ROWS_OF_WARP = 32
+"""Sampled rows among which one warp chooses; it reduces within itself, and waits for no other."""
 
 TILE_ROWS = 128
 """Outlier rows, of segments side by side, that one program scores; half where heads are wide."""
+
+
+def outlier_launch(rows: int) -> dict[str, int]:
+    """Options for choosing among that many sampled rows."""
+    return {"num_warps": max(1, rows // ROWS_OF_WARP)}
 
 
 def peak_tile(outliers: int, head_dim: int) -> dict[str, int]:
@@ -56,13 +63,14 @@ def find_peaks(
     choose: Any = outlier_kernel[(count, heads, n)]
     choose(
         q, table, facts.limits, dense, outliers, q.stride()[:3], facts.segments, segments.start,
-        HEAD_DIM=layout["HEAD_DIM"], BLOCK_D=layout["BLOCK_D"], **constants, **OUTLIER_LAUNCH,
+        HEAD_DIM=layout["HEAD_DIM"], BLOCK_D=layout["BLOCK_D"], **constants, **outlier_launch(rows),
     )  # fmt: skip
     tile, pages = peak_tile(config.outliers, problem.head_dim), problem.sequences.page_table
     tiles = -(-count // tile["BLOCK_S"]) * -(-pitch // PEAK_LAUNCH["CHUNK"])
     find: Any = peak_kernel[(tiles, heads, n)]
     find(
-        q, keys.k, table, pages, facts.limits, dense, outliers, shift, peaks, q.stride()[:3],
+        q, keys.k, table, pages, facts.limits, dense, outliers, shift, peaks.view(torch.int16),
+        q.stride()[:3],
         keys.k.stride()[:3], page_table_stride(pages), segments.start, segments.stop,
         facts.segments, pitch, keys.scale * LOG2E,
         **layout, NUM_HEADS=heads, GROUP=problem.group_size, **constants, **tile, **PEAK_LAUNCH,
