@@ -165,7 +165,7 @@ CONFIGS = [
     ({"segment": None, "pool": None}, ["spread", "segment=None"]),
     ({"spread": False, "probes": 64}, ["probes", "spread=True"]),
     ({"probes": 8}, ["probes", "from 16", "8"]),
-    ({"spread": False, "probes": None}, ["outliers=8", "spread=True", "outliers=0"]),
+    ({"spread": False, "probes": None}, ["outliers=4", "spread=True", "outliers=0"]),
     ({"outliers": 17}, ["outliers=17", "at most 16"]),
     ({"outliers": -1}, ["outliers", "from 0"]),
     ({"outliers": None}, ["outliers", "None"]),
