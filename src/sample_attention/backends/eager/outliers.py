@@ -9,6 +9,9 @@ from torch import Tensor
 
 from ...config import PEAK
 
+COLUMNS_AT_ONCE = 4096
+"""Columns that outlier rows score at once: the scores stay in the caches."""
+
 
 def outlier_rows(q: Tensor, count: int) -> Tensor:
     """Rows of q `[..., R, D]` farthest from the mean and from those before: int64 `[..., count]`.
@@ -38,8 +41,13 @@ def peaks(q: Tensor, k: Tensor, limits: Tensor, lse: Tensor) -> Tensor:
         bool `[G, M, K]` with K the largest limit.
     """
     first, limit = int(limits.min()), int(limits.max())
-    scores = (q.flatten(0, 2) @ k[:limit].T).unflatten(0, q.shape[:3])
-    found = (scores > (lse - math.log(PEAK))[..., None]).any(2)
+    rows, shift = q.flatten(0, 2), (math.log(PEAK) - lse).reshape(-1, 1)
+    found = torch.empty(*q.shape[:2], limit, dtype=torch.bool, device=q.device)
+    for keys, part in zip(
+        k[:limit].split(COLUMNS_AT_ONCE), found.split(COLUMNS_AT_ONCE, -1), strict=True
+    ):
+        above = torch.addmm(shift, rows, keys.T).unflatten(0, q.shape[:3])
+        part.copy_(above.amax(2) > 0)
     columns = torch.arange(first, limit)
     found[..., first:] &= (columns < limits[:, None]).to(found.device)
     return found

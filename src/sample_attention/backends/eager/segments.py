@@ -32,7 +32,7 @@ def scores_of_segment(config: SampleAttentionConfig, segment: int, kv_len: int) 
     if not config.spread:
         return sampled * kv_len
     probed = min(kv_len, config.probes or kv_len) + config.window_for(kv_len) + segment
-    return sampled * min(probed, kv_len) + (1 + config.outliers) * kv_len
+    return sampled * min(probed, kv_len) + kv_len
 
 
 def _runs(rows: GroupRows, n: int, lists: SegmentLists) -> Iterator[list[int]]:
