@@ -52,7 +52,8 @@ LOWEST_RANK, HIGHEST_RANK = -128, 127
 """With `spread`, ranks 16 octaves and more below or above the first heavy one share a class."""
 
 PEAK = 64
-"""With `outliers`, columns of more than this share of an outlier row's mass, 1 in 64, are peaks."""
+"""With `outliers`, columns of more than this share of an outlier row's mass, 1 in 64, are peaks; a
+power of two."""
 
 MOST_OUTLIERS = 16
 """Largest `outliers`: beyond it they would cost what all sampled rows do."""

@@ -52,7 +52,7 @@ def test_few_probes_say_what_all_columns_say():
 
 @pytest.mark.parametrize("kv_len", [2048, 8192])
 def test_exact_rows_score_their_window_and_probes_only(kv_len):
-    """Operations of all products, counted: two rows of every segment see all columns, no others."""
+    """Operations of all products, counted: outliers and two rows of a segment see all columns."""
     config = replace(RULE, probes=32, coverage=0.3)  # all columns alike: few enough
     q, k, _ = (x / 100 for x in make_qkv(256, kv_len, num_heads=4, num_kv_heads=2))
     assert kv_len - 256 - config.window > MOST_HEAVY  # of as many even ranks none is heavy
@@ -60,7 +60,7 @@ def test_exact_rows_score_their_window_and_probes_only(kv_len):
         plan = sa.select(q, k, config, backend="eager")
     assert not plan.dense.any()
     sampled = 128 // config.row_stride
-    of_segment = 2 * kv_len + sampled * (config.probes + config.window + 128)
+    of_segment = (2 + config.outliers) * kv_len + sampled * (config.probes + config.window + 128)
     pairs = counter.get_total_flops() / (2 * q.shape[-1])
     assert pairs <= 4 * 2 * of_segment
     assert of_segment < sampled * kv_len / 2
@@ -97,3 +97,40 @@ def test_ranks_that_overflow_are_dense(size):
     q, k, _ = make_qkv(300)
     plan = sa.select(q * size, k * size, RULE, backend="eager")
     assert plan.dense[:, :, 1:].all()
+
+
+PEAKS_ONLY = replace(RULE, coverage=1e-6)
+
+
+def one_row_looks_far_back(*, rows, strength):
+    """Sampled rows of the last segment look for a key of their own, 100 apart, beside noise."""
+    torch.manual_seed(0)
+    q, k = torch.randn(1, 1, 1024, 64).double(), torch.randn(1, 1, 1024, 64).double()
+    for i, size in enumerate(strength):
+        target = torch.nn.functional.one_hot(torch.tensor(i), 64).double()
+        q[0, 0, rows[i]] += 12 * size * target
+        k[0, 0, 100 * (i + 1)] += 12 * target
+    return q, k
+
+
+@pytest.mark.parametrize("outliers", [0, 1, 2, 4])
+def test_what_a_single_row_needs_is_kept(select, outliers):
+    """The farthest row comes first. The coverage asks for next to nothing."""
+    q, k = one_row_looks_far_back(rows=(902, 946), strength=(1.0, 1.2))
+    kept = select(q, k, replace(PEAKS_ONLY, outliers=outliers)).columns(0, 0, 7).tolist()
+    assert (200 in kept) == (outliers >= 1)
+    assert (100 in kept) == (outliers >= 2)
+
+
+def test_rows_that_are_not_sampled_are_no_outliers(select):
+    q, k = one_row_looks_far_back(rows=(901,), strength=(1.0,))
+    assert 100 not in select(q, k, PEAKS_ONLY).columns(0, 0, 7).tolist()
+
+
+def test_outliers_that_are_alike_count_once(select):
+    """A second row farther away than all others, but next to the first, leaves room for a third."""
+    q, k = one_row_looks_far_back(rows=(902, 946, 906), strength=(1.0, 1.2, 1.1))
+    q[0, 0, 950] = q[0, 0, 946]
+    kept = select(q, k, replace(PEAKS_ONLY, outliers=2)).columns(0, 0, 7).tolist()
+    assert 200 in kept
+    assert 300 in kept

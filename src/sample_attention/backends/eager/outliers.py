@@ -13,7 +13,35 @@ COLUMNS_AT_ONCE = 4096
 """Columns that outlier rows score at once: the scores stay in the caches."""
 
 
-def outlier_rows(q: Tensor, count: int) -> Tensor:
+def peaks(q: Tensor, scores: Tensor, k: Tensor, limits: Tensor, count: int) -> Tensor:
+    """Columns of more than one in PEAK of the mass of one of the outlier rows of their segment.
+
+    Args:
+        q: the sampled rows, scaled, `[G, M, R, D]`.
+        scores: `[G, M, R, P]`, whose log-sum-exp is that of the rows, as far as probes tell.
+        k: `[Skv, D]`.
+        limits: int64 `[M]` on the host, how many columns each segment can choose from.
+        count: outlier rows of a segment.
+
+    Returns:
+        bool `[G, M, K]` with K the largest limit.
+    """
+    chosen = _outlier_rows(q, count)[..., None]
+    lse = torch.logsumexp(scores.take_along_dim(chosen, 2), -1, keepdim=True)
+    first, limit = int(limits.min()), int(limits.max())
+    rows, shift = q.take_along_dim(chosen, 2).flatten(0, 2), (math.log(PEAK) - lse).view(-1, 1)
+    found = torch.empty(*q.shape[:2], limit, dtype=torch.bool, device=q.device)
+    for keys, part in zip(
+        k[:limit].split(COLUMNS_AT_ONCE), found.split(COLUMNS_AT_ONCE, -1), strict=True
+    ):
+        above = torch.addmm(shift, rows, keys.T).view(*q.shape[:2], count, -1)
+        part.copy_(above.amax(2) > 0)
+    columns = torch.arange(first, limit)
+    found[..., first:] &= (columns < limits[:, None]).to(found.device)
+    return found
+
+
+def _outlier_rows(q: Tensor, count: int) -> Tensor:
     """Rows of q `[..., R, D]` farthest from the mean and from those before: int64 `[..., count]`.
 
     Where fewer rows are there, some are named again.
@@ -26,31 +54,6 @@ def outlier_rows(q: Tensor, count: int) -> Tensor:
         row = q.take_along_dim(farthest[..., None], -2)
         distance = torch.minimum(distance, _distance(q, row))
     return torch.cat(chosen, -1)
-
-
-def peaks(q: Tensor, k: Tensor, limits: Tensor, lse: Tensor) -> Tensor:
-    """Columns of more than one in PEAK of the mass of one of the outlier rows of their segment.
-
-    Args:
-        q: `[G, M, R, D]`, scaled.
-        k: `[Skv, D]`.
-        limits: int64 `[M]` on the host, how many columns each segment can choose from.
-        lse: `[G, M, R]`, the rows' normalisers, as probes tell them.
-
-    Returns:
-        bool `[G, M, K]` with K the largest limit.
-    """
-    first, limit = int(limits.min()), int(limits.max())
-    rows, shift = q.flatten(0, 2), (math.log(PEAK) - lse).reshape(-1, 1)
-    found = torch.empty(*q.shape[:2], limit, dtype=torch.bool, device=q.device)
-    for keys, part in zip(
-        k[:limit].split(COLUMNS_AT_ONCE), found.split(COLUMNS_AT_ONCE, -1), strict=True
-    ):
-        above = torch.addmm(shift, rows, keys.T).unflatten(0, q.shape[:3])
-        part.copy_(above.amax(2) > 0)
-    columns = torch.arange(first, limit)
-    found[..., first:] &= (columns < limits[:, None]).to(found.device)
-    return found
 
 
 def _distance(x: Tensor, y: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ from ...selection.probes import NUM_RANKS, probe_step
 from ...selection.rows import strided_rows
 from .filtering import needed, smallest_classes
 from .mass import GroupRows, staircase
-from .outliers import outlier_rows, peaks
+from .outliers import peaks
 
 CLASSES_PER_E = CLASSES_PER_OCTAVE / math.log(2)
 """Classes that a factor of e spans."""
@@ -82,11 +82,7 @@ def spread_columns(
     heavy_from = _heavy_from(rank, segments.step)
     probes = _probes(rank, heavy_from, sure, segments.step)
     q, scores = _scores(rows, segments, probes, config)
-    single = None
-    if config.outliers:
-        chosen = outlier_rows(q, config.outliers)[..., None]
-        lse = torch.logsumexp(scores.take_along_dim(chosen, 2), -1)
-        single = peaks(q.take_along_dim(chosen, 2), rows.k, limits, lse)
+    alone = peaks(q, scores, rows.k, limits, config.outliers) if config.outliers else None
     probed = probes.bias.shape[-1]
     mass = torch.softmax(scores, -1, out=scores)[..., :probed].mean(2)
     lowest = smallest_classes(probes.classes, mass, needed(mass, rows.heads, config), NUM_RANKS)
@@ -94,8 +90,8 @@ def spread_columns(
     keep_from.masked_fill_(lowest == 0, torch.finfo(rank.dtype).min)
     keep_from.masked_fill_(lowest == NUM_RANKS, math.inf)
     keep = rank >= keep_from[..., None]
-    if single is not None:
-        keep |= single
+    if alone is not None:
+        keep |= alone
     return keep, sure & mass.sum(-1).isfinite()
 
 

@@ -70,9 +70,8 @@ def find_peaks(
     find: Any = peak_kernel[(tiles, heads, n)]
     find(
         q, keys.k, table, pages, facts.limits, dense, outliers, shift, peaks.view(torch.int16),
-        q.stride()[:3],
-        keys.k.stride()[:3], page_table_stride(pages), segments.start, segments.stop,
-        facts.segments, pitch, keys.scale * LOG2E,
+        q.stride()[:3], keys.k.stride()[:3], page_table_stride(pages), segments.start,
+        segments.stop, facts.segments, pitch, keys.scale * LOG2E,
         **layout, NUM_HEADS=heads, GROUP=problem.group_size, **constants, **tile, **PEAK_LAUNCH,
     )  # fmt: skip
     return peaks
