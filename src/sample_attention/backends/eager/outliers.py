@@ -26,16 +26,16 @@ def peaks(q: Tensor, scores: Tensor, k: Tensor, limits: Tensor, count: int) -> T
     Returns:
         bool `[G, M, K]` with K the largest limit.
     """
-    chosen = _outlier_rows(q, count)[..., None]
-    lse = torch.logsumexp(scores.take_along_dim(chosen, 2), -1, keepdim=True)
+    of_all = (_outlier_rows(q, count) + _starts(q)).flatten()  # rows are copied whole
+    rows = q.flatten(0, 2)[of_all]
+    shift = math.log(PEAK) - torch.logsumexp(scores.flatten(0, 2)[of_all], -1)
     first, limit = int(limits.min()), int(limits.max())
-    rows, shift = q.take_along_dim(chosen, 2).flatten(0, 2), (math.log(PEAK) - lse).view(-1, 1)
     found = torch.empty(*q.shape[:2], limit, dtype=torch.bool, device=q.device)
     for keys, part in zip(
         k[:limit].split(COLUMNS_AT_ONCE), found.split(COLUMNS_AT_ONCE, -1), strict=True
     ):
-        above = torch.addmm(shift, rows, keys.T).view(*q.shape[:2], count, -1)
-        part.copy_(above.amax(2) > 0)
+        above = torch.addmm(shift, keys, rows.T)  # tall by few is faster than few by wide
+        part.copy_((above.view(-1, *q.shape[:2], count).amax(-1) > 0).permute(1, 2, 0))
     columns = torch.arange(first, limit)
     found[..., first:] &= (columns < limits[:, None]).to(found.device)
     return found
@@ -54,6 +54,12 @@ def _outlier_rows(q: Tensor, count: int) -> Tensor:
         row = q.take_along_dim(farthest[..., None], -2)
         distance = torch.minimum(distance, _distance(q, row))
     return torch.cat(chosen, -1)
+
+
+def _starts(q: Tensor) -> Tensor:
+    """Number of the first row of each segment among all rows of `[G, M, R, D]`: `[G, M, 1]`."""
+    groups, segments, rows, _ = q.shape
+    return torch.arange(0, groups * segments * rows, rows, device=q.device).view(groups, -1, 1)
 
 
 def _distance(x: Tensor, y: Tensor) -> Tensor:
