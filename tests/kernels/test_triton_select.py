@@ -63,10 +63,10 @@ SPREAD = {
     "spread, dense prefix": {"dense_prefix": 140, "probes": 16},
     "spread, held out": {"held_out": 5, "probes": 16},
     "spread, a coverage for each head": {"head_coverage": HEADS, "probes": 16, "window": 9},
-    "spread, no outliers": {"outliers": 0, "probes": 16},
-    "spread, three outliers": {"outliers": 3, "probes": 16, "coverage": 0.6},
+    "spread, no outliers": {"outliers": 0, "probes": 16, "window": 16},
+    "spread, three outliers": {"outliers": 3, "probes": 16, "coverage": 0.6, "window": 5},
     "spread, most outliers": {"outliers": 16, "probes": 16, "coverage": 0.6, "window": 1},
-    "spread, nothing but peaks": {"coverage": 1e-6, "probes": 16, "outliers": 4},
+    "spread, nothing but peaks": {"coverage": 1e-6, "probes": 16, "outliers": 4, "window": 2},
 }
 PAPER = {
     "paper": {},
