@@ -14,7 +14,8 @@ from sample_attention.tuning import Reading
 LAYERS, HEADS = 3, 4
 FAST = ("--lengths", "300,600", "--requests", "4", "--device", "cpu", "--threads", "1",
         "--config", "dense_prefix=0", "--config", "dense_tail=0", "--config", "segment=64",
-        "--config", "pool=64", "--config", "window=16", "--config", "row_stride=8")  # fmt: skip
+        "--config", "pool=64", "--config", "window=16", "--config", "row_stride=8",
+        "--config", "outliers=2")  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -161,7 +162,7 @@ def test_the_time_ends_the_search(cli, command):
         (("--text", "verse"), "accepted: prose, code"),
         (("--min-mass", "0"), "min_mass must be a number in (0, 1]"),
         (
-            ("--preset", "paper", "--config", "row_stride=16"),
+            ("--preset", "paper", "--config", "row_stride=16", "--config", "outliers=0"),
             "cannot start from spread=False, probes=None, segment=64, row_stride=16; accepted",
         ),
         (

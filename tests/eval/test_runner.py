@@ -229,7 +229,7 @@ def test_tuned_configurations_are_methods(tmp_path):
     same, halved, most = (method.turned(x, 100).config.intervals[0] for x in (0.5, 0.5625, 0.0))
     assert sum(same.head_coverage, ()) == pytest.approx((0.3, 0.5, 0.7, 0.9))
     assert sum(halved.head_coverage, ()) == pytest.approx((0.65, 0.75, 0.85, 0.95))
-    assert halved.config.coverage == pytest.approx(0.975)
+    assert halved.config.coverage == pytest.approx(1 - (1 - SampleAttentionConfig().coverage) / 2)
     assert sum(most.head_coverage, ()) == pytest.approx([0.001] * 4)  # loses all but the bound
     equal = parse_method(f"tuned:{tmp_path / 'tuned.json'},density=0.16")
     assert (equal.config, equal.density) == (tuned, 0.16)
