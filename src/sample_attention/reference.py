@@ -161,8 +161,8 @@ def _spread_segment(
     """The default: mean and variance of the queries rank, exact rows count on probed columns.
 
     Probed are columns at equal distances, each standing for `step`, and heavy ones, of more than
-    one in MOST_HEAVY of the sum of all ranks, which the former tell. Peaks are kept as
-    well, columns of more than one in PEAK of the mass of an outlier row.
+    one in MOST_HEAVY of the sum of all ranks, which the former tell. Peaks are kept as well,
+    columns of more than one in PEAK of the mass of an outlier row.
     """
     factor = q.shape[-1] ** -0.5 if scale is None else scale
     count, probes = int(selectable.sum()), config.probes or len(k)

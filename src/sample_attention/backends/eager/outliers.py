@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ...config import PEAK
+from .mass import staircase
 
 COLUMNS_AT_ONCE = 4096
 """Columns that outlier rows score at once: the scores stay in the caches."""
@@ -36,8 +37,7 @@ def peaks(q: Tensor, scores: Tensor, k: Tensor, limits: Tensor, count: int) -> T
     ):
         above = torch.addmm(shift, keys, rows.T)  # tall by few is faster than few by wide
         part.copy_((above.view(-1, *q.shape[:2], count).amax(-1) > 0).permute(1, 2, 0))
-    columns = torch.arange(first, limit)
-    found[..., first:] &= (columns < limits[:, None]).to(found.device)
+    found[..., first:].masked_fill_(staircase(limits - first, limit - first, q.device), value=False)
     return found
 
 

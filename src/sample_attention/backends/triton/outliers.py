@@ -29,7 +29,7 @@ def outlier_launch(rows: int) -> dict[str, int]:
 
 
 def peak_tile(outliers: int, head_dim: int) -> dict[str, int]:
-    """Outlier rows of a segment, padded, and segments whose rows are scored at once."""
+    """Outlier rows of a segment, padded, segments that are scored at once, and what a peak is."""
     count, rows = power_of_two(outliers), TILE_ROWS if head_dim <= 128 else TILE_ROWS // 2
     return {"COUNT": count, "BLOCK_S": rows // count, "OCTAVES": int(math.log2(PEAK))}
 
