@@ -2,8 +2,9 @@
 
 | field            | symbol in paper | paper (v1) | mlsys (v3)   | default  | fast     | pooled   |
 |------------------|-----------------|------------|--------------|----------|----------|----------|
-| `coverage`       | alpha, alpha_c  | 0.95       | 0.95         | 0.94     | 0.85     | 0.95     |
+| `coverage`       | alpha, alpha_c  | 0.95       | 0.95         | 0.95     | 0.85     | 0.95     |
 | `head_coverage`  | -               | -          | -            | -        | -        | -        |
+| `depth_contrast` | -               | 1          | 1            | 4        | 4        | 1        |
 | `slash_coverage` | alpha_s         | -          | 0.95         | -        | -        | -        |
 | `segment`        | - (v3: one set) | whole call | whole call   | 128 rows | 128 rows | 128 rows |
 | `row_stride`     | 1 / r_row       | 20 (5 %)   | -            | 4        | 4        | 8        |
@@ -20,12 +21,14 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import cast
 
+from .checks import check_contrast, check_count, check_share
 from .errors import InvalidConfig
 
 WINDOW_ALIGNMENT = 128
@@ -58,8 +61,8 @@ power of two."""
 MOST_OUTLIERS = 16
 """Largest `outliers`: beyond it they would cost what all sampled rows do."""
 
-LARGEST = 2**30
-"""Largest count that a field takes: beyond every prompt, and within int32."""
+LEAST_COVERAGE = 1e-3
+"""Least share that depth leaves to a layer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +72,9 @@ class SampleAttentionConfig:
     Attributes:
         coverage: share of the sampled mass that the selection keeps, in (0, 1]; 1 is dense.
         head_coverage: a share for each query head in place of `coverage`, below 1; needs segments.
+        depth_contrast: how many times as much mass as the middle layers of a model the first and
+            the last may lose, 1 to 64; `for_layer` says how. A call that does not say its layer
+            has the `coverage` as it is.
         slash_coverage: `coverage` of slashes (blocks at a constant distance); None: no slashes.
         segment: consecutive query rows, aligned to absolute positions, that share one selection
             per head; None: all rows of the call share one.
@@ -102,8 +108,9 @@ class SampleAttentionConfig:
     Source: arXiv 2406.15486, sections 3-4 (v1) and the MLSys 2025 version (v3).
     """
 
-    coverage: float = 0.94
+    coverage: float = 0.95
     head_coverage: tuple[float, ...] | None = None
+    depth_contrast: float = 4
     slash_coverage: float | None = None
     segment: int | None = 128
     row_stride: int = 4
@@ -131,6 +138,7 @@ class SampleAttentionConfig:
         for name in ("residual", "spread"):
             if not isinstance(getattr(self, name), bool):
                 raise InvalidConfig(f"{name} must be True or False, got {getattr(self, name)!r}")
+        check_contrast(self.depth_contrast)
         self.__dict__["head_coverage"] = _shares_of_heads(self.head_coverage)
         if self.head_coverage is not None and self.segment is None:
             raise InvalidConfig("head_coverage needs segments; set segment=128 or more")
@@ -153,6 +161,11 @@ class SampleAttentionConfig:
             raise InvalidConfig("key_block > 1 needs chunk_tails (the mlsys preset)")
         if self.guard is not None and self.held_out == 0:
             raise InvalidConfig("guard needs held-out rows to measure on; set held_out=4 or more")
+        if self.slash_coverage is not None and self.depth_contrast != 1:
+            raise InvalidConfig(
+                f"depth_contrast={self.depth_contrast} moves coverage and not slash_coverage="
+                f"{self.slash_coverage}; set depth_contrast=1"
+            )
 
     def _check_ranking(self) -> None:
         if self.spread and not (self.pool == self.segment and self._rows_share_a_window):
@@ -196,6 +209,22 @@ class SampleAttentionConfig:
         return (
             self.head_coverage is None and self.coverage == 1 and self.slash_coverage in (None, 1)
         )
+
+    def for_layer(self, layer: int, layers: int) -> SampleAttentionConfig:
+        """The configuration in one layer of a model, by its depth t from -1, the first, to 1.
+
+            1 - coverage(t) = (1 - coverage) * depth_contrast ** (t² - mean of t² over the layers)
+
+        The geometric mean of what layers may lose stays what `coverage` says. A table of heads has
+        its own answer, and is left as it is.
+
+        Args:
+            layer: from 0; one beyond the last, as of a draft head, counts as the last.
+            layers: of the model.
+        """
+        if self.depth_contrast == 1 or self.head_coverage is not None:
+            return self
+        return _at_depth(self, min(layer, layers - 1), layers)
 
     def coverage_of(self, num_heads: int) -> tuple[float, ...]:
         """The share of each query head.
@@ -282,6 +311,14 @@ class SampleAttentionConfig:
         return cls(**given)
 
 
+@functools.lru_cache(maxsize=1024)  # decoding asks again in every layer
+def _at_depth(config: SampleAttentionConfig, layer: int, layers: int) -> SampleAttentionConfig:
+    deep = (2 * layer / (layers - 1) - 1) ** 2 if layers > 1 else 1.0
+    mean = (layers + 1) / (3 * (layers - 1)) if layers > 1 else 1.0
+    losing = (1 - config.coverage) * config.depth_contrast ** (deep - mean)
+    return replace(config, coverage=max(1 - losing, LEAST_COVERAGE), depth_contrast=1)
+
+
 def as_config(config: object) -> SampleAttentionConfig:
     """The configuration itself, or the preset of that name.
 
@@ -330,36 +367,21 @@ def _shares_of_heads(value: object) -> tuple[float, ...] | None:
     return shares
 
 
-def check_share(name: str, value: object) -> None:
-    """Raise InvalidConfig unless the value is in (0, 1], or None where the field may be."""
-    if value is None and name not in ("coverage", "dense_above", "head_coverage"):
-        return
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
-        raise InvalidConfig(f"{name} must be a number in (0, 1], got {value!r}")
-
-
-def check_count(name: str, value: object, lowest: int) -> None:
-    """Raise InvalidConfig unless the value is an integer from `lowest` on, or may be None."""
-    if value is None and name in ("segment", "chunk_tails", "pool", "probes"):
-        return
-    if isinstance(value, bool) or not isinstance(value, int) or not lowest <= value <= LARGEST:
-        raise InvalidConfig(f"{name} must be an integer from {lowest} to {LARGEST}, got {value!r}")
-
-
 PRESETS = {
     "default": SampleAttentionConfig(),
     "fast": SampleAttentionConfig(coverage=0.85),
     "pooled": SampleAttentionConfig(
-        coverage=0.95, row_stride=8, pool=32, spread=False, probes=None, outliers=0, window=256
+        coverage=0.95, depth_contrast=1, row_stride=8, pool=32, spread=False, probes=None,
+        outliers=0, window=256,
     ),
     "paper": SampleAttentionConfig(
-        coverage=0.95, segment=None, row_stride=20, pool=None, spread=False, probes=None,
-        outliers=0, window_ratio=0.08, residual=False, dense_tail=128, dense_prefix=0,
+        coverage=0.95, depth_contrast=1, segment=None, row_stride=20, pool=None, spread=False,
+        probes=None, outliers=0, window_ratio=0.08, residual=False, dense_tail=128, dense_prefix=0,
     ),
     "mlsys": SampleAttentionConfig(
-        coverage=0.95, slash_coverage=0.95, segment=None, chunk_tails=2, pool=None, spread=False,
-        probes=None, outliers=0, key_block=128, window=0, residual=False, dense_tail=0,
-        dense_prefix=0,
+        coverage=0.95, depth_contrast=1, slash_coverage=0.95, segment=None, chunk_tails=2,
+        pool=None, spread=False, probes=None, outliers=0, key_block=128, window=0, residual=False,
+        dense_tail=0, dense_prefix=0,
     ),
 }  # fmt: skip
 """The named points of the space; the table above says what each is."""

@@ -149,6 +149,24 @@ def test_layers_have_their_tuned_coverages(tiny, prompt, logits, sparse):
         register()
 
 
+def test_layers_keep_what_their_depth_says(tiny, prompt, logits, sparse, monkeypatch):
+    model, ids = tiny("llama"), prompt(length=200)
+    monkeypatch.setattr(model.config, "num_hidden_layers", 4)  # the two that it has are the first
+    deep = replace(sparse, coverage=0.8, depth_contrast=64)
+    own = [deep.for_layer(layer, 4).coverage for layer in range(2)]
+    assert own[0] < 0.8 < own[1]
+    table = tuple((share,) * 4 for share in own)
+    by_table = Tuned("tiny", (Interval(0, deep, table),))
+    found = []
+    for rule in (deep, Tuned("tiny", (Interval(0, deep),)), by_table):
+        with sample_attention_prefill(model, rule):
+            found.append(logits(model, ids))
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+    with sample_attention_prefill(model, replace(deep, depth_contrast=1)):
+        assert not torch.equal(found[0], logits(model, ids))
+
+
 def test_tables_of_other_models_are_refused(tiny, prompt, logits, sparse):
     model = tiny("llama")
     for table, words in ((TABLE[:1], "tuned for 1 layers"), (((0.5,),) * 2, "has 1 shares")):

@@ -116,6 +116,10 @@ def test_names_of_presets_and_backends(call):
     assert_names(error, "dict", "SampleAttentionConfig")
 
 
+MLSYS = {
+    "coverage": 0.95, "slash_coverage": 0.95, "segment": None, "chunk_tails": 2, "pool": None,
+    "spread": False, "probes": None, "outliers": 0,
+}  # fmt: skip
 NO_SPREAD = {"spread": False, "probes": None, "outliers": 0}
 CONFIGS = [
     ({"coverage": 0}, ["coverage", "(0, 1]", "0"]),
@@ -132,6 +136,13 @@ CONFIGS = [
     ({"head_coverage": (0.9, None)}, ["head_coverage", "None"]),
     ({"head_coverage": (0.9, 1)}, ["head_coverage", "below 1"]),
     ({"slash_coverage": 2}, ["slash_coverage", "2"]),
+    ({"depth_contrast": 0.5}, ["depth_contrast", "from 1 to 64", "0.5"]),
+    ({"depth_contrast": True}, ["depth_contrast", "True"]),
+    ({"depth_contrast": "4"}, ["depth_contrast", "'4'"]),
+    (
+        {**MLSYS, "depth_contrast": 4},
+        ["depth_contrast=4", "slash_coverage=0.95", "depth_contrast=1"],
+    ),
     ({"guard": 0.0, "held_out": 4}, ["guard", "(0, 1]"]),
     ({"guard": 0.9}, ["guard", "held_out=4"]),
     ({"window_ratio": 1.5}, ["window_ratio", "1.5"]),

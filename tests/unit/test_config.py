@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import math
 import re
 
 import pytest
@@ -150,6 +151,38 @@ def test_a_coverage_for_each_head():
         settings.coverage_of(3)
     with pytest.raises(InvalidConfig, match="head_coverage needs segments"):
         SampleAttentionConfig.preset("paper", head_coverage=(0.9,))
+
+
+@pytest.mark.parametrize("layers", [2, 3, 24, 80])
+@pytest.mark.parametrize("contrast", [1.5, 4, 64])
+def test_what_layers_may_lose_keeps_its_geometric_mean(layers, contrast):
+    whole = SampleAttentionConfig(coverage=0.99, depth_contrast=contrast)
+    found = [whole.for_layer(layer, layers) for layer in range(layers)]
+    lost = [1 - config.coverage for config in found]
+    assert math.prod(lost) ** (1 / layers) == pytest.approx(0.01)
+    assert lost == pytest.approx(lost[::-1])
+    if layers % 2:
+        assert lost[0] / lost[layers // 2] == pytest.approx(contrast)
+    assert all(
+        dataclasses.replace(x, coverage=0.99, depth_contrast=contrast) == whole for x in found
+    )
+    assert all(x.for_layer(0, layers) is x for x in found)  # a layer's own is final
+
+
+def test_depth_leaves_every_layer_a_coverage():
+    sparse = SampleAttentionConfig(coverage=0.2, depth_contrast=64)
+    assert sparse.for_layer(0, 9).coverage == config.LEAST_COVERAGE
+    assert SampleAttentionConfig(coverage=1).for_layer(0, 9).dense
+
+
+def test_depth_needs_a_model_and_one_coverage():
+    whole = SampleAttentionConfig(coverage=0.9)
+    assert whole.for_layer(0, 1).coverage == pytest.approx(0.9)
+    assert whole.for_layer(9, 4) == whole.for_layer(3, 4)
+    by_head = SampleAttentionConfig(head_coverage=(0.5, 0.9))
+    assert by_head.for_layer(0, 4) is by_head
+    alike = SampleAttentionConfig(depth_contrast=1)
+    assert alike.for_layer(0, 4) is alike
 
 
 def test_json_with_some_fields_takes_the_defaults_for_others():

@@ -4,6 +4,7 @@ import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -84,6 +85,7 @@ def test_a_layer_of_a_model_that_was_seen_before_is_short(instant):
     q, k, v = make_qkv(100)
     instant(q)
     config, layer = SampleAttentionConfig(), torch.nn.Module()
+    layer.layer_idx, layer.config = 1, SimpleNamespace(num_hidden_layers=4)
     given = {"scaling": 0.1, "position_ids": torch.arange(100)[None], "use_cache": True}
 
     def run():

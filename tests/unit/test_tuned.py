@@ -78,22 +78,24 @@ def test_every_layer_has_the_coverages_of_its_heads(tmp_path):
     loaded = Tuned.load(tmp_path / "heads.json")
     assert loaded == BY_HEAD
     for layer, shares in enumerate(TABLE):
-        found = loaded.for_layer(layer)
+        found = loaded.for_layer(layer, 2)
         assert found.for_length(100) == replace(SHORT, head_coverage=shares)
-        assert found.for_length(200) == LONG
+        assert found.for_length(200) == LONG.for_layer(layer, 2)
     assert loaded.for_length(100) == SHORT
 
 
 def test_layers_that_were_not_tuned_are_refused():
     with pytest.raises(InvalidConfig, match="tuned for 2 layers was asked for layer 2"):
-        BY_HEAD.for_layer(2)
-    assert BOTH.for_layer(2) == BOTH
+        BY_HEAD.for_layer(2, 3)
+    deep = BOTH.for_layer(2, 3)
+    assert [x.config for x in deep.intervals] == [x.config.for_layer(2, 3) for x in BOTH.intervals]
 
 
 def test_another_coverage_is_that_of_all_heads():
     assert BY_HEAD.with_fields({"window": 24}).intervals[0].head_coverage == TABLE
     changed = BY_HEAD.with_fields({"coverage": 0.7})
-    assert changed.for_layer(1).for_length(100) == replace(SHORT, coverage=0.7)
+    alike = replace(SHORT, coverage=0.7, head_coverage=None)
+    assert changed.for_layer(1, 2).for_length(100) == alike.for_layer(1, 2)
 
 
 def test_names_are_those_of_shipped_files(path, monkeypatch):

@@ -27,7 +27,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..config import check_count, check_share
+from ..checks import check_count, check_share
 from ..plan import StripePlan
 from ..problem import Problem
 from .method import Heads, Method, check_block, planned

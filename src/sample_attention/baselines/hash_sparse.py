@@ -18,7 +18,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..config import check_count
+from ..checks import check_count
 from ..errors import InvalidConfig
 from ..plan import StripePlan
 from ..problem import Problem

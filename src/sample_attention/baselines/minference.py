@@ -23,7 +23,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..config import check_count
+from ..checks import check_count
 from ..plan import StripePlan
 from ..problem import Problem
 from .method import Heads, Method, planned

@@ -17,7 +17,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from ..config import check_count
+from ..checks import check_count
 from ..plan import StripePlan
 from ..plan.stripe import WHOLE
 from ..problem import Problem

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..config import check_count, check_share
+from ..checks import check_count, check_share
 from ..errors import InvalidConfig
 from ..plan import StripePlan
 from ..problem import Problem

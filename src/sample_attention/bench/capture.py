@@ -108,32 +108,33 @@ def captured_inputs(
         PromptTooLong, InvalidInput: see `text_tokens`; a layer that the model does not have, or
             one that is not plain causal attention scaled by `D ** -0.5`.
     """
-    layers_of_length = _capture(prompt, layers, batch, max(lengths), device)
+    count, layers_of_length = _capture(prompt, layers, batch, max(lengths), device)
     for length in lengths:
         for layer, qkv in layers_of_length.items():
             q, k, v = (x[:, :, :length].to(device, dtype) for x in qkv)  # strides as in the model
             name = f"captured:{prompt.model_name}/{prompt.text_name}/{layer}"
-            yield Inputs(name, q, k, v, layer)
+            yield Inputs(name, q, k, v, (layer, count))
 
 
 def _capture(
     prompt: Prompt, layers: Sequence[int] | None, batch: int, length: int, device: torch.device
-) -> dict[int, QKV]:
-    """From a prefill; on a CPU, where it takes minutes, kept in fp16 for pinned models."""
+) -> tuple[int, dict[int, QKV]]:
+    """Count of layers, and what the chosen get; on a CPU kept in fp16 for pinned models."""
     on_cpu = device.type == "cpu"
     loaded = load_prompted(prompt, torch.float32 if on_cpu else torch.bfloat16, device)
     tokens = text_tokens(loaded, prompt.text, batch, length)
     text: Any = loaded.model.config.get_text_config(decoder=True)
-    chosen = tuple(layers) if layers is not None else middle_layers(int(text.num_hidden_layers))
+    count = int(text.num_hidden_layers)
+    chosen = tuple(layers) if layers is not None else middle_layers(count)
     if not on_cpu or prompt.model not in PINNED_WEIGHTS:
-        return _prefill(loaded, tokens, chosen)
+        return count, _prefill(loaded, tokens, chosen)
     digest = hashlib.sha256(tokens.numpy().tobytes()).hexdigest()[:12]
     stretched = "" if prompt.yarn is None else f"-yarn{prompt.yarn:g}"
     named = f"{prompt.model}-{length}-{'-'.join(map(str, chosen))}-{digest}{stretched}"
     path = default_cache_dir() / f"qkv-{named}.pt"
     if not path.is_file():
         _save(_prefill(loaded, tokens, chosen), path)
-    return torch.load(path)
+    return count, torch.load(path)
 
 
 def _prefill(loaded: LoadedModel, tokens: Tensor, layers: tuple[int, ...]) -> dict[int, QKV]:

@@ -28,14 +28,14 @@ class Inputs:
         q: `[B, H, S, D]`.
         k: `[B, Hkv, S, D]`.
         v: like k.
-        layer: of the model that was given them; None: of none.
+        layer: that was given them, and how many its model has; None: of no model.
     """
 
     name: str
     q: Tensor
     k: Tensor
     v: Tensor
-    layer: int | None = None
+    layer: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)

@@ -300,7 +300,8 @@ def _attention_rows(
         for preset, rule in options.rules:
             config = config_for(rule, inputs.k.shape[2], inputs.layer)
             yield {
-                "yarn": options.yarn, **measure_selected(inputs, preset, config, settings)
+                "yarn": options.yarn, **measure_selected(inputs, preset, config, settings),
+                "coverage": config_for(rule, inputs.k.shape[2]).coverage,  # before depth
             }  # fmt: skip
 
 

@@ -104,10 +104,11 @@ def inspect(place: ModelOptions, prompt_file: Path, options: InspectOptions) -> 
     model.set_attn_implementation(DENSE_IMPLEMENTATION)
     with capture_attention(model, layers) as captured, layer_bar(model, "dense prefill"):
         prefill(model, token_ids)
+    count = int(model.config.get_text_config(decoder=True).num_hidden_layers)
     views: list[LayerView] = []
     for layer in layers:
         with step(f"layer {layer}: selecting and measuring"):
-            own = config_for(options.config, token_ids.shape[1], layer)
+            own = config_for(options.config, token_ids.shape[1], (layer, count))
             views.append(_view(layer, captured.pop(layer), heads, own, options.rows))
     content = {
         "prompt_tokens": token_ids.shape[1],

@@ -64,16 +64,17 @@ def build_rule(
 
 
 def config_for(
-    rule: SampleAttentionConfig | Tuned, prompt_tokens: int, layer: int | None = None
+    rule: SampleAttentionConfig | Tuned,
+    prompt_tokens: int,
+    layer: tuple[int, int] | None = None,
 ) -> SampleAttentionConfig:
-    """The configuration for a prompt of this length, in a layer with the coverages of its heads.
+    """The configuration for a prompt of this length, in a layer of so many with what it keeps.
 
     Raises:
         InvalidConfig: tuned for a model without such a layer.
     """
-    if not isinstance(rule, Tuned):
-        return rule
-    return (rule if layer is None else rule.for_layer(layer)).for_length(prompt_tokens)
+    placed = rule if layer is None else rule.for_layer(*layer)
+    return placed.for_length(prompt_tokens) if isinstance(placed, Tuned) else placed
 
 
 def _overrides(coverage: float | None, assignments: Sequence[str] | None) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from .._extras import require
 from ..errors import UnsupportedAttention
-from ..plan import Rule, Tuned, as_rule
+from ..plan import Rule, as_rule, rule_in_layer
 from .arguments import layout_of_call, refuse, rows_of_call, unsupported
 from .layers import LayerCall, compute
 from .layout import Rows, layout_of_mask, layout_of_packed, remember_layout, rows_of_holes
@@ -230,11 +230,15 @@ def _paged(  # noqa: PLR0913, PLR0917
     return _run(module, call, rows).transpose(1, 2).contiguous(), None
 
 
+def _layers_of(module: nn.Module) -> int:
+    config: Any = module.config
+    return int(config.num_hidden_layers)
+
+
 def _run(module: nn.Module, call: LayerCall, rows: Rows | None) -> Tensor:
     session, layer = _sessions.get(module), int(getattr(module, "layer_idx", 0))
     rule = call.config if session is None else session.config
-    if isinstance(rule, Tuned):
-        rule = rule.for_layer(layer)
+    rule = rule_in_layer(rule, layer, _layers_of(module))
     if session is None:
         return compute(replace(call, config=rule), rows)[0]
     out, parts = compute(replace(call, config=rule, keep_plan=session.recorder.active), rows)

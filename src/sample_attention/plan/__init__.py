@@ -1,7 +1,7 @@
 """What will be computed: the plan, its pictures, and rules that make plans by themselves."""
 
 from .render import render
-from .selector import FixedRule, Rule, Selector, as_rule, fixed_rule
+from .selector import FixedRule, Rule, Selector, as_rule, fixed_rule, rule_in_layer
 from .stripe import Probe, StripePlan, segment_starts
 from .tuned import Interval, Tuned
 
@@ -16,5 +16,6 @@ __all__ = [
     "as_rule",
     "fixed_rule",
     "render",
+    "rule_in_layer",
     "segment_starts",
 ]

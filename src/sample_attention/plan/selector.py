@@ -44,6 +44,16 @@ def as_rule(rule: object) -> Rule:
     return as_config(rule)
 
 
+def rule_in_layer(rule: Rule, layer: int, layers: int) -> Rule:
+    """The rule in one layer, of so many, of a model; a selector's is the same in all.
+
+    Raises:
+        InvalidConfig: tuned for a model that has no such layer.
+    """
+    layered = isinstance(rule, SampleAttentionConfig | Tuned)
+    return rule.for_layer(layer, layers) if layered else rule
+
+
 def fixed_rule(rule: object, problem: Problem) -> FixedRule:
     """What selects in one call: of a tuned configuration that for its longest sequence.
 

@@ -20,7 +20,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from ..config import SampleAttentionConfig, check_count
+from ..checks import check_count
+from ..config import SampleAttentionConfig
 from ..errors import InvalidConfig
 
 SCHEMA = 1
@@ -61,18 +62,19 @@ class Interval:
     def __post_init__(self) -> None:
         """Check the length and the table."""
         check_count("min_kv_len", self.min_kv_len, 0)
-        for layer in range(len(self.head_coverage or ())):
-            self.for_layer(layer)
+        layers = len(self.head_coverage or ())
+        for layer in range(layers):
+            self.for_layer(layer, layers)
 
-    def for_layer(self, layer: int) -> Interval:
-        """The same with the coverages of one layer in the configuration.
+    def for_layer(self, layer: int, layers: int) -> Interval:
+        """The same with the coverages of one layer, of so many, in the configuration.
 
         Raises:
             InvalidConfig: the table has no such layer.
         """
         table = self.head_coverage
         if table is None:
-            return self
+            return replace(self, config=self.config.for_layer(layer, layers))
         if not 0 <= layer < len(table):
             raise InvalidConfig(
                 f"a configuration tuned for {len(table)} layers was asked for layer {layer}; use "
@@ -126,19 +128,19 @@ class Tuned:
         """The configuration for a call whose longest sequence has `kv_len` keys."""
         return [x.config for x in self.intervals if x.min_kv_len <= kv_len][-1]
 
-    def for_layer(self, layer: int) -> Tuned:
-        """The configurations for one layer of the model, with the coverage of each of its heads.
+    def for_layer(self, layer: int, layers: int) -> Tuned:
+        """The configurations for one layer, of so many, with the coverage of each of its heads.
 
         Raises:
             InvalidConfig: the model has no such layer.
         """
-        if layer not in self._layers:
-            intervals = tuple(x.for_layer(layer) for x in self.intervals)
-            self._layers[layer] = replace(self, intervals=intervals)
-        return self._layers[layer]
+        if (layer, layers) not in self._layers:
+            intervals = tuple(x.for_layer(layer, layers) for x in self.intervals)
+            self._layers[layer, layers] = replace(self, intervals=intervals)
+        return self._layers[layer, layers]
 
     @functools.cached_property
-    def _layers(self) -> dict[int, Tuned]:
+    def _layers(self) -> dict[tuple[int, int], Tuned]:
         return {}
 
     def with_fields(self, values: Mapping[str, Any]) -> Tuned:

@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from statistics import mean
 
-from ..config import SampleAttentionConfig, check_share
+from ..checks import check_share
+from ..config import SampleAttentionConfig
 from ..errors import InvalidInput
 from ..eval.statistics import mean_interval
 from .cost import attention_cost, sampling_density
