@@ -19,16 +19,18 @@ NOTHING = "Nothing measured yet: `make bench-gpu` makes the records."
 NAMES = ("fa3", "fa4", "cudnn", "sdpa", "fa2")
 """Dense providers, about from the fastest to the slowest."""
 
+GPUS = ("h100", "h200")
+"""How the names of records begin."""
+
 Row = dict[str, Any]
 Columns = dict[str, Callable[[Row], str]]
 
 
 def records(kind: str, folder: Path = FOLDER) -> list[Row]:
-    """The latest record of each measurement in `h100_<kind>.jsonl`; none without the file."""
-    path = folder / f"h100_{kind}.jsonl"
-    if not path.exists() or not path.read_text("utf-8").strip():
-        return []
-    return [split_input(row) for row in read_records([path])]
+    """The latest record of each measurement in `<GPU>_<kind>.jsonl`; none without such files."""
+    paths = [folder / f"{gpu}_{kind}.jsonl" for gpu in GPUS]
+    filled = [path for path in paths if path.exists() and path.read_text("utf-8").strip()]
+    return [split_input(row) for row in read_records(filled)] if filled else []
 
 
 def split_input(row: Row) -> Row:

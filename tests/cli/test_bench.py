@@ -88,6 +88,9 @@ def test_rows_of_captured_inputs(cli, captured, model_folder):
         assert (row["heads"], row["kv_heads"], row["head_dim"], row["batch"]) == (4, 2, 16, 1)
         assert min(row["ms_total"], row["ms_select"], row["ms_attend"]) > 0
         assert 0 < row["density"] < 1
+        assert row["config"]["coverage"] == 0.9
+        whole = SampleAttentionConfig(**row["config"])
+        assert row["layer_coverage"] == whole.for_layer(1, LAYERS).coverage
         assert 0 < row["retained_mass_p5"] <= row["retained_mass_mean"] <= 1
         assert row["route"] == "dense"
         assert "sparse pays from" in row["route_reason"]

@@ -298,11 +298,12 @@ def _attention_rows(
         prompt, options.layers, options.shape.batch, options.lengths, dtype, device
     ):
         for preset, rule in options.rules:
-            config = config_for(rule, inputs.k.shape[2], inputs.layer)
-            yield {
-                "yarn": options.yarn, **measure_selected(inputs, preset, config, settings),
-                "coverage": config_for(rule, inputs.k.shape[2]).coverage,  # before depth
-            }  # fmt: skip
+            own = config_for(rule, inputs.k.shape[2], inputs.layer)
+            row = {"yarn": options.yarn, **measure_selected(inputs, preset, own, settings)}
+            if isinstance(rule, SampleAttentionConfig):  # what was asked, and what depth made of it
+                asked = {"coverage": rule.coverage, "config": asdict(rule)}
+                row |= {**asked, "layer_coverage": own.coverage}
+            yield row
 
 
 def _kernel_rows(options: KernelOptions, device: torch.device, dtype: torch.dtype) -> Iterator[Row]:
