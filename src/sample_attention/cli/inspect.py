@@ -109,7 +109,8 @@ def inspect(place: ModelOptions, prompt_file: Path, options: InspectOptions) -> 
     for layer in layers:
         with step(f"layer {layer}: selecting and measuring"):
             own = config_for(options.config, token_ids.shape[1], (layer, count))
-            views.append(_view(layer, captured.pop(layer), heads, own, options.rows))
+            given = captured.pop(layer)
+            views.append(_view(layer, given, heads, own, config.coverage, options.rows))
     content = {
         "prompt_tokens": token_ids.shape[1],
         "model": loaded.name,
@@ -151,7 +152,7 @@ def _chosen(
 
 def _view(
     layer: int, inputs: AttentionInputs, heads: tuple[int, ...] | None,
-    config: SampleAttentionConfig, row_count: int,
+    config: SampleAttentionConfig, coverage: float, row_count: int,
 ) -> LayerView:  # fmt: skip
     if inputs.mask is not None:
         raise UnsupportedAttention(
@@ -163,7 +164,7 @@ def _view(
     density = plan.density()[0]
     rows = sample_rows(q.shape[2], row_count, SEED)
     mass = measure_retained_mass(q, k, plan, rows=rows, scale=scale)
-    degree = sparsity_degree(q, k, config.coverage, rows=rows, scale=scale)[0]
+    degree = sparsity_degree(q, k, coverage, rows=rows, scale=scale)[0]
     facts = {
         "density": density,
         "retained_mass_mean": mass.mean,

@@ -68,7 +68,7 @@ def config_for(
     prompt_tokens: int,
     layer: tuple[int, int] | None = None,
 ) -> SampleAttentionConfig:
-    """The configuration for a prompt of this length, in a layer of so many with what it keeps.
+    """The configuration for a prompt of this length; in a layer, of so many, with what that keeps.
 
     Raises:
         InvalidConfig: tuned for a model without such a layer.
