@@ -90,7 +90,7 @@ def test_rows_of_captured_inputs(cli, captured, model_folder):
         assert 0 < row["density"] < 1
         assert row["config"]["coverage"] == 0.9
         whole = SampleAttentionConfig(**row["config"])
-        assert row["layer_coverage"] == whole.for_layer(1, LAYERS).coverage
+        assert row["layer_coverage"] == whole.for_layer(1, 3).coverage
         assert 0 < row["retained_mass_p5"] <= row["retained_mass_mean"] <= 1
         assert row["route"] == "dense"
         assert "sparse pays from" in row["route_reason"]
