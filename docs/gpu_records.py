@@ -48,8 +48,8 @@ def by_case(rows: list[Row]) -> list[Row]:
     for row in rows:
         if row.get("ms_total") is not None:
             case = (
-                input_of(row), row["seq_len"], row["heads"], row.get("routed"), row["backend"],
-                rule_of(row), row["coverage"],
+                row.get("device"), input_of(row), row["seq_len"], row["heads"], row.get("routed"),
+                row["backend"], rule_of(row), row["coverage"],
             )  # fmt: skip
             groups.setdefault(case, []).append(row)
     return sorted((mean_of(x) for x in groups.values()), key=lambda r: (r["seq_len"], input_of(r)))

@@ -64,6 +64,15 @@ def test_rows_are_means_of_layers_by_rule(gpu_records, tmp_path):
     assert tables["attend"] == tables["kernels"] == tables["ttft"] == gpu_records.NOTHING
 
 
+def test_rows_of_two_gpus_have_no_common_mean(gpu_records, tmp_path):
+    write(tmp_path / "h100_attention.jsonl", [whole(3, 3.0)])
+    write(tmp_path / "h200_attention.jsonl", [whole(10, 6.0, device="NVIDIA OTHER")])
+    table = gpu_records.gpu_tables(tmp_path)["whole"]
+    found = [line.split("|")[-2].strip() for line in table.splitlines() if "text, YaRN" in line]
+    assert sorted(found) == ["2.00×", "4.00×"]
+    assert "NVIDIA TEST / NVIDIA OTHER" in table
+
+
 def test_old_rows_of_random_lists_are_read(gpu_records, tmp_path):
     row = {**FACTS, **SIZES, "input": "random", "seq_len": 8192, "preset": None, "density": 0.1,
            "backend": "triton", "ms_attend": 1.0, "ms_dense": {"sdpa": 2.0},
