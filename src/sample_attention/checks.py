@@ -21,7 +21,7 @@ def check_share(name: str, value: object) -> None:
 
 def check_count(name: str, value: object, lowest: int) -> None:
     """Raise InvalidConfig unless the value is an integer from `lowest` on, or may be None."""
-    if value is None and name in ("segment", "chunk_tails", "pool", "probes"):
+    if value is None and name in ("coverage_at", "segment", "chunk_tails", "pool", "probes"):
         return
     if isinstance(value, bool) or not isinstance(value, int) or not lowest <= value <= LARGEST:
         raise InvalidConfig(f"{name} must be an integer from {lowest} to {LARGEST}, got {value!r}")

@@ -2,9 +2,10 @@
 
 | field            | symbol in paper | paper (v1) | mlsys (v3)   | default  | fast     | pooled   |
 |------------------|-----------------|------------|--------------|----------|----------|----------|
-| `coverage`       | alpha, alpha_c  | 0.95       | 0.95         | 0.95     | 0.85     | 0.95     |
+| `coverage`       | alpha, alpha_c  | 0.95       | 0.95         | 0.945    | 0.85     | 0.95     |
 | `head_coverage`  | -               | -          | -            | -        | -        | -        |
 | `depth_contrast` | -               | 1          | 1            | 4        | 4        | 1        |
+| `coverage_at`    | -               | -          | -            | 16384    | 16384    | -        |
 | `slash_coverage` | alpha_s         | -          | 0.95         | -        | -        | -        |
 | `segment`        | - (v3: one set) | whole call | whole call   | 128 rows | 128 rows | 128 rows |
 | `row_stride`     | 1 / r_row       | 20 (5 %)   | -            | 4        | 4        | 8        |
@@ -12,7 +13,8 @@
 | `pool`           | -               | -          | -            | 128 rows | 128 rows | 32 rows  |
 | `spread`         | -               | no         | no           | yes      | yes      | no       |
 | `probes`         | -               | all        | all          | 2048     | 2048     | all      |
-| `outliers`       | -               | -          | -            | 4        | 4        | -        |
+| `outliers`       | -               | -          | -            | 8        | 8        | -        |
+| `runs`           | -               | -          | -            | 0.0625   | 0.0625   | -        |
 | `key_block`      | blk             | 1          | 128          | 1        | 1        | 1        |
 | `window`         | w = ceil(r_w S) | 8 % of Skv | -            | 128      | 128      | 256      |
 | `dense_tail`     | bottom area     | 128        | -            | 64       | 64       | 64       |
@@ -55,8 +57,10 @@ LOWEST_RANK, HIGHEST_RANK = -128, 127
 """With `spread`, ranks 16 octaves and more below or above the first heavy one share a class."""
 
 PEAK = 64
-"""With `outliers`, columns of more than this share of an outlier row's mass, 1 in 64, are peaks; a
-power of two."""
+"""Columns of more than 1 in PEAK of an outlier row's mass are peaks; a power of two."""
+
+RUN = 16
+"""With `runs`, columns are taken along by aligned blocks of this many."""
 
 MOST_OUTLIERS = 16
 """Largest `outliers`: beyond it they would cost what all sampled rows do."""
@@ -75,6 +79,8 @@ class SampleAttentionConfig:
         depth_contrast: how many times as much mass as the middle layers of a model the first and
             the last may lose, 1 to 64; `for_layer` says how. A call that does not say its layer
             has the `coverage` as it is.
+        coverage_at: columns to choose from that give a segment the `coverage`; with n, fewer, it
+            may lose `sqrt(n / coverage_at)` times as much. None: all segments have the same.
         slash_coverage: `coverage` of slashes (blocks at a constant distance); None: no slashes.
         segment: consecutive query rows, aligned to absolute positions, that share one selection
             per head; None: all rows of the call share one.
@@ -89,6 +95,9 @@ class SampleAttentionConfig:
             None: they score all. Needs `spread`.
         outliers: sampled rows of a segment, those least like the others, whose peaks are kept as
             well: a mean hides what a single row needs. Up to MOST_OUTLIERS; it needs `spread`.
+        runs: a peak of more than this share of an outlier row's mass, 1 in PEAK or more, keeps its
+            aligned block of RUN columns and those beside: text repeats in runs, and rows next to
+            this one need columns next to it. Not around the first block. None: no runs.
         key_block: keys are kept in aligned blocks of this many; 1 is single keys.
         window: latest keys that every query keeps, itself included.
         window_ratio: window as a share of the key length; overrides `window`.
@@ -108,9 +117,10 @@ class SampleAttentionConfig:
     Source: arXiv 2406.15486, sections 3-4 (v1) and the MLSys 2025 version (v3).
     """
 
-    coverage: float = 0.95
+    coverage: float = 0.945
     head_coverage: tuple[float, ...] | None = None
     depth_contrast: float = 4
+    coverage_at: int | None = 16384
     slash_coverage: float | None = None
     segment: int | None = 128
     row_stride: int = 4
@@ -118,7 +128,8 @@ class SampleAttentionConfig:
     pool: int | None = 128
     spread: bool = True
     probes: int | None = 2048
-    outliers: int = 4
+    outliers: int = 8
+    runs: float | None = 0.0625
     key_block: int = 1
     window: int = 128
     window_ratio: float | None = None
@@ -131,7 +142,7 @@ class SampleAttentionConfig:
 
     def __post_init__(self) -> None:
         """Check ranges and combinations."""
-        for name in ("coverage", "slash_coverage", "dense_above", "window_ratio", "guard"):
+        for name in ("coverage", "slash_coverage", "dense_above", "window_ratio", "guard", "runs"):
             check_share(name, getattr(self, name))
         for name, lowest in _LOWEST.items():
             check_count(name, getattr(self, name), lowest)
@@ -140,8 +151,6 @@ class SampleAttentionConfig:
                 raise InvalidConfig(f"{name} must be True or False, got {getattr(self, name)!r}")
         check_contrast(self.depth_contrast)
         self.__dict__["head_coverage"] = _shares_of_heads(self.head_coverage)
-        if self.head_coverage is not None and self.segment is None:
-            raise InvalidConfig("head_coverage needs segments; set segment=128 or more")
         self._check_combinations()
         # Kept from the start: torch.compile reads one text where it would trace every number.
         pairs = [f'"{name}": {_literal(getattr(self, name))}' for name in _FIELDS]
@@ -183,11 +192,14 @@ class SampleAttentionConfig:
             )
         if self.outliers > MOST_OUTLIERS:
             raise InvalidConfig(f"outliers={self.outliers}; it must be at most {MOST_OUTLIERS}")
+        if self.runs is not None and self.runs * PEAK < 1:
+            raise InvalidConfig(f"runs={self.runs}; it must be 1/{PEAK}, what a peak is, or more")
 
     def _check_segments(self) -> None:
         if self.segment is None:
-            if self.pool is not None:
-                raise InvalidConfig("pool needs segments; set segment=128 or pool=None")
+            for name in ("pool", "head_coverage", "coverage_at"):
+                if getattr(self, name) is not None:
+                    raise InvalidConfig(f"{name} needs segments; set segment=128 or {name}=None")
             return
         for name in ("row_stride", "pool"):
             value = getattr(self, name)
@@ -337,8 +349,8 @@ def as_config(config: object) -> SampleAttentionConfig:
 
 _FIELDS = tuple(field.name for field in fields(SampleAttentionConfig))
 _LOWEST = {
-    "segment": 1, "row_stride": 1, "chunk_tails": 1, "pool": 1, "probes": 16, "outliers": 0,
-    "key_block": 1, "window": 0, "dense_tail": 0, "dense_prefix": 0, "held_out": 0,
+    "coverage_at": 1, "segment": 1, "row_stride": 1, "chunk_tails": 1, "pool": 1, "probes": 16,
+    "outliers": 0, "key_block": 1, "window": 0, "dense_tail": 0, "dense_prefix": 0, "held_out": 0,
 }  # fmt: skip
 
 
@@ -371,17 +383,18 @@ PRESETS = {
     "default": SampleAttentionConfig(),
     "fast": SampleAttentionConfig(coverage=0.85),
     "pooled": SampleAttentionConfig(
-        coverage=0.95, depth_contrast=1, row_stride=8, pool=32, spread=False, probes=None,
-        outliers=0, window=256,
+        coverage=0.95, depth_contrast=1, coverage_at=None, row_stride=8, pool=32, spread=False,
+        probes=None, outliers=0, runs=None, window=256,
     ),
     "paper": SampleAttentionConfig(
-        coverage=0.95, depth_contrast=1, segment=None, row_stride=20, pool=None, spread=False,
-        probes=None, outliers=0, window_ratio=0.08, residual=False, dense_tail=128, dense_prefix=0,
+        coverage=0.95, depth_contrast=1, coverage_at=None, segment=None, row_stride=20, pool=None,
+        spread=False, probes=None, outliers=0, runs=None, window_ratio=0.08, residual=False,
+        dense_tail=128, dense_prefix=0,
     ),
     "mlsys": SampleAttentionConfig(
-        coverage=0.95, depth_contrast=1, slash_coverage=0.95, segment=None, chunk_tails=2,
-        pool=None, spread=False, probes=None, outliers=0, key_block=128, window=0, residual=False,
-        dense_tail=0, dense_prefix=0,
+        coverage=0.95, depth_contrast=1, coverage_at=None, slash_coverage=0.95, segment=None,
+        chunk_tails=2, pool=None, spread=False, probes=None, outliers=0, runs=None, key_block=128,
+        window=0, residual=False, dense_tail=0, dense_prefix=0,
     ),
 }  # fmt: skip
 """The named points of the space; the table above says what each is."""

@@ -20,6 +20,7 @@ from .config import (
     LOWEST_RANK,
     MOST_HEAVY,
     PEAK,
+    RUN,
     SPREAD_SHARE,
     WINDOW_ALIGNMENT,
     SampleAttentionConfig,
@@ -134,8 +135,11 @@ def _filter(
 
 
 def _need(exact: Tensor, selectable: Tensor, config: SampleAttentionConfig) -> float:
-    outside = float((exact * selectable).sum())
-    return config.coverage - (1 - outside) if config.residual else config.coverage * outside
+    outside, coverage = float((exact * selectable).sum()), config.coverage
+    if config.coverage_at is not None:
+        fewer = min(1.0, float(selectable.sum()) / config.coverage_at)
+        coverage = 1 - (1 - coverage) * math.sqrt(fewer)
+    return coverage - (1 - outside) if config.residual else coverage * outside
 
 
 def _pooled_rank(
@@ -162,7 +166,7 @@ def _spread_segment(
 
     Probed are columns at equal distances, each standing for `step`, and heavy ones, of more than
     one in MOST_HEAVY of the sum of all ranks, which the former tell. Peaks are kept as well,
-    columns of more than one in PEAK of the mass of an outlier row.
+    columns of more than one in PEAK of the mass of an outlier row, and runs around high ones.
     """
     factor = q.shape[-1] ** -0.5 if scale is None else scale
     count, probes = int(selectable.sum()), config.probes or len(k)
@@ -191,8 +195,18 @@ def _spread_segment(
     lse = torch.logsumexp(weighted, -1, keepdim=True)
     exact = torch.exp(weighted - lse).mean(0) * selectable
     outliers = _outlier_rows(q[sampled], config.outliers)
-    peaks = (scores - lse)[outliers] > -math.log(PEAK)
-    return _filter(classes, exact, selectable, config, peaks.any(0))
+    shares = torch.exp(scores - lse)[outliers] * selectable
+    peaks = (shares > 1 / PEAK).any(0)
+    if config.runs is not None:
+        peaks |= _runs((shares > config.runs).any(0))
+    return _filter(classes, exact, selectable, config, peaks)
+
+
+def _runs(high: Tensor) -> Tensor:
+    """Blocks of RUN columns that hold a high peak, and those beside; the first holds none."""
+    block = torch.arange(len(high)) // RUN
+    of_high = block[high & (block > 0)]
+    return torch.isin(block, torch.cat([of_high - 1, of_high, of_high + 1]))
 
 
 def _outlier_rows(q: Tensor, count: int) -> list[int]:

@@ -41,7 +41,8 @@ def short_text(monkeypatch):
 @pytest.fixture
 def captured(model_folder):
     return ("bench", "attention", *QUICK, "--input", f"captured:{model_folder}", "--lengths", "700",
-            "--config", "dense_prefix=128", "--config", "window=32", "--layers", "1")  # fmt: skip
+            "--config", "dense_prefix=128", "--config", "window=32", "--config", "coverage_at=none",
+            "--config", "runs=none", "--layers", "1")  # fmt: skip
 
 
 def rows_of(done):
@@ -102,7 +103,7 @@ def test_rows_of_captured_inputs(cli, captured, model_folder):
 @pytest.fixture
 def tuned_file(tmp_path):
     """Every layer has coverages of its own."""
-    config = SampleAttentionConfig(dense_prefix=128, window=32)
+    config = SampleAttentionConfig(dense_prefix=128, window=32, coverage_at=None, runs=None)
     table = ((0.3,) * HEADS, (0.5, 0.6, 0.7, 0.8), (0.9,) * HEADS)
     path = tmp_path / "tuned.json"
     Tuned("tiny", (Interval(0, config, table),)).save(path)
@@ -322,7 +323,8 @@ def test_rows_of_a_gpu(cli, model_folder):
     assert (row["backend"], row["dtype"], row["heads"]) == ("triton", "bfloat16", 32)
     assert row["extra_bytes"] > 0
     assert row.keys() >= ROW - {"ms_floor", "matmul_gflops"}
-    chosen = ("--config", "dense_prefix=128", "--config", "window=32", "--layers", "1")
+    chosen = ("--config", "dense_prefix=128", "--config", "window=32", "--config",
+              "coverage_at=none", "--config", "runs=none", "--layers", "1")  # fmt: skip
     (row,) = rows_of(cli(*command, "700", "--input", f"captured:{model_folder}", *chosen))
     assert row["ms_total"] > 0
     assert row["density"] < 1

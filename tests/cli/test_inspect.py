@@ -39,7 +39,7 @@ def test_all_layers_and_heads(cli, model_folder, prompt_file, small, tmp_path):
     done = cli("inspect", model_folder, prompt_file, *small, "--layers", "all", "--rows", 32,
                "--output", tmp_path)  # fmt: skip
     assert done.code == 0, done.err
-    assert "SD(0.95)" in done.out
+    assert "SD(0.945)" in done.out
     assert "means over heads" in done.out
     assert {path.name for path in tmp_path.iterdir()} == {"inspect.json", "heads.png"}
     report = json.loads((tmp_path / "inspect.json").read_text("utf-8"))

@@ -15,7 +15,8 @@ LAYERS, HEADS = 3, 4
 FAST = ("--lengths", "300,600", "--requests", "4", "--device", "cpu", "--threads", "1",
         "--config", "dense_prefix=0", "--config", "dense_tail=0", "--config", "segment=64",
         "--config", "pool=64", "--config", "window=16", "--config", "row_stride=8",
-        "--config", "outliers=2")  # fmt: skip
+        "--config", "outliers=2", "--config", "coverage_at=none",
+        "--config", "runs=none")  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -76,7 +77,7 @@ def test_run_takes_the_interval_of_the_prompt(cli, tuned_file, model_folder, pro
 @pytest.fixture
 def by_head(tmp_path):
     """Heads of the first layer keep little, those of the last next to all."""
-    config = SampleAttentionConfig(dense_prefix=128, window=32)
+    config = SampleAttentionConfig(dense_prefix=128, window=32, coverage_at=None, runs=None)
     table = tuple((share,) * HEADS for share in (0.3, 0.9, 0.999))
     path = tmp_path / "by_head.json"
     Tuned("tiny", (Interval(0, config, table),)).save(path)

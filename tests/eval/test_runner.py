@@ -21,7 +21,8 @@ from sample_attention.plan import Interval
 
 LENGTH = 768
 SETTINGS = RunSettings("tiny", skip_below=0.0)
-SPARSE = "default:coverage=0.6,dense_prefix=0,dense_tail=0,window=16"
+SMALL = "coverage_at=none,dense_prefix=0,dense_tail=0,runs=none,window=16"
+SPARSE = f"default:coverage=0.6,{SMALL}"
 FIELDS = {
     "model", "length", "task", "method", "setting", "n", "score", "answer_logprob", "ci95",
     "density", "retained_mass_mean", "seed", "commit", "config", "scores", "logprobs", "densities",
@@ -52,7 +53,7 @@ def test_rows_of_answers(loaded):
     assert dense["density"] == 1
     assert dense["setting"] == ""
     assert dense["config"] is None
-    assert sparse["setting"] == "coverage=0.6,dense_prefix=0,dense_tail=0,window=16"
+    assert sparse["setting"] == SPARSE.removeprefix("default:")
     assert sparse["config"]["coverage"] == 0.6
     assert 0 < sparse["density"] < 1
     assert sparse["retained_mass_mean"] is None
@@ -187,11 +188,11 @@ def test_nothing_is_written_after_the_answer(loaded):
 def test_a_method_is_turned_to_a_density(loaded):
     ids = encode_text(loaded.tokenizer, reference_text()[:8000])[:1024]
     for wanted in (0.3, 0.5):
-        method = parse_method(f"default:density={wanted},dense_prefix=0,dense_tail=0,window=16")
+        method = parse_method(f"default:density={wanted},{SMALL}")
         _, kept = text_logits(loaded, ids, turned_to_density(loaded, ids, method))
         assert abs(kept.density - wanted) < 0.1 * wanted
-    (_, row) = measured(loaded, suite("default:density=0.4,dense_prefix=0,dense_tail=0,window=16"))
-    assert row["setting"] == "dense_prefix=0,dense_tail=0,density=0.4,window=16"
+    (_, row) = measured(loaded, suite(f"default:density=0.4,{SMALL}"))
+    assert {*row["setting"].split(",")} == {"density=0.4", *SMALL.split(",")}
     assert row["turned"]["coverage"] != row["config"]["coverage"]
 
 

@@ -9,7 +9,15 @@ from sample_attention.models import LoadedModel
 from sample_attention.tuning.heads import HEAD_COVERAGES, profile_heads
 
 CONFIG = SampleAttentionConfig(
-    coverage=0.9, segment=16, pool=16, row_stride=4, window=8, dense_prefix=0, dense_tail=0
+    coverage=0.9,
+    coverage_at=None,
+    segment=16,
+    pool=16,
+    row_stride=4,
+    runs=None,
+    window=8,
+    dense_prefix=0,
+    dense_tail=0,
 )
 CAPPED = {"gemma2", "gpt_oss"}
 NO_WINDOWS = {"llama", "glm4"}

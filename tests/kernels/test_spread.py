@@ -25,7 +25,9 @@ def test_step_is_the_smallest_power_of_two_that_leaves_few_enough(columns, probe
     assert probe_step(columns, None) == 1
 
 
-RULE = SampleAttentionConfig(dense_prefix=0, dense_tail=0, window=64, coverage=0.9)
+RULE = SampleAttentionConfig(
+    dense_prefix=0, dense_tail=0, window=64, coverage=0.9, coverage_at=None, runs=None
+)
 
 
 def test_few_probes_say_what_all_columns_say():
@@ -73,7 +75,7 @@ def test_what_moves_all_scores_of_a_row_alike_changes_nothing():
     shifted = k + 5 * torch.randn(1, 2, 1, 16, dtype=torch.float64)
     plan, again = (sa.select(q, x, config, backend="eager") for x in (k, shifted))
     assert torch.equal(plan_masks(again), reference.select(q[0], shifted[0], config))
-    assert plan.density().mean() < 1 / 4
+    assert plan.density().mean() < 1 / 3
     changed = (plan_masks(plan) != plan_masks(again)).sum() / plan_masks(plan).sum()
     assert changed < 1 / CLASSES_PER_OCTAVE / 8
 

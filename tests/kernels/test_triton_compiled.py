@@ -50,14 +50,14 @@ TYPES = {
     **dict.fromkeys(
         ("Table", "PageTable", "Window", "Indices", "Counts", "At", "Position", "Edge", "Low",
          "High", "Nearest", "Limits", "Threshold", "HeavyCounts", "Heavy",
-         "Bits", "Outliers"), "*i32",
+         "Bits", "Outliers", "Peaks"), "*i32",
     ),
     **dict.fromkeys(("Offsets", "Used"), "*i64"),
-    **dict.fromkeys(("dense_above", "scale", "half"), "fp32"),
+    **dict.fromkeys(("dense_above", "scale", "half", "high"), "fp32"),
     **dict.fromkeys(
         ("strides", "q_strides", "k_strides", "v_strides", "out_strides"), ("i64",) * 3
     ),
-    "Dense": "*i8", "Always": "*i8", "Peaks": "*i16", "Mass": "*bf16", "Class": "*u8",
+    "Dense": "*i8", "Always": "*i8", "Mass": "*bf16", "Class": "*u8",
 }  # fmt: skip
 """All others are numbers, i32."""
 
@@ -76,9 +76,7 @@ SPREAD = {
     "TYPES": {"Mass": "*fp32"},
 }  # fmt: skip
 PEAKS = {**SPREAD, **outliers.peak_tile(8, 128), **outliers.PEAK_LAUNCH}
-DECIDE = {
-    **SPREAD, **counting.DECIDE_LAUNCH, "TYPES": {**SPREAD["TYPES"], "Peaks": "*i32"},
-}  # fmt: skip
+DECIDE = {**SPREAD, **counting.DECIDE_LAUNCH}
 PAGED = {"PAGE_SIZE": 16, "PageTable": ..., "page_table_stride": ...}
 RANKS, COUNTS = {"Mass": None}, {"Class": None}
 CHUNKS = {"CHUNK": mass.LSE_CHUNK}

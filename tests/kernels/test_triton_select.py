@@ -41,6 +41,7 @@ SEGMENTS = {
     "sampled rows rank": {"pool": None},
     "no residual": {"residual": False, "coverage": 0.8},
     "coverage low": {"coverage": 0.5},
+    "less is lost of few columns": {"coverage": 0.5, "coverage_at": 400},
     "coverage high": {"coverage": 0.999, "dense_above": 1.0},
     "window of one": {"window": 1},
     "window beyond the prompt": {"window": 5000},
@@ -66,7 +67,16 @@ SPREAD = {
     "spread, no outliers": {"outliers": 0, "probes": 16, "window": 16},
     "spread, three outliers": {"outliers": 3, "probes": 16, "coverage": 0.6, "window": 5},
     "spread, most outliers": {"outliers": 16, "probes": 16, "coverage": 0.6, "window": 1},
-    "spread, nothing but peaks": {"coverage": 1e-6, "probes": 16, "outliers": 4, "window": 2},
+    "spread, nothing but peaks": {
+        "coverage": 1e-6,
+        "probes": 16,
+        "outliers": 4,
+        "runs": None,
+        "window": 2,
+    },
+    "spread, less is lost of few columns": {"coverage_at": 700, "probes": 16, "coverage": 0.4},
+    "spread, nothing but runs": {"coverage": 1e-6, "probes": 16, "runs": 1 / 64, "window": 2},
+    "spread, runs of half a row's mass": {"coverage": 0.3, "probes": 16, "runs": 0.5, "window": 7},
 }
 PAPER = {
     "paper": {},
@@ -91,7 +101,7 @@ CONFIGS = (
         for name, fields in SEGMENTS.items()
     }
     | {
-        name: SampleAttentionConfig(**{**POOLED, "pool": 64, **fields})
+        name: SampleAttentionConfig(**{**POOLED, "pool": 64, "coverage_at": None, **fields})
         for name, fields in SPREAD.items()
     }
     | {name: SampleAttentionConfig.preset("paper", **fields) for name, fields in PAPER.items()}

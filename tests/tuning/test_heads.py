@@ -14,7 +14,14 @@ from sample_attention.tuning.heads import HEAD_COVERAGES, HeadProfile, profile_h
 
 LAYERS = 3
 CONFIG = SampleAttentionConfig(
-    dense_prefix=0, dense_tail=0, window=16, segment=32, pool=32, dense_above=1.0
+    dense_prefix=0,
+    dense_tail=0,
+    window=16,
+    segment=32,
+    pool=32,
+    dense_above=1.0,
+    coverage_at=None,
+    runs=None,
 )
 
 

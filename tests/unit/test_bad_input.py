@@ -118,7 +118,7 @@ def test_names_of_presets_and_backends(call):
 
 MLSYS = {
     "coverage": 0.95, "slash_coverage": 0.95, "segment": None, "chunk_tails": 2, "pool": None,
-    "spread": False, "probes": None, "outliers": 0,
+    "spread": False, "probes": None, "outliers": 0, "coverage_at": None,
 }  # fmt: skip
 NO_SPREAD = {"spread": False, "probes": None, "outliers": 0}
 CONFIGS = [
@@ -176,10 +176,14 @@ CONFIGS = [
     ({"segment": None, "pool": None}, ["spread", "segment=None"]),
     ({"spread": False, "probes": 64}, ["probes", "spread=True"]),
     ({"probes": 8}, ["probes", "from 16", "8"]),
-    ({"spread": False, "probes": None}, ["outliers=4", "spread=True", "outliers=0"]),
+    ({"spread": False, "probes": None}, ["outliers=8", "spread=True", "outliers=0"]),
     ({"outliers": 17}, ["outliers=17", "at most 16"]),
     ({"outliers": -1}, ["outliers", "from 0"]),
     ({"outliers": None}, ["outliers", "None"]),
+    ({"runs": 0.01}, ["runs=0.01", "1/64"]),
+    ({"runs": 1.5}, ["runs", "(0, 1]", "1.5"]),
+    ({"coverage_at": 0}, ["coverage_at", "from 1"]),
+    ({**NO_SPREAD, "segment": None, "pool": None}, ["coverage_at", "segment=128", "=None"]),
 ]
 
 

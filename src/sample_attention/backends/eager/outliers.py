@@ -7,38 +7,59 @@ import math
 import torch
 from torch import Tensor
 
-from ...config import PEAK
+from ...config import PEAK, RUN, SampleAttentionConfig
 from .mass import staircase
 
 COLUMNS_AT_ONCE = 4096
 """Columns that outlier rows score at once: the scores stay in the caches."""
 
 
-def peaks(q: Tensor, scores: Tensor, k: Tensor, limits: Tensor, count: int) -> Tensor:
-    """Columns of more than one in PEAK of the mass of one of the outlier rows of their segment.
+def peaks(
+    q: Tensor, scores: Tensor, k: Tensor, limits: Tensor, config: SampleAttentionConfig
+) -> Tensor:
+    """Columns of more than one in PEAK of the mass of an outlier row of their segment, and runs.
 
     Args:
         q: the sampled rows, scaled, `[G, M, R, D]`.
         scores: `[G, M, R, P]`, whose log-sum-exp is that of the rows, as far as probes tell.
         k: `[Skv, D]`.
         limits: int64 `[M]` on the host, how many columns each segment can choose from.
-        count: outlier rows of a segment.
+        config: the rule.
 
     Returns:
         bool `[G, M, K]` with K the largest limit.
     """
+    count = config.outliers
     of_all = (_outlier_rows(q, count) + _starts(q)).flatten()  # rows are copied whole
     rows = q.flatten(0, 2)[of_all]
     shift = math.log(PEAK) - torch.logsumexp(scores.flatten(0, 2)[of_all], -1)
     first, limit = int(limits.min()), int(limits.max())
-    found = torch.empty(*q.shape[:2], limit, dtype=torch.bool, device=q.device)
+    above = q.new_empty(*q.shape[:2], limit)
     for keys, part in zip(
-        k[:limit].split(COLUMNS_AT_ONCE), found.split(COLUMNS_AT_ONCE, -1), strict=True
+        k[:limit].split(COLUMNS_AT_ONCE), above.split(COLUMNS_AT_ONCE, -1), strict=True
     ):
-        above = torch.addmm(shift, keys, rows.T)  # tall by few is faster than few by wide
-        part.copy_((above.view(-1, *q.shape[:2], count).amax(-1) > 0).permute(1, 2, 0))
-    found[..., first:].masked_fill_(staircase(limits - first, limit - first, q.device), value=False)
+        over = torch.addmm(shift, keys, rows.T)  # tall by few is faster than few by wide
+        part.copy_(over.view(-1, *q.shape[:2], count).amax(-1).permute(1, 2, 0))
+    beyond = staircase(limits - first, limit - first, q.device)
+    above[..., first:].masked_fill_(beyond, -math.inf)
+    found = above > 0
+    if config.runs is not None:
+        found |= _runs(above > math.log(PEAK * config.runs))
+        found[..., first:].masked_fill_(beyond, value=False)
     return found
+
+
+def _runs(high: Tensor) -> Tensor:
+    """Blocks of RUN columns that hold a high peak, and those beside; the first holds none.
+
+    bool like `high` `[G, M, K]`.
+    """
+    columns = high.shape[-1]
+    blocks = torch.nn.functional.pad(high, (0, -columns % RUN)).unflatten(-1, (-1, RUN)).any(-1)
+    blocks[..., 0] = False
+    wide = torch.nn.functional.pad(blocks, (1, 1))
+    near = wide[..., :-2] | blocks | wide[..., 2:]
+    return near.repeat_interleave(RUN, -1)[..., :columns]
 
 
 def _outlier_rows(q: Tensor, count: int) -> Tensor:

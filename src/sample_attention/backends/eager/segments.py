@@ -99,7 +99,7 @@ def _pooled_columns(
         prob, firsts = rows.pooled_softmax(spans[0][0], spans[-1][1], config.pool)
         ranked = column_mass(prob, _edges(firsts, window, config), len(spans), limit)
     classes = rank_classes(ranked.float())
-    lowest = smallest_classes(classes, exact, needed(exact, rows.heads, config))
+    lowest = smallest_classes(classes, exact, needed(exact, rows.heads, config, limits))
     keep = classes >= lowest[..., None]
     last = int(limits.min())
     beyond = torch.arange(last, keep.shape[-1]) >= limits[:, None]

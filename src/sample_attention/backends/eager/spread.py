@@ -82,10 +82,11 @@ def spread_columns(
     heavy_from = _heavy_from(rank, segments.step)
     probes = _probes(rank, heavy_from, sure, segments.step)
     q, scores = _scores(rows, segments, probes, config)
-    alone = peaks(q, scores, rows.k, limits, config.outliers) if config.outliers else None
+    alone = peaks(q, scores, rows.k, limits, config) if config.outliers else None
     probed = probes.bias.shape[-1]
     mass = torch.softmax(scores, -1, out=scores)[..., :probed].mean(2)
-    lowest = smallest_classes(probes.classes, mass, needed(mass, rows.heads, config), NUM_RANKS)
+    need = needed(mass, rows.heads, config, limits)
+    lowest = smallest_classes(probes.classes, mass, need, NUM_RANKS)
     keep_from = lowest + (heavy_from + LOWEST_RANK)
     keep_from.masked_fill_(lowest == 0, torch.finfo(rank.dtype).min)
     keep_from.masked_fill_(lowest == NUM_RANKS, math.inf)

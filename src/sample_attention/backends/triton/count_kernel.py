@@ -15,7 +15,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from .filter_kernel import close_list, flag_columns, list_columns
+from .filter_kernel import close_list, flag_columns, list_columns, mass_needed
 from .mass_kernel import FLOOR, key_pointer, load_keys, page_pointer
 from .spread_kernel import distance_of_probes, lists_of_tile, octaves_of_probes, segment_rows
 
@@ -240,7 +240,7 @@ def mass_from(mass, classes, heavy_mass, heavy_classes, low):
 def decide_kernel(
     Q, K, Table, PageTable, Class, Limits, Dense, HeavyCounts, Heavy, Shift, Mass, HeavyMass, Peaks,
     Counts, Bits, q_strides, k_strides, page_table_stride, pitch, num_segments, first_segment,
-    Coverage, dense_above, scale,
+    Coverage, coverage_at, dense_above, scale,
     NUM_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     SEGMENT: tl.constexpr, ROW_STRIDE: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr,
     PROBES: tl.constexpr, BLOCK_P: tl.constexpr, ROOM: tl.constexpr, BLOCK: tl.constexpr,
@@ -289,8 +289,7 @@ def decide_kernel(
     keys = tl.load(Heavy + t, mask=t < count, other=0)
     heavy_classes = tl.load(Class + keys, mask=t < count, other=0).to(tl.int32)
     outside = mass_from(mass, classes, heavy_mass, heavy_classes, 0)
-    coverage = tl.load(Coverage + h)
-    need = coverage - (1.0 - outside) if RESIDUAL else coverage * outside
+    need = mass_needed(outside, tl.load(Coverage + h), limit, coverage_at, RESIDUAL)
     low = 0
     half = NUM_CLASSES // 2
     while half > 0:
@@ -300,7 +299,7 @@ def decide_kernel(
     low = tl.where(need > 0, low, NUM_CLASSES)
     if tl.abs(outside) < float("inf"):
         if Peaks is not None:
-            Peaks += scratch * (pitch // 32)
+            Peaks += scratch * (pitch // 16)
         kept = flag_columns(Class, Bits + scratch * (pitch // 32), Peaks, limit, pitch, low, BLOCK)
         close_list(Counts, Dense, entry, kept, limit, dense_above)
     else:

@@ -103,7 +103,7 @@ def count_on_probes(
     launch: Any = decide_kernel[(count, heads, n)]
     launch(
         *first, ranked.classes, facts.limits, dense, *heavy, shift, mass, heavy_mass, peaks,
-        lists.counts, ranked.bits, *strides, pitch, *last, lists.coverage, config.dense_above,
-        scale, **constants, ROOM=room, BLOCK_P=power_of_two(max(probes, room)),
+        lists.counts, ranked.bits, *strides, pitch, *last, lists.coverage, config.coverage_at or 1,
+        config.dense_above, scale, **constants, ROOM=room, BLOCK_P=power_of_two(max(probes, room)),
         RESIDUAL=config.residual, **DECIDE_LAUNCH,
     )  # fmt: skip

@@ -37,9 +37,18 @@ def sums_from(Class, Mass, limit, pitch, low, step, BLOCK: tl.constexpr):
     return tl.sum(every), tl.sum(one), tl.sum(two), tl.sum(three)
 
 
+@triton.jit
+def mass_needed(outside, coverage, limit, coverage_at, RESIDUAL: tl.constexpr):
+    """What columns have to hold of rows with `outside` beyond the window, of `limit` columns."""
+    fewer = tl.minimum(limit / coverage_at, 1.0)
+    coverage = 1.0 - (1.0 - coverage) * tl.sqrt(fewer)
+    return coverage - (1.0 - outside) if RESIDUAL else coverage * outside
+
+
 @triton.jit(do_not_specialize=["num_segments", "first_segment"])
 def threshold_kernel(
     Class, Mass, Limits, Always, Threshold, Dense, pitch, num_segments, first_segment, Coverage,
+    coverage_at,
     RESIDUAL: tl.constexpr, BLOCK: tl.constexpr, NUM_CLASSES: tl.constexpr,
 ):  # fmt: skip
     """The highest class t such that the columns of classes >= t hold the share.
@@ -58,8 +67,7 @@ def threshold_kernel(
     limit = tl.load(Limits + n * num_segments + first_segment + g)
     # four quarters of the 256 classes, four quarters of the chosen one, and so on
     outside, one, two, three = sums_from(Class, Mass, limit, pitch, 0, 64, BLOCK)
-    coverage = tl.load(Coverage + h)
-    need = coverage - (1.0 - outside) if RESIDUAL else coverage * outside
+    need = mass_needed(outside, tl.load(Coverage + h), limit, coverage_at, RESIDUAL)
     low = 64 * ((one >= need).to(tl.int32) + (two >= need) + (three >= need))
     step = 16
     while step > 0:
@@ -112,10 +120,34 @@ def list_columns(Bits, limit, Out, room, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def flag_columns(Class, Bits, Others, limit, pitch, threshold, BLOCK: tl.constexpr):
+def block_of_peaks(Peaks, block, limit):
+    """What `peak_kernel` wrote of blocks of 16 columns, and whether a run goes through them.
+
+    None goes through the first, nor for a peak beyond the limit.
+    """
+    there = tl.minimum(tl.maximum(limit - block * 16, 0), 16)
+    found = tl.load(Peaks + block, mask=(block >= 0) & (there > 0), other=0)
+    high = (found >> 16) & ((1 << there) - 1)
+    return found, (high != 0) & (block > 0)
+
+
+@triton.jit
+def load_peaks(Peaks, at, limit):
+    """Words of bits that stand for 32 columns each: peaks, and blocks of a run and beside it."""
+    _, before = block_of_peaks(Peaks, 2 * at - 1, limit)
+    lower, one = block_of_peaks(Peaks, 2 * at, limit)
+    upper, two = block_of_peaks(Peaks, 2 * at + 1, limit)
+    _, after = block_of_peaks(Peaks, 2 * at + 2, limit)
+    words = (lower & 0xFFFF) | (upper << 16)
+    words |= tl.where(before | one | two, 0xFFFF, 0)
+    return words | tl.where(one | two | after, -0x10000, 0)
+
+
+@triton.jit
+def flag_columns(Class, Bits, Peaks, limit, pitch, threshold, BLOCK: tl.constexpr):
     """Write a bit for every column below the limit of a class >= threshold, and count them.
 
-    `Others` are bits of columns that are kept whatever their class is; or None.
+    `Peaks` and their runs are kept whatever their class is; or it is None.
 
     Four classes, the bytes of a word, are compared at once: by their lower seven bits in a
     subtraction that cannot borrow from the next byte, then by the highest.
@@ -126,7 +158,7 @@ def flag_columns(Class, Bits, Others, limit, pitch, threshold, BLOCK: tl.constex
     lower = (threshold & 127).to(tl.uint32) * 0x01010101
     counts = tl.zeros([BLOCK // 32], tl.int32)
     some = threshold < 256
-    stop = tl.where(some, limit, 0) if Others is None else limit
+    stop = tl.where(some, limit, 0) if Peaks is None else limit
     for j in range(0, stop, BLOCK):
         fours, _ = load_block(Class, j // 4, limit, pitch // 4, BLOCK // 4)
         reached = (fours | 0x80808080) - lower
@@ -134,9 +166,8 @@ def flag_columns(Class, Bits, Others, limit, pitch, threshold, BLOCK: tl.constex
         nibbles = (reached * 0x00204081) >> 28  # the four flags, side by side
         flags = tl.sum(tl.reshape(nibbles << place, [BLOCK // 32, 8]), 1)
         flags = flags.to(tl.int32, bitcast=True)
-        if Others is not None:
-            others = tl.load(Others + j // 32 + word, mask=j + word * 32 < limit, other=0)
-            flags = tl.where(some, flags, 0) | others
+        if Peaks is not None:
+            flags = tl.where(some, flags, 0) | load_peaks(Peaks, j // 32 + word, limit)
         flags = clear_from(flags, j // 32 + word, limit)
         tl.store(Bits + j // 32 + word, flags, mask=j + word * 32 < limit)
         counts += count_bits(flags)

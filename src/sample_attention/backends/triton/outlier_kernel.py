@@ -47,7 +47,7 @@ def outlier_kernel(
 @triton.jit(do_not_specialize=["first_segment", "last_segment", "num_segments", "pitch"])
 def peak_kernel(
     Q, K, Table, PageTable, Limits, Dense, Outliers, Shift, Peaks, q_strides, k_strides,
-    page_table_stride, first_segment, last_segment, num_segments, pitch, scale,
+    page_table_stride, first_segment, last_segment, num_segments, pitch, scale, high,
     NUM_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     SEGMENT: tl.constexpr, ROW_STRIDE: tl.constexpr, ROWS: tl.constexpr, OUTLIERS: tl.constexpr,
     COUNT: tl.constexpr, BLOCK_S: tl.constexpr, BLOCK_N: tl.constexpr, CHUNK: tl.constexpr,
@@ -55,9 +55,9 @@ def peak_kernel(
 ):  # fmt: skip
     """A bit for each of CHUNK columns that holds more than 2^-OCTAVES of an outlier row's mass.
 
-    int16 `[N, H, G', pitch / 16]`: sixteen keys of a tile lie in one warp, which sums their bits by
-    itself. One program for BLOCK_S segments of a head, each with COUNT rows, OUTLIERS or more. The
-    last words may reach past a segment's limit.
+    int32 `[N, H, G', pitch / 16]`, in the upper half those of `high` octaves more: sixteen keys of
+    a tile lie in one warp, which sums their bits by itself. One program for BLOCK_S segments of a
+    head, each with COUNT rows, OUTLIERS or more. The last words may reach past a segment's limit.
     """
     h, n, chunks = tl.program_id(1), tl.program_id(2), tl.cdiv(pitch, CHUNK)
     start = first_segment + tl.program_id(0) // chunks * BLOCK_S
@@ -95,6 +95,6 @@ def peak_kernel(
         )
         over = tl.dot(k, tl.trans(q)) * scale - least[None, :]
         most = tl.max(tl.reshape(over, [BLOCK_N, COUNT, BLOCK_S]), 1)
-        flags = tl.where(most > 0, bit, 0)
-        flags = tl.sum(tl.reshape(flags, [BLOCK_N // 16, 16, BLOCK_S]), 1).to(tl.int16)
+        flags = tl.where(most > 0, bit, 0) | tl.where(most > high, bit << 16, 0)
+        flags = tl.sum(tl.reshape(flags, [BLOCK_N // 16, 16, BLOCK_S]), 1)
         tl.store(Peaks[None, :] + j // 16 + word[:, None], flags, mask=(j < limit)[None, :])

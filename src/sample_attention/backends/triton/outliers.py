@@ -38,7 +38,7 @@ def find_peaks(
     q: Tensor, keys: Keys, config: SampleAttentionConfig, lists: Lists, segments: range, pitch: int,
     shift: Tensor,
 ) -> Tensor:  # fmt: skip
-    """Bits of the peaks of each segment: int32 `[N, H, G', pitch / 32]`.
+    """Bits of the peaks of each segment, as `peak_kernel` has them: int32 `[N, H, G', pitch / 16]`.
 
     Args:
         q: holds the sampled rows.
@@ -54,7 +54,7 @@ def find_peaks(
     (n, heads, _), rows = lists.counts.shape, shift.shape[-1]
     table, dense = problem.sequences.table, lists.dense.view(torch.int8)
     outliers = lists.counts.new_empty(n, heads, count, config.outliers)
-    peaks = lists.counts.new_empty(n, heads, count, pitch // 32)
+    peaks = lists.counts.new_empty(n, heads, count, pitch // 16)
     constants = {
         "SEGMENT": facts.size, "ROW_STRIDE": config.row_stride, "ROWS": rows,
         "OUTLIERS": config.outliers,
@@ -69,9 +69,14 @@ def find_peaks(
     tiles = -(-count // tile["BLOCK_S"]) * -(-pitch // PEAK_LAUNCH["CHUNK"])
     find: Any = peak_kernel[(tiles, heads, n)]
     find(
-        q, keys.k, table, pages, facts.limits, dense, outliers, shift, peaks.view(torch.int16),
+        q, keys.k, table, pages, facts.limits, dense, outliers, shift, peaks,
         q.stride()[:3], keys.k.stride()[:3], page_table_stride(pages), segments.start,
-        segments.stop, facts.segments, pitch, keys.scale * LOG2E,
+        segments.stop, facts.segments, pitch, keys.scale * LOG2E, _high(config),
         **layout, NUM_HEADS=heads, GROUP=problem.group_size, **constants, **tile, **PEAK_LAUNCH,
     )  # fmt: skip
     return peaks
+
+
+def _high(config: SampleAttentionConfig) -> float:
+    """How many octaves above a peak of the least share those are that runs begin from."""
+    return math.inf if config.runs is None else math.log2(PEAK * config.runs)
