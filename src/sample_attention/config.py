@@ -60,7 +60,7 @@ PEAK = 64
 """Columns of more than 1 in PEAK of an outlier row's mass are peaks; a power of two."""
 
 RUN = 16
-"""With `runs`, columns are taken along by aligned blocks of this many."""
+"""With `runs`, columns are taken along by aligned blocks of this many: a word of `peak_kernel`."""
 
 MOST_OUTLIERS = 16
 """Largest `outliers`: beyond it they would cost what all sampled rows do."""

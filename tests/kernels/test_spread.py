@@ -1,5 +1,6 @@
 """The rule by mean and spread: few pairs are scored, and what they say is close to all of them."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -136,3 +137,39 @@ def test_outliers_that_are_alike_count_once(select):
     kept = select(q, k, replace(PEAKS_ONLY, outliers=2)).columns(0, 0, 7).tolist()
     assert 200 in kept
     assert 300 in kept
+
+
+def test_runs_keep_what_lies_next_to_a_high_peak(select):
+    """Of the block of 16 that holds key 200 and those beside it; half of the mass is enough."""
+    q, k = one_row_looks_far_back(rows=(902,), strength=(1.0,))
+    k[0, 0, 200] = k[0, 0, 100]
+    k[0, 0, 100] = 0
+    alone = set(select(q, k, PEAKS_ONLY).columns(0, 0, 7).tolist())
+    runs = set(select(q, k, replace(PEAKS_ONLY, runs=0.5)).columns(0, 0, 7).tolist())
+    assert 200 in alone
+    assert runs - alone == set(range(176, 224)) - alone
+    assert select(q, k, replace(PEAKS_ONLY, runs=1.0)).columns(0, 0, 7).tolist() == sorted(alone)
+
+
+def test_the_first_block_is_no_run(select):
+    q, k = one_row_looks_far_back(rows=(902,), strength=(1.0,))
+    k[0, 0, 5] = k[0, 0, 100]
+    k[0, 0, 100] = 0
+    alone, runs = (select(q, k, replace(PEAKS_ONLY, runs=r)).columns(0, 0, 7) for r in (None, 0.5))
+    assert 5 in alone.tolist()
+    assert torch.equal(alone, runs)
+
+
+@pytest.mark.parametrize("preset", ["default", "pooled"])
+def test_few_columns_lose_the_square_root_of_their_share(select, preset):
+    """A segment with a quarter of `coverage_at` to choose from has what half of the loss gives."""
+    of_all = {"dense_prefix": 0, "dense_tail": 0, "window": 64, "dense_above": 1.0, "runs": None}
+    config = SampleAttentionConfig.preset(preset, **of_all, coverage=0.6, coverage_at=None)
+    q, k, _ = make_qkv(1024, num_heads=2, num_kv_heads=1, head_dim=16, dtype=torch.float64)
+    columns = 7 * 128 - 64 + 1
+    by_share = select(q, k, replace(config, coverage_at=4 * columns))
+    half = select(q, k, replace(config, coverage=0.8))
+    assert len(half.columns(0, 0, 7)) > len(select(q, k, config).columns(0, 0, 7))
+    assert torch.equal(by_share.columns(0, 0, 7), half.columns(0, 0, 7))
+    fewer = replace(config, coverage=1 - 0.4 * math.sqrt((3 * 128 - 64 + 1) / (4 * columns)))
+    assert torch.equal(by_share.columns(0, 0, 3), select(q, k, fewer).columns(0, 0, 3))

@@ -163,7 +163,7 @@ def _work_of_outliers(call: Call) -> dict[str, Work]:
         return {}
     rows = call.heads * call.config.outliers * len(_segments(call))
     pairs = call.heads * outlier_pairs(call)
-    written = BIT_BYTES * call.heads * listed_columns(call)
+    written = 2 * BIT_BYTES * call.heads * listed_columns(call)  # peaks, and those of runs
     return {
         "outlier_rows": Work(bytes=call.q_bytes / call.config.row_stride),
         "peaks": Work(2 * call.head_dim * pairs, 0, call.k_bytes + rows * call.row_bytes + written),
