@@ -87,7 +87,8 @@ bench-cpu: setup ## measure this machine: writes benchmarks/records/cpu_attentio
 	@echo "== longer prompts"
 	@$(BENCH_CPU) $(LARGER) --lengths 16384,32768 --preset default --preset fast
 
-GPU_RECORDS := benchmarks/records/h100
+GPU         ?= h100
+GPU_RECORDS := benchmarks/records/$(GPU)
 GPU_BENCH   := $(VENV)/bin/sample-attention bench
 GPU_OUTPUT  := --device cuda --output $(GPU_RECORDS)
 GPU_MODEL   := qwen2.5-coder-1.5b
@@ -97,7 +98,7 @@ ONE_IN_32   := --preset pooled --config segment=4096 --config row_stride=32 --co
 PROMPTS     := "--text prose --lengths 32768" "--text code --lengths 32768" \
                "--text code --lengths 131072 --yarn 4"
 
-bench-gpu: setup ## measure an NVIDIA GPU: writes benchmarks/records/h100_*.jsonl
+bench-gpu: setup ## measure an NVIDIA GPU, GPU=h100 or h200: writes benchmarks/records/$(GPU)_*.jsonl
 	@rm -f $(GPU_RECORDS)_*.jsonl
 	@echo "== random lists at a density of 0.1"
 	@for backend in triton hopper; do \

@@ -97,6 +97,11 @@ def provenance(rows: list[Row]) -> str:
     return ", ".join([*where, *found, f"commit {distinct(short)}"])
 
 
+def card(row: Row) -> str:
+    """The name of a GPU without its maker and its memory: H100, A100-SXM4-80GB."""
+    return str(row["device"]).removeprefix("NVIDIA ").split()[0]
+
+
 def distinct(values: Iterable[str | None]) -> str:
     """The values that there are, each once, in their order."""
     return " / ".join(dict.fromkeys(x for x in values if x))
@@ -206,9 +211,11 @@ TTFT: Columns = {
 
 
 def table(rows: list[Row], columns: Columns) -> str:
-    """Records as a Markdown table, with where they come from."""
+    """Records as a Markdown table, with where they come from; where GPUs differ, rows say which."""
     if not rows:
         return NOTHING
+    if len({row["device"] for row in rows}) > 1:
+        columns = columns | {"GPU": card}
     lines = [list(columns), ["---"] + ["--:"] * (len(columns) - 1)]
     lines += [[cell(row) for cell in columns.values()] for row in rows]
     body = "\n".join(f"| {' | '.join(line)} |" for line in lines)

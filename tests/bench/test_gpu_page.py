@@ -68,8 +68,8 @@ def test_rows_of_two_gpus_have_no_common_mean(gpu_records, tmp_path):
     write(tmp_path / "h100_attention.jsonl", [whole(3, 3.0)])
     write(tmp_path / "h200_attention.jsonl", [whole(10, 6.0, device="NVIDIA OTHER")])
     table = gpu_records.gpu_tables(tmp_path)["whole"]
-    found = [line.split("|")[-2].strip() for line in table.splitlines() if "text, YaRN" in line]
-    assert sorted(found) == ["2.00×", "4.00×"]
+    found = [line.split("|")[-3:-1] for line in table.splitlines() if "text, YaRN" in line]
+    assert sorted(found) == [[" 2.00× ", " OTHER "], [" 4.00× ", " TEST "]]
     assert "NVIDIA TEST / NVIDIA OTHER" in table
 
 
