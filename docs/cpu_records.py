@@ -87,7 +87,7 @@ COLUMNS: Columns = {
     "model": lambda r: r["model"],
     "layer": lambda r: str(r["layer"]),
     "tokens": lambda r: f"{r['seq_len']:,}",
-    "coverage": lambda r: f"{r['coverage']:.2f}",
+    "coverage": lambda r: f"{r['coverage']:g}",
     "density": lambda r: f"{r['density']:.3f}",
     "retained mass": lambda r: f"{r['retained_mass_mean']:.3f}",
     "select (ms)": _milliseconds("ms_select"),
