@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import torch
@@ -29,8 +30,8 @@ def peaks(
     Returns:
         bool `[G, M, K]` with K the largest limit.
     """
-    count = config.outliers
-    of_all = (_outlier_rows(q, count) + _starts(q)).flatten()  # rows are copied whole
+    chosen = _outlier_rows(q, config.outliers) + _starts(q)
+    of_all = chosen.movedim(-1, 0).flatten()  # rows are copied whole
     rows = q.flatten(0, 2)[of_all]
     shift = math.log(PEAK) - torch.logsumexp(scores.flatten(0, 2)[of_all], -1)
     first, limit = int(limits.min()), int(limits.max())
@@ -39,7 +40,8 @@ def peaks(
         k[:limit].split(COLUMNS_AT_ONCE), above.split(COLUMNS_AT_ONCE, -1), strict=True
     ):
         over = torch.addmm(shift, keys, rows.T)  # tall by few is faster than few by wide
-        part.copy_(over.view(-1, *q.shape[:2], count).amax(-1).permute(1, 2, 0))
+        most = functools.reduce(torch.maximum, over.chunk(config.outliers, -1))
+        part.copy_(most.T.unflatten(0, q.shape[:2]))
     beyond = staircase(limits - first, limit - first, q.device)
     above[..., first:].masked_fill_(beyond, -math.inf)
     found = above > 0

@@ -19,11 +19,19 @@ from .spread import spread_columns
 SCORES_AT_ONCE = 2**20
 """Scores of sampled rows held at once, about: bounds the memory of stage 1 and fits the caches."""
 
+PROBED_AT_ONCE = 2**22
+"""The same with `spread`, which reads all keys for as many segments as are selected at once."""
+
 
 def select_segments(rows: GroupRows, n: int, lists: SegmentLists) -> None:
     """Fill `lists` for every segment of one group of heads of one sequence."""
     for run in _runs(rows, n, lists):
         _select_run(rows, n, run, lists)
+
+
+def at_once(config: SampleAttentionConfig) -> int:
+    """Scores that are held at once, about."""
+    return PROBED_AT_ONCE if config.spread else SCORES_AT_ONCE
 
 
 def scores_of_segment(config: SampleAttentionConfig, segment: int, kv_len: int) -> int:
@@ -62,7 +70,7 @@ def _runs(rows: GroupRows, n: int, lists: SegmentLists) -> Iterator[list[int]]:
             run = []
         run_step = step
         run.append(g)
-        if len(run) * len(rows.heads) * scores_of_segment(config, size, hi) >= SCORES_AT_ONCE:
+        if len(run) * len(rows.heads) * scores_of_segment(config, size, hi) >= at_once(config):
             yield run
             run = []
     if run:

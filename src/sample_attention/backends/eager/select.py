@@ -12,7 +12,7 @@ from ...plan import Probe, StripePlan
 from ...problem import Problem, keys_of
 from ...selection.lists import SegmentLists
 from .mass import GroupRows, ScoreBuffer
-from .segments import SCORES_AT_ONCE, scores_of_segment, select_segments
+from .segments import at_once, scores_of_segment, select_segments
 from .whole import CHUNK_ROWS, select_blocks, select_whole
 
 
@@ -48,11 +48,11 @@ def _head_groups(problem: Problem, config: SampleAttentionConfig, kv_len: int) -
         scores = CHUNK_ROWS * kv_len
     else:
         scores = scores_of_segment(config, config.segment, kv_len)
-    at_once = max(1, SCORES_AT_ONCE // scores)
+    together = max(1, at_once(config) // scores)
     for kv_head in range(problem.num_kv_heads):
         first, stop = kv_head * problem.group_size, (kv_head + 1) * problem.group_size
-        for h in range(first, stop, at_once):
-            yield range(h, min(h + at_once, stop))
+        for h in range(first, stop, together):
+            yield range(h, min(h + together, stop))
 
 
 def _select_group(rows: GroupRows, n: int, lists: SegmentLists) -> None:
