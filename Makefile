@@ -78,8 +78,8 @@ LARGER      := --input captured:qwen2.5-coder-0.5b --layers 3,9,15
 bench-cpu: setup ## measure this machine: writes benchmarks/records/cpu_attention.jsonl
 	@rm -f $(CPU_RECORDS)
 	@echo "== short prompts, which the policy may run dense"
-	@$(BENCH_CPU) $(SMALL) 20 --lengths 128,256,512,1024,2048,3072,4096,6144 --routed
-	@$(BENCH_CPU) $(SMALL) 4,12,20,27 --lengths 7168 --routed
+	@$(BENCH_CPU) $(SMALL) 20 --lengths 128,256,512,1024,2048,3072,4096,5120 --routed
+	@$(BENCH_CPU) $(SMALL) 4,12,20,27 --lengths 6144 --routed
 	@echo "== every preset"
 	@$(BENCH_CPU) $(SMALL) 4,12,20,27 --lengths 8192 --preset default --preset pooled --preset paper \
 	  --preset mlsys

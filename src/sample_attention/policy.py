@@ -41,7 +41,7 @@ class Crossover:
 
 
 CROSSOVERS = {
-    "cpu": Crossover(7168, 128, "benchmarks/records/cpu_attention.jsonl"),
+    "cpu": Crossover(6144, 128, "benchmarks/records/cpu_attention.jsonl"),
     "cuda": Crossover(16384, 1024, "benchmarks/records/h100_ttft.jsonl"),
 }
 """One row per device kind that was measured; `sample_attention` runs dense on any other."""

@@ -93,7 +93,7 @@ def _doctor(as_json: Json = False) -> None:
 
 @app.command("demo")
 def _demo(
-    tokens: Annotated[int, typer.Option(min=256, help="length of the prompt")] = 7500,
+    tokens: Annotated[int, typer.Option(min=256, help="length of the prompt")] = 7000,
     preset: PresetOrTuned = "default", coverage: Coverage = None, config: Assignments = None,
     threads: Threads = None,
     output: Annotated[Path, typer.Option(help="folder of the report")] = Path("demo"),
