@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from sample_attention.bench.tables import coverage_shown
+
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
 RECORDS = ROOT / "benchmarks" / "records" / "cpu_attention.jsonl"
@@ -87,7 +89,7 @@ COLUMNS: Columns = {
     "model": lambda r: r["model"],
     "layer": lambda r: str(r["layer"]),
     "tokens": lambda r: f"{r['seq_len']:,}",
-    "coverage": lambda r: f"{r['coverage']:g}",
+    "coverage": coverage_shown,
     "density": lambda r: f"{r['density']:.3f}",
     "retained mass": lambda r: f"{r['retained_mass_mean']:.3f}",
     "select (ms)": _milliseconds("ms_select"),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sample_attention import SampleAttentionConfig
-from sample_attention.bench.tables import best_dense, read_records, rule_of
+from sample_attention.bench.tables import best_dense, coverage_shown, read_records, rule_of
 from sample_attention.plan.tuned import names_tuned
 
 DOCS = Path(__file__).resolve().parent
@@ -117,11 +117,6 @@ def dash(value: float | None, digits: int, unit: str = "") -> str:
     return "–" if value is None else f"{value:,.{digits}f}{unit}"
 
 
-def coverage(row: Row) -> str:
-    """As it was set, or a dash."""
-    return "–" if row.get("coverage") is None else f"{row['coverage']:g}"
-
-
 def fastest(row: Row) -> str:
     """The fastest dense provider and its time."""
     name, value = best_dense(row)
@@ -161,7 +156,7 @@ TIMES: Columns = {
 WHOLE: Columns = {
     "input": input_of, "tokens": number("seq_len", 0), "heads": heads_of,
     "layers": number("layers", 0), "backend": lambda r: r["backend"], "preset": rule_of,
-    "coverage": coverage, **TIMES,
+    "coverage": coverage_shown, **TIMES,
 }  # fmt: skip
 SUMMARY: Columns = {
     "input": input_of, "tokens": number("seq_len", 0), "preset": rule_of,
@@ -192,7 +187,7 @@ KERNELS: Columns = {
     "kernel": lambda r: " ".join(filter(None, (r["kernel"], r.get("provider")))).replace("_", " "),
     "tokens": number("seq_len", 0),
     "preset": rule_of,
-    "coverage": coverage,
+    "coverage": coverage_shown,
     "launches": number("launches", 0),
     "time (ms)": number("ms", 3),
     "floor (ms)": number("floor_ms", 3),

@@ -143,7 +143,8 @@ def _number(name: str, digits: int) -> Callable[[Record], str]:
     return cell
 
 
-def _coverage(record: Record) -> str:
+def coverage_shown(record: Record) -> str:
+    """The coverage as it was set, or a dash."""
     return f"{record['coverage']:g}" if record.get("coverage") is not None else "–"
 
 
@@ -166,7 +167,7 @@ ATTENTION: Columns = {
     "input": source_of,
     "tokens": _number("seq_len", 0),
     "preset": rule_of,
-    "coverage": _coverage,
+    "coverage": coverage_shown,
     "backend": lambda r: r.get("backend") or "–",
     "density": _number("density", 3),
     "retained mass": _number("retained_mass_mean", 3),
@@ -182,7 +183,7 @@ KERNELS: Columns = {
     "kernel": lambda r: f"{r['kernel']} {r['provider']}" if r.get("provider") else r["kernel"],
     "tokens": _number("seq_len", 0),
     "preset": rule_of,
-    "coverage": _coverage,
+    "coverage": coverage_shown,
     "launches": _number("launches", 0),
     "device (ms)": _number("ms", 3),
     "p20": _number("ms_p20", 3),
@@ -198,7 +199,7 @@ TTFT: Columns = {
     "text": lambda r: r["text"],
     "tokens": _number("seq_len", 0),
     "method": lambda r: r["method"],
-    "coverage": lambda r: _coverage(r) if r.get("preset") else "–",
+    "coverage": lambda r: coverage_shown(r) if r.get("preset") else "–",
     "density": _number("density", 3),
     "sparse layers": _number("sparse_layers", 0),
     "TTFT (ms)": _time("ttft_ms"),
