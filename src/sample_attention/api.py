@@ -12,16 +12,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .backends.dense import (
-    dense,
-    dense_with_lse,
-    needs_gradient,
-    provider,
-    provider_verdicts,
-)
+from .backends.dense import dense, dense_with_lse, provider, provider_verdicts
 from .config import SampleAttentionConfig
 from .dispatch import choose, selector_of, verdicts
-from .errors import InvalidInput
+from .modes import entrance
 from .ops import operator, untraced
 from .plan import FixedRule, Rule, StripePlan, fixed_rule
 from .policy import Decision, decide
@@ -98,6 +92,7 @@ class Explanation:
 
 
 @untraced
+@entrance
 def select(
     q: Tensor, k: Tensor, config: Rule | str = "default", *,
     scale: float | None = None, sequences: Sequences | None = None, backend: str = "auto",
@@ -132,7 +127,7 @@ def select(
         whose q does, so that these reach the output as they would in dense attention.
 
     Raises:
-        InvalidInput: the tensors do not form an attention problem.
+        InvalidInput: the tensors do not form an attention problem, or one requires a gradient.
         InvalidConfig: unknown preset or backend, or a value out of range.
         UnsupportedProblem: no backend accepts; the message lists the reasons.
     """
@@ -144,6 +139,7 @@ def select(
 
 
 @untraced
+@entrance
 def attend(
     q: Tensor, k: Tensor, v: Tensor, plan: StripePlan, *,
     scale: float | None = None, backend: str = "auto",
@@ -164,13 +160,12 @@ def attend(
         `out` and `lse`.
 
     Raises:
-        InvalidInput: the tensors do not form an attention problem.
+        InvalidInput: the tensors do not form an attention problem, or one requires a gradient.
         PlanMismatch: the plan was made for other sequences or heads.
         UnsupportedProblem: no backend accepts; the message lists the reasons.
     """
     problem = Problem.of(q, k, v, None if plan.sequences.uniform else plan.sequences)
     plan.check_covers(problem)
-    _refuse_gradient(q, k, v)
     chosen = choose(backend, problem, plan)
     q, k, v = (as_batched(x, problem) for x in (q, k, v))
     out, lse = chosen.attend(q, k, v, problem, plan, problem.scale(scale))
@@ -180,6 +175,7 @@ def attend(
 
 
 @operator
+@entrance
 def sample_attention(
     q: Tensor, k: Tensor, v: Tensor, config: Rule | str = "default", *,
     scale: float | None = None, sequences: Sequences | None = None, backend: str = "auto",
@@ -204,6 +200,7 @@ def sample_attention(
 
 
 @untraced
+@entrance
 def measured_attention(
     q: Tensor, k: Tensor, v: Tensor, config: Rule | str = "default", *,
     scale: float | None = None, sequences: Sequences | None = None, backend: str = "auto",
@@ -242,7 +239,6 @@ def measured_attention(
     choose(backend, problem)
     if not decision.sparse:  # a backend that was named accepts, or has raised
         return Measured(_dense(q, k, v, problem, factor), decision)
-    _refuse_gradient(q, k, v)
     q, k, v = (as_batched(x, problem) for x in (q, k, v))
     if not keep_plan and guard is None:
         out, lse = _in_spans(q, k, v, problem, spans(problem, rule), factor, (rule, backend))
@@ -259,6 +255,7 @@ def measured_attention(
     return Measured(_unbatched(out, problem), decision, plan, lse, mass, guarded)
 
 
+@entrance
 def explain(
     q: Tensor, k: Tensor, v: Tensor, config: Rule | str = "default", *,
     sequences: Sequences | None = None, backend: str = "auto",
@@ -268,15 +265,15 @@ def explain(
     Raises:
         InvalidInput, InvalidConfig, UnsupportedProblem: as `sample_attention` would.
     """
-    problem, gradient = Problem.of(q, k, v, sequences), needs_gradient(q, k, v)
+    problem = Problem.of(q, k, v, sequences)
     rule = fixed_rule(config, problem)
     return Explanation(
         problem=str(problem),
         decision=decide(problem, rule),
         backend=" then ".join(_names(backend, problem, rule)),
-        dense_provider=provider(problem, gradient=gradient),
+        dense_provider=provider(problem),
         verdicts=verdicts(problem),
-        dense_verdicts=provider_verdicts(problem, gradient=gradient),
+        dense_verdicts=provider_verdicts(problem),
     )
 
 
@@ -335,15 +332,6 @@ def _dense(q: Tensor, k: Tensor, v: Tensor, problem: Problem, scale: float) -> T
     if problem.sequences.packed:
         q, k, v = (as_batched(x, problem) for x in (q, k, v))
     return _unbatched(dense(q, k, v, problem, scale), problem)
-
-
-def _refuse_gradient(q: Tensor, k: Tensor, v: Tensor) -> None:
-    """Sparse attention has no backward: a wrong gradient must not pass in silence."""
-    if needs_gradient(q, k, v):
-        raise InvalidInput(
-            "q, k or v requires a gradient, and sparse attention has no backward; "
-            "call it under torch.no_grad() or torch.inference_mode()"
-        )
 
 
 def _unbatched(out: Tensor, problem: Problem) -> Tensor:

@@ -1,0 +1,182 @@
+"""What surrounds a call: gradients are refused, and autocast changes no dtype of a result."""
+
+import pytest
+import torch
+
+import sample_attention as sa
+from sample_attention import SampleAttentionConfig, policy
+from sample_attention.errors import InvalidInput
+from sample_attention.modes import autocast_dtype, outside_autocast
+from sample_attention.testing import assert_matches_oracle, make_qkv
+
+SMALL = SampleAttentionConfig.preset(
+    "pooled", coverage=0.6, segment=32, row_stride=8, pool=8, window=8, dense_prefix=0,
+    dense_tail=0, held_out=4,
+)  # fmt: skip
+
+
+def attended(q, k, v):
+    with torch.no_grad():
+        plan = sa.select(q, k, SMALL)
+    return sa.attend(q, k, v, plan)
+
+
+CALLS = {
+    "select": lambda q, k, v: sa.select(q, k, SMALL) if v is not None else None,
+    "attend": attended,
+    "measured_attention": lambda q, k, v: sa.measured_attention(q, k, v, SMALL),
+    "sample_attention": lambda q, k, v: sa.sample_attention(q, k, v, SMALL),
+    "explain": lambda q, k, v: sa.explain(q, k, v, SMALL),
+}
+
+
+@pytest.fixture(params=["dense", "sparse"])
+def route(request):
+    """Both sides of the crossover."""
+    if request.param == "dense":
+        yield request.param
+    else:
+        with policy.always_sparse():
+            yield request.param
+
+
+@pytest.mark.usefixtures("route")
+@pytest.mark.parametrize("which", range(3), ids="qkv")
+@pytest.mark.parametrize("q_len", [1, 60, 400])
+@pytest.mark.parametrize("call", CALLS)
+def test_gradients_are_refused_at_every_length(call, q_len, which):
+    qkv = make_qkv(q_len, 400)
+    qkv[which].requires_grad_()
+    with torch.no_grad():
+        CALLS[call](*qkv)
+    with torch.inference_mode():
+        CALLS[call](*qkv)
+    if call == "select" and which == 2:
+        return  # no values are given
+    with pytest.raises(InvalidInput, match=r"requires a gradient.*torch\.no_grad"):
+        CALLS[call](*qkv)
+
+
+def test_gradients_are_refused_where_inputs_have_names():
+    q, k, v = make_qkv(60)
+    with pytest.raises(InvalidInput, match="gradient"):
+        sa.sample_attention(q=q, k=k, v=v.requires_grad_())
+
+
+AUTO = (torch.bfloat16, torch.float16)
+GIVEN = [
+    (torch.float32,) * 3,
+    (torch.bfloat16,) * 3,
+    (torch.float16,) * 3,
+    (torch.float32, torch.float32, torch.bfloat16),  # as models pass them: q and k after rotation
+    (torch.bfloat16, torch.float32, torch.float16),
+]
+
+
+def of(dtypes, q_len=150, kv_len=400):
+    qkv = make_qkv(q_len, kv_len, num_heads=4, num_kv_heads=2)
+    return [x.to(dtype) for x, dtype in zip(qkv, dtypes, strict=True)]
+
+
+@pytest.mark.usefixtures("route")
+@pytest.mark.parametrize("auto", AUTO, ids=str)
+@pytest.mark.parametrize("dtypes", GIVEN, ids=str)
+@pytest.mark.parametrize("q_len", [1, 150, 400])
+def test_out_has_the_dtype_of_q_under_autocast(dtypes, auto, q_len):
+    qkv = of(dtypes, q_len)
+    halves = [x.to(auto) for x in qkv]
+    for call in ("attend", "measured_attention", "sample_attention"):
+        with torch.autocast("cpu", dtype=auto):
+            result = CALLS[call](*qkv)
+            assert torch.is_autocast_enabled("cpu")
+        expected = CALLS[call](*halves)
+        out, exact = (x if isinstance(x, torch.Tensor) else x.out for x in (result, expected))
+        assert out.dtype == dtypes[0]
+        assert torch.equal(out, exact.to(dtypes[0])), "the work is that of the halves"
+        if out is not result and result.lse is not None:
+            assert result.lse.dtype == torch.float32
+            assert torch.equal(result.lse, expected.lse)
+
+
+@pytest.mark.usefixtures("route")
+def test_names_of_inputs_are_cast_as_well():
+    q, k, v = of(GIVEN[3])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(
+            sa.sample_attention(k=k, v=v, q=q, config=SMALL), sa.sample_attention(q, k, v, SMALL)
+        )
+
+
+@pytest.mark.usefixtures("route")
+def test_fp64_stays_as_it_does_in_torch():
+    q, k, v = of((torch.float64,) * 3)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        plan = sa.select(q, k, SMALL)
+        out, lse = sa.attend(q, k, v, plan)
+        assert torch.nn.functional.scaled_dot_product_attention(q, q, q).dtype == torch.float64
+        with pytest.raises(InvalidInput, match="agree"):
+            sa.sample_attention(q, k.float(), v)
+    assert_matches_oracle(out, lse, q, k, v, plan)
+
+
+def test_autocast_of_another_device_changes_nothing():
+    q, k, v = of(GIVEN[0])
+    with torch.autocast("cuda", dtype=torch.bfloat16):
+        assert autocast_dtype(q.device) is None
+        assert torch.equal(sa.sample_attention(q, k, v), CALLS["sample_attention"](q, k, v))
+
+
+def test_plans_are_the_same_in_every_thread():
+    q, k, _ = of((torch.float32,) * 3, 400)
+    expected = sa.select(q.bfloat16(), k.bfloat16(), SMALL)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        plan = sa.select(q, k, SMALL)
+    assert torch.equal(plan.indices, expected.indices)
+    assert torch.equal(plan.probe.lse, expected.probe.lse)
+
+
+def test_explain_says_what_runs_under_autocast():
+    q, k, v = of(GIVEN[3])
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert "bfloat16" in sa.explain(q, k, v).problem
+
+
+def test_outside_autocast_leaves_it_for_a_block():
+    x, mask = torch.zeros(2), torch.ones(2, dtype=torch.bool)
+    with outside_autocast(x.device) as cast:
+        assert cast(x) is x
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        with outside_autocast(x.device) as cast:
+            assert not torch.is_autocast_enabled("cpu")
+            assert cast(x).dtype == torch.bfloat16
+            assert cast(mask) is mask
+            assert cast(None) is None
+        assert torch.is_autocast_enabled("cpu")
+
+
+@pytest.mark.usefixtures("route")
+@pytest.mark.parametrize("where", ["in the graph", "around the call"])
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_a_compiled_call_does_the_same(where, backend):
+    q, k, v = of(GIVEN[3])
+    torch._dynamo.reset()
+
+    def layer(q, k, v):
+        if where == "in the graph":
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                return sa.sample_attention(q, k, v, SMALL)
+        return sa.sample_attention(q, k, v, SMALL)
+
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=where != "in the graph"):
+        out = torch.compile(layer, backend=backend, fullgraph=True)(q, k, v)
+        assert torch.equal(out, layer(q, k, v))
+    assert out.dtype == q.dtype
+
+
+def test_the_operator_itself_follows_autocast():
+    q, k, v = of(GIVEN[3])
+    op = torch.ops.sample_attention.sample_attention
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        out = op(q, k, v, SMALL.to_json(), None, "auto", [], [])
+        assert torch.equal(out, sa.sample_attention(q, k, v, SMALL))
+    assert out.dtype == q.dtype
