@@ -20,6 +20,8 @@ from .errors import InvalidInput
 P = ParamSpec("P")
 R = TypeVar("R")
 
+_state: Any = torch._C  # pyright: ignore[reportPrivateUsage]  # torch has no public way to ask
+
 
 def entrance(function: Callable[P, R]) -> Callable[P, R]:
     """Refuse gradients and leave autocast before a public operation, whose first input is q.
@@ -31,7 +33,7 @@ def entrance(function: Callable[P, R]) -> Callable[P, R]:
     def call(*args: P.args, **options: P.kwargs) -> R:
         if torch.is_grad_enabled():
             refuse_gradient(*args, *options.values())
-        if torch._C._is_any_autocast_enabled():  # pyright: ignore[reportPrivateUsage]
+        if _state._is_any_autocast_enabled():
             return _outside(function, args, options)
         return function(*args, **options)
 
@@ -50,6 +52,36 @@ def refuse_gradient(*given: object) -> None:
                 "q, k or v requires a gradient, and there is no backward here; call it under "
                 "torch.no_grad() or torch.inference_mode(), or pass q.detach()"
             )
+
+
+def within_mode() -> bool:
+    """Whether tensors made now are of a mode or a transform: fake ones, those of a trace, of vmap.
+
+    Such a tensor is of no use outside, and one that was made outside may be refused within.
+    """
+    if _state._len_torch_dispatch_stack():
+        return True
+    return _state._functorch.peek_interpreter_stack() is not None
+
+
+def lasting(most: int) -> Callable[[Callable[P, R]], Callable[P, R]]:
+    """Remember the last `most` results, which hold tensors, of a function of what can be hashed.
+
+    What a mode would make is made anew on every call; tensors of inference mode are made as others.
+    """
+
+    def decorate(make: Callable[P, R]) -> Callable[P, R]:
+        remembered = functools.lru_cache(most)(torch.inference_mode(mode=False)(make))
+
+        @functools.wraps(make)
+        def call(*args: P.args, **options: P.kwargs) -> R:
+            if within_mode():
+                return make(*args, **options)
+            return remembered(*args, **options)  # pyright: ignore[reportArgumentType]
+
+        return call
+
+    return decorate
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from .errors import InvalidInput
+from .modes import lasting
 from .paging import check_page_table, check_pages, gather_pages
 
 Row: TypeAlias = tuple[int, int, int, int, int]
@@ -274,7 +275,7 @@ def _layouts(sequences: Sequences | None) -> tuple[str, str]:
     return "[T, H, D]", "[T, H, D]" if sequences.page_table is None else "[P, page_size, Hkv, D]"
 
 
-@functools.lru_cache(maxsize=256)
+@lasting(256)
 def _uniform_problem(q: Form, k: Form, v: Form) -> Problem:
     """The problem of tensors of these forms, each batch row one full sequence; checked once."""
     _check_forms(q, k, v, *_layouts(None))

@@ -1,12 +1,16 @@
-"""What surrounds a call: gradients are refused, and autocast changes no dtype of a result."""
+"""What surrounds a call: gradients are refused, autocast changes no dtype, and no mode is kept."""
 
 import pytest
 import torch
+from torch._subclasses import FakeTensorMode
+from torch.fx.experimental.proxy_tensor import make_fx
 
 import sample_attention as sa
 from sample_attention import SampleAttentionConfig, policy
 from sample_attention.errors import InvalidInput
+from sample_attention.integrations.layout import sequences_of
 from sample_attention.modes import autocast_dtype, outside_autocast
+from sample_attention.problem import Problem
 from sample_attention.testing import assert_matches_oracle, make_qkv
 
 SMALL = SampleAttentionConfig.preset(
@@ -180,3 +184,86 @@ def test_the_operator_itself_follows_autocast():
         out = op(q, k, v, SMALL.to_json(), None, "auto", [], [])
         assert torch.equal(out, sa.sample_attention(q, k, v, SMALL))
     assert out.dtype == q.dtype
+
+
+def table_of_a_call(q):
+    return Problem.of(q, q, q).sequences.table
+
+
+def table_of_rows(q):
+    return sequences_of(((0, 0, q.shape[2], 0, q.shape[2]),), q.device).table
+
+
+CACHES = [table_of_a_call, table_of_rows]
+lengths = iter(range(50, 10_000))
+
+
+def fake(call, length):
+    with FakeTensorMode():
+        call(torch.empty(1, 1, length, 8))
+
+
+def traced(call, length):
+    make_fx(lambda q: call(q) + 0, tracing_mode="fake")(torch.empty(1, 1, length, 8))
+
+
+def functional(call, length):
+    torch.func.functionalize(lambda q: call(q) + 0)(torch.empty(1, 1, length, 8))
+
+
+def mapped(call, length):
+    torch.func.vmap(lambda q: call(q) + 0)(torch.empty(2, 1, 1, length, 8))
+
+
+def of_inference(call, length):
+    with torch.inference_mode():
+        call(torch.empty(1, 1, length, 8))
+
+
+def on_meta(call, length):
+    with torch.device("meta"):
+        call(torch.empty(1, 1, length, 8, device="cpu"))
+
+
+MODES = [fake, traced, functional, mapped, of_inference, on_meta]
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("call", CACHES)
+def test_no_mode_is_kept(call, mode):
+    length = next(lengths)
+    mode(call, length)
+    table = call(torch.empty(1, 1, length, 8))
+    assert table.tolist() == [[0, 0, length, 0, length]]
+    assert type(table) is torch.Tensor
+    assert not table.is_inference()
+    assert table._version == 0
+    assert call(torch.empty(1, 1, length, 8)) is table, "a plain table is remembered"
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("call", CACHES)
+def test_what_was_kept_is_no_trouble_in_a_mode(call, mode):
+    length = next(lengths)
+    call(torch.empty(1, 1, length, 8))
+    mode(lambda q: call(q) + q.new_ones(1).int(), length)
+
+
+def test_real_tensors_after_fake_ones():
+    config = SampleAttentionConfig(held_out=4)
+    q, k, v = make_qkv(500, num_heads=2, num_kv_heads=1, head_dim=32)
+    with policy.always_sparse():
+        with FakeTensorMode():
+            sa.explain(*(torch.empty(x.shape) for x in (q, k, v)), config)
+        measured = sa.measured_attention(q, k, v, config)
+    assert measured.retained_mass.isfinite().any()
+    assert_matches_oracle(measured.out, measured.lse, q, k, v, measured.plan)
+
+
+def test_a_fake_call_has_the_shape_of_a_real_one():
+    q, k, v = make_qkv(64, num_heads=2, num_kv_heads=1)
+    sa.sample_attention(q, k, v)
+    with FakeTensorMode() as mode:
+        out = sa.sample_attention(*(mode.from_tensor(x) for x in (q, k, v)))
+    assert (out.shape, out.dtype) == (q.shape, q.dtype)
+    assert sa.sample_attention(q, k, v).isfinite().all()
