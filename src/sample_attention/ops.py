@@ -112,8 +112,9 @@ def gather(tables: list[Tensor], bounds: list[int]) -> Sequences | None:
     )  # fmt: skip
 
 
-def _shape_of_out(q: Tensor, *_: object) -> Tensor:
-    return q.new_empty(q.shape)
+def _shape_of_out(q: Tensor, k: Tensor, v: Tensor, *_: object) -> Tensor:
+    del k
+    return q.new_empty((*q.shape[:-1], v.shape[-1]))
 
 
 def _refuse_backward(*_: object) -> None:

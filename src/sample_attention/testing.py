@@ -230,7 +230,7 @@ def assert_matches_oracle(
     error <= factor * error of plain PyTorch + rounding of the exact result.
 
     Args:
-        out: like q.
+        out: like q, with the head dim of v.
         lse: `[B, H, Sq]`, packed `[H, T]`; None: is not checked.
         q: `[B, H, Sq, D]` or packed `[T, H, D]`.
         k: `[B, Hkv, Skv, D]`, packed or paged.
@@ -241,11 +241,12 @@ def assert_matches_oracle(
 
     Raises:
         AssertionError: an error beyond the budget; a row without keys, or of padding, that is not
-            zeros with an lse of -inf; another shape or dtype than q's.
+            zeros with an lse of -inf; another shape or dtype.
     """
-    if out.shape != q.shape or out.dtype != q.dtype:
+    shape = (*q.shape[:-1], v.shape[-1])
+    if out.shape != shape or out.dtype != q.dtype:
         raise AssertionError(
-            f"out is {out.dtype} {tuple(out.shape)}, q is {q.dtype} {tuple(q.shape)}"
+            f"out is {out.dtype} {tuple(out.shape)}; expected: {q.dtype} {shape}, of q and v"
         )
     s = plan.sequences
     parts = [split_sequences(x, s, keys=keys) for x, keys in ((q, False), (k, True), (v, True))]

@@ -9,7 +9,7 @@ from sample_attention import SampleAttentionConfig
 from sample_attention.backends import hopper, triton
 from sample_attention.backends.triton import DTYPES, DTYPES_INTERPRETED
 from sample_attention.dispatch import backend_of
-from sample_attention.problem import DTYPES as EVERY
+from sample_attention.forms import DTYPES as EVERY
 from sample_attention.problem import Problem
 from sample_attention.testing import make_qkv
 
