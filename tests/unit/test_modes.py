@@ -1,17 +1,27 @@
 """What surrounds a call: gradients are refused, autocast changes no dtype, and no mode is kept."""
 
+import contextlib
+
 import pytest
 import torch
 from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import sample_attention as sa
-from sample_attention import SampleAttentionConfig, policy
+from sample_attention import SampleAttentionConfig, Sequences, policy, reference
+from sample_attention.backends.dense import limited
+from sample_attention.baselines import METHODS
 from sample_attention.errors import InvalidInput
 from sample_attention.integrations.layout import sequences_of
 from sample_attention.modes import autocast_dtype, outside_autocast
 from sample_attention.problem import Problem
-from sample_attention.testing import assert_matches_oracle, make_qkv
+from sample_attention.testing import (
+    assert_matches_oracle,
+    make_pages,
+    make_plan,
+    make_qkv,
+    plan_masks,
+)
 
 SMALL = SampleAttentionConfig.preset(
     "pooled", coverage=0.6, segment=32, row_stride=8, pool=8, window=8, dense_prefix=0,
@@ -192,6 +202,86 @@ def table_of_a_call(q):
 
 def table_of_rows(q):
     return sequences_of(((0, 0, q.shape[2], 0, q.shape[2]),), q.device).table
+
+
+@contextlib.contextmanager
+def default_dtype(dtype):
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+DEFAULTS = {
+    "a device": lambda: torch.device("meta"),
+    "fp64": lambda: default_dtype(torch.float64),
+    "bf16": lambda: default_dtype(torch.bfloat16),
+}
+
+
+def pages_of(q, k, v):
+    """Packed sequences, their pages, and attention over those."""
+    q, k, v = (x[0].transpose(0, 1) for x in (q, k, v))
+    ends = torch.tensor([0, 200, 400], device="cpu")
+    packed = Sequences.packed_from(ends)
+    keys, values, paged = make_pages(k, v, packed, 16)
+    return sa.sample_attention(q, keys, values, sequences=paged)
+
+
+def padded(q, k, v):
+    sequences = Sequences.left_padded(torch.tensor([170], device="cpu"), 400, 400)
+    return sa.sample_attention(q, k, v, sequences=sequences)
+
+
+def windowed(q, k, v):
+    return limited(q, k, v, Problem.of(q, k, v), 0.3, softcap=20.0, window=40)[0]
+
+
+def baseline(name):
+    rule = METHODS[name].turned(0.3, 400)
+
+    def work(q, k, _):
+        plan = sa.select(q, k, rule)
+        return torch.cat([plan.density().flatten(), plan_masks(plan).flatten()])
+
+    return work
+
+
+def by_hand(q, k, v):
+    sequences = Problem.of(q, k, v).sequences
+    plan = make_plan(sequences, [[[[0], [1], [-1]] for _ in range(4)]], segment=150, window=2)
+    return plan_masks(plan.with_dense(torch.zeros(1, 4, dtype=torch.bool, device="cpu")))
+
+
+def by_reference(name):
+    config = SampleAttentionConfig.preset(name, dense_prefix=0, dense_tail=0, coverage=0.7)
+    return lambda q, k, _: reference.select(q[0].double(), k[0].double(), config)
+
+
+WORK = {
+    "dense": sa.sample_attention,
+    "chunk": lambda q, k, v: sa.sample_attention(q[:, :, -150:], k, v),
+    "one query": lambda q, k, v: sa.sample_attention(q[:, :, -1:], k, v),
+    "head dim": lambda q, k, v: sa.sample_attention(q, k, v[..., :8]),
+    "padded": padded,
+    "pages": pages_of,
+    "limits": windowed,
+    "by hand": by_hand,
+    "inputs": lambda *_: torch.cat(make_qkv(50), 1),
+    **{name: baseline(name) for name in METHODS},
+    **{f"reference {name}": by_reference(name) for name in ("default", "pooled", "paper")},
+}
+
+
+@pytest.mark.parametrize("default", DEFAULTS)
+@pytest.mark.parametrize("work", WORK)
+def test_defaults_of_the_process_change_nothing(work, default):
+    qkv = of((torch.float32,) * 3, 400)
+    with DEFAULTS[default]():
+        given = WORK[work](*qkv)
+    assert torch.equal(given, WORK[work](*qkv))
 
 
 CACHES = [table_of_a_call, table_of_rows]
