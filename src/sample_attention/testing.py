@@ -74,9 +74,6 @@ def make_qkv(
     def uniform(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
         return torch.rand(*shape, generator=random, dtype=dtype, device="cpu")
 
-    def below(end: int, count: int) -> Tensor:
-        return torch.randint(end, (count,), generator=random, device="cpu")
-
     def gains(low: float, high: float, heads: int) -> Tensor:
         return low + (high - low) * uniform(batch, heads, 1, 1, dtype=torch.float64)
 
@@ -90,10 +87,11 @@ def make_qkv(
     k = normal(batch, kv_heads, kv_len, head_dim) * (unit / 2)
     k[:, :, :4] += sink
     strong = uniform(batch, kv_heads, kv_len, 1) < 1 / 32
-    k += strong * regions[:, :, below(regions.shape[2], kv_len)]
+    region = torch.randint(regions.shape[2], (kv_len,), generator=random, device="cpu")
+    k += strong * regions[:, :, region]
     k += _rotate(local, position)
     at = position[kv_len - q_len :]
-    slash = 1 + below(max(2, kv_len // 2) - 1, 1)
+    slash = torch.randint(1, max(2, kv_len // 2), (1,), generator=random, device="cpu")
     q = normal(batch, num_heads, q_len, head_dim) * unit
     q += gains(4, 10, num_heads) * per_query_head(sink)
     q += gains(8, 14, num_heads) * per_query_head(regions[:, :, at // REGION])
