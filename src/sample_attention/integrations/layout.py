@@ -7,7 +7,6 @@ once per layer.
 
 from __future__ import annotations
 
-import functools
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -18,6 +17,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ..errors import InvalidInput
+from ..modes import lasting
 from ..problem import Row, Sequences
 
 Rows: TypeAlias = tuple[Row, ...]
@@ -150,7 +150,7 @@ def rows_of_holes(mask: Tensor, q_len: int) -> Rows:
     return tuple(rows)
 
 
-@functools.lru_cache(maxsize=64)
+@lasting(64)
 def sequences_of(rows: Rows, device: torch.device) -> Sequences:
     """The rows as a table on the device; the same rows give the same object."""
     table = torch.tensor(rows, dtype=torch.int32, device=device).view(-1, 5)
