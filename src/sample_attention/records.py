@@ -95,16 +95,17 @@ def read_lines(paths: Iterable[Path]) -> Iterator[tuple[str, Any]]:
     """What the lines of JSON-lines files hold, each with where it stands (`file:line`).
 
     Raises:
-        InvalidInput: a line is not JSON.
+        InvalidInput: a line is not JSON, or not UTF-8.
         OSError: a file cannot be read.
     """
     for path in paths:
-        for number, line in enumerate(path.read_text("utf-8").splitlines(), 1):
+        # At "\n" alone: texts may hold other characters that Python takes for ends of lines.
+        for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
             if line.strip():
                 where = f"{path}:{number}"
                 try:
-                    yield where, json.loads(line)
-                except ValueError as error:
+                    yield where, json.loads(line.decode("utf-8"))
+                except (ValueError, RecursionError) as error:
                     raise InvalidInput(f"{where} is not JSON: {error}") from error
 
 
