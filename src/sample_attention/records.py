@@ -109,6 +109,33 @@ def read_lines(paths: Iterable[Path]) -> Iterator[tuple[str, Any]]:
                     raise InvalidInput(f"{where} is not JSON: {error}") from error
 
 
+Kinds = Mapping[str, tuple[type, ...]]
+"""Of fields by name: the types that are accepted."""
+
+
+def check_fields(where: str, row: Mapping[str, Any], needed: Kinds, optional: Kinds) -> None:
+    """Check what a record holds before anything is made of it.
+
+    Args:
+        where: its file and line, for the error.
+        row: the record.
+        needed: what it must hold.
+        optional: what may be missing or null.
+
+    Raises:
+        InvalidInput: a field is missing, or of another type.
+    """
+    for name, kinds in {**optional, **needed}.items():
+        value = row.get(name)
+        if value is None and name not in needed:
+            continue
+        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+            accepted = " or ".join(kind.__name__ for kind in kinds)
+            raise InvalidInput(
+                f"{where}: the field {name} is {str(value)[:60]!r}; accepted: {accepted}"
+            )
+
+
 def installed_version(distribution: str) -> str | None:
     """The version of an installed distribution, without importing it; None when it is missing."""
     try:

@@ -200,6 +200,24 @@ def tokenized(loaded: LoadedModel, text: str, chat: bool | None) -> torch.Tensor
     return as_batch(loaded, encode_prompt(loaded.tokenizer, text, chat=chat is not False).token_ids)
 
 
+def prepare_file(path: Path | None) -> None:
+    """Make the folder of a file that is written after minutes of work; fail now if it cannot be.
+
+    Raises:
+        InvalidInput: the path is a folder.
+        OSError: its folder cannot be made or written to.
+    """
+    if path is None:
+        return
+    if path.is_dir():
+        raise InvalidInput(f"--output {path}: this is a folder; name a file in it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    known = path.exists()
+    path.open("ab").close()
+    if not known:
+        path.unlink()
+
+
 def as_batch(loaded: LoadedModel, token_ids: Sequence[int]) -> torch.Tensor:
     """Tokens as a batch of one on the model's device: int64 `[1, S]`."""
     return torch.tensor([list(token_ids)], dtype=torch.int64, device=loaded.model.device)
