@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+import sample_attention
 from sample_attention.cli import main
 
 
@@ -146,3 +147,7 @@ def test_without_a_command_help_is_printed_and_no_error(cli):
     done = cli()
     assert "Usage" in done.out
     assert done.err == ""
+
+
+def test_version(cli):
+    assert cli("--version").out == f"sample-attention {sample_attention.__version__}\n"
