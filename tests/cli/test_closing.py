@@ -44,6 +44,15 @@ def test_every_outcome_is_told_as_it_is(speed, mass, same, repeats):
     assert "None" not in words
 
 
+@pytest.mark.parametrize("speedup", [0.5, 2.0])
+def test_the_reason_is_the_density_where_most_was_computed(speedup):
+    content = outcome(speedup, 0.97)
+    content["methods"]["sample_attention"]["density"] = 0.9
+    words = " ".join(closing_words(content))
+    assert ("most pairs" in words) == (speedup < 1)
+    assert "busy" not in words
+
+
 @pytest.mark.parametrize(("speed", "same"), [*product(SPEEDUPS, [True, False])])
 def test_a_run_that_was_dense_claims_nothing(speed, same):
     words = closing_words(outcome(SPEEDUPS[speed], 1.0, same=same, repeats=3, sparse_layers=0))

@@ -10,6 +10,10 @@ AS_FAST = 0.05
 """Times that differ by less than this share are told as equal: runs of one method do too."""
 
 
+HALF = 0.5
+"""A density above this leaves little to gain."""
+
+
 def closing_words(content: dict[str, Any]) -> list[str]:
     """One sentence or two each on time, attention kept, and text; then how to measure better.
 
@@ -17,7 +21,7 @@ def closing_words(content: dict[str, Any]) -> list[str]:
         content: of a report.
     """
     sparse = content["methods"][SPARSE]
-    found = [_on_time(content["ttft_speedup"], bool(sparse["sparse_layers"]))]
+    found = [_on_time(content["ttft_speedup"], sparse)]
     if sparse["sparse_layers"]:
         found.append(_on_mass(sparse, content["config"]["coverage"]))
         found.append(_on_text(same=content["same_text"]))
@@ -40,8 +44,8 @@ def answer_words(content: dict[str, Any]) -> str:
     return f"{answer}, given by sample-attention alone"
 
 
-def _on_time(speedup: float, ran_sparse: bool) -> str:
-    if not ran_sparse:
+def _on_time(speedup: float, sparse: dict[str, Any]) -> str:
+    if not sparse["sparse_layers"]:
         return ("Time: every layer ran dense both times, so the two times are of the same work and "
                 "differ by chance.")  # fmt: skip
     if abs(speedup - 1) <= AS_FAST:
@@ -51,8 +55,11 @@ def _on_time(speedup: float, ran_sparse: bool) -> str:
         return (f"Time: sparse attention was {speedup:.2f} times as fast to the first token, the "
                 "choosing included. That is the whole model, of which attention is a part; the "
                 "gain grows with the prompt.")  # fmt: skip
-    return (f"Time: sparse attention was slower here, {1 / speedup:.2f} times the time of dense. "
-            "Likely reasons: other programs keep this machine busy, which costs its many short "
+    slower = f"Time: sparse attention was slower here, {1 / speedup:.2f} times the time of dense."
+    if sparse["density"] > HALF:
+        return (f"{slower} The likely reason: most pairs of this prompt had to be computed, so that "
+                "choosing them did not pay. A lower --coverage computes fewer.")  # fmt: skip
+    return (f"{slower} Likely reasons: other programs keep this machine busy, which costs its many short "
             "steps more than dense attention's few long ones, or the prompt is too short to pay. "
             "Try an idle machine, fewer --threads, or a longer prompt.")  # fmt: skip
 
