@@ -57,11 +57,11 @@ def _on_time(speedup: float, sparse: dict[str, Any]) -> str:
                 "gain grows with the prompt.")  # fmt: skip
     slower = f"Time: sparse attention was slower here, {1 / speedup:.2f} times the time of dense."
     if sparse["density"] > HALF:
-        return (f"{slower} The likely reason: most pairs of this prompt had to be computed, so that "
-                "choosing them did not pay. A lower --coverage computes fewer.")  # fmt: skip
-    return (f"{slower} Likely reasons: other programs keep this machine busy, which costs its many short "
-            "steps more than dense attention's few long ones, or the prompt is too short to pay. "
-            "Try an idle machine, fewer --threads, or a longer prompt.")  # fmt: skip
+        return (f"{slower} The likely reason: most pairs of this prompt had to be computed, so "
+                "that choosing them did not pay. A lower --coverage computes fewer.")  # fmt: skip
+    return (f"{slower} Likely reasons: other programs keep this machine busy, which costs its many "
+            "short steps more than dense attention's few long ones, or the prompt is too short to "
+            "pay. Try an idle machine, fewer --threads, or a longer prompt.")  # fmt: skip
 
 
 def _on_mass(sparse: dict[str, Any], coverage: float) -> str:
