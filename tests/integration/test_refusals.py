@@ -139,7 +139,7 @@ def test_a_missing_transformers_names_the_extra(monkeypatch):
         raise ModuleNotFoundError(name=name)
 
     monkeypatch.setattr("sample_attention._extras.importlib.import_module", missing)
-    with pytest.raises(MissingExtra, match=r"pip install 'sample-attention\[transformers\]'"):
+    with pytest.raises(MissingExtra, match=r"pip install '\.\[transformers\]'"):
         register()
 
 

@@ -528,5 +528,5 @@ def test_every_error_is_ours_and_a_standard_one():
     assert issubclass(MissingExtra, ImportError)
     assert issubclass(UnsupportedProblem, NotImplementedError)
     error = MissingExtra("matplotlib", "plot")
-    assert "pip install 'sample-attention[plot]'" in str(error)
+    assert "pip install '.[plot]'" in str(error)
     assert (error.module, error.extra) == ("matplotlib", "plot")
