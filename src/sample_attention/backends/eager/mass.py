@@ -78,11 +78,11 @@ class GroupRows:
         if lo % pool == hi % pool == 0:
             means = rows.unflatten(1, (-1, pool)).mean(2)
         else:
-            ids = torch.arange(lo, hi) // pool - lo // pool
+            ids = torch.arange(lo, hi, device="cpu") // pool - lo // pool
             sums = rows.new_zeros(len(rows), int(ids[-1]) + 1, rows.shape[2])
             sums.index_add_(1, ids.to(rows.device), rows)
             means = sums / torch.bincount(ids)[:, None].to(rows.device)
-        firsts = (torch.arange(means.shape[1]) + lo // pool).mul_(pool).clamp_(min=lo)
+        firsts = (torch.arange(means.shape[1], device="cpu") + lo // pool).mul_(pool).clamp_(min=lo)
         return self._softmax(means, firsts), firsts
 
     def lse(self, positions: Tensor) -> Tensor:
@@ -133,4 +133,4 @@ def staircase(steps: Tensor, width: int, device: torch.device) -> Tensor:
 
 @functools.lru_cache(maxsize=32)
 def _staircase(steps: tuple[int, ...], width: int) -> Tensor:
-    return torch.arange(width) >= torch.tensor(steps)[:, None]
+    return torch.arange(width, device="cpu") >= torch.tensor(steps, device="cpu")[:, None]

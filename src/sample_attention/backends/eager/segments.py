@@ -58,7 +58,7 @@ def _runs(rows: GroupRows, n: int, lists: SegmentLists) -> Iterator[list[int]]:
         if nominal_end <= config.dense_prefix or lo >= tail or not sampled:
             lists.dense[n, rows.heads.start : rows.heads.stop, g] = True
             continue
-        columns = int(_edges(torch.tensor(hi - 1), window, config))
+        columns = int(_edges(torch.tensor(hi - 1, device="cpu"), window, config))
         if columns == 0:
             continue
         if hi - lo < size:  # a segment that the call cuts has fewer rows than its neighbours
@@ -81,7 +81,7 @@ def _select_run(rows: GroupRows, n: int, run: list[int], lists: SegmentLists) ->
     config = lists.config
     spans = [lists.starts(n)[g] for g in run]
     window = config.window_for(len(rows.k))
-    limits = _edges(torch.tensor([hi - 1 for _, hi in spans]), window, config)
+    limits = _edges(torch.tensor([hi - 1 for _, hi in spans], device="cpu"), window, config)
     if config.spread:
         keep, sure = spread_columns(rows, spans, limits, config)
     else:
@@ -110,7 +110,7 @@ def _pooled_columns(
     lowest = smallest_classes(classes, exact, needed(exact, rows.heads, config, limits))
     keep = classes >= lowest[..., None]
     last = int(limits.min())
-    beyond = torch.arange(last, keep.shape[-1]) >= limits[:, None]
+    beyond = torch.arange(last, keep.shape[-1], device="cpu") >= limits[:, None]
     keep[..., last:] &= ~beyond.to(keep.device)
     return keep, exact.sum(-1).isfinite() & ranked.sum(-1).isfinite()
 
