@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from dataclasses import dataclass
 
 import torch
@@ -11,8 +12,11 @@ from torch import Tensor
 from ...config import CENTRE_STRIDE, WINDOW_ALIGNMENT
 
 
-class ScoreBuffer:
-    """Memory for scores that is written again and again, so that it stays in the caches."""
+class ScoreBuffer(threading.local):
+    """Memory for scores that is written again and again, so that it stays in the caches.
+
+    Each thread has its own.
+    """
 
     def __init__(self, like: Tensor) -> None:
         """Buffers of the dtype and device of `like`; nothing is allocated yet."""
@@ -44,6 +48,10 @@ class GroupRows:
     offset: int
     scale: float
     buffer: ScoreBuffer
+
+    def prepare(self) -> None:
+        """Compute what the ranks of all segments need, before tasks share it."""
+        _ = self.powers, self.sums
 
     @functools.cached_property
     def powers(self) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,23 +15,26 @@ from ...selection.probes import probe_step
 from ...selection.rows import strided_rows
 from .filtering import lists_of, needed, smallest_classes
 from .mass import GroupRows, column_mass
+from .parallel import Task
 from .spread import spread_columns
 
 SCORES_AT_ONCE = 2**20
-"""Scores of sampled rows held at once, about: bounds the memory of stage 1 and fits the caches."""
+"""Scores of sampled rows that a worker holds, about: bounds memory and fits the caches."""
 
-PROBED_AT_ONCE = 2**22
+PROBED_AT_ONCE = 2**21
 """The same with `spread`, which reads all keys for as many segments as are selected at once."""
 
 
-def select_segments(rows: GroupRows, n: int, lists: SegmentLists) -> None:
-    """Fill `lists` for every segment of one group of heads of one sequence."""
-    for run in _runs(rows, n, lists):
-        _select_run(rows, n, run, lists)
+def select_segments(rows: GroupRows, n: int, lists: SegmentLists) -> Iterator[Task]:
+    """Tasks that fill `lists` for every segment of one group of heads of one sequence."""
+    if lists.config.spread:
+        rows.prepare()
+    for run in reversed([*_runs(rows, n, lists)]):  # the longest first, that workers end together
+        yield partial(_select_run, rows, n, run, lists)
 
 
 def at_once(config: SampleAttentionConfig) -> int:
-    """Scores that are held at once, about."""
+    """Scores that a worker holds at once, about."""
     return PROBED_AT_ONCE if config.spread else SCORES_AT_ONCE
 
 
