@@ -230,7 +230,7 @@ def _write(content: dict[str, Any], views: list[LayerView], folder: Path) -> Non
 def _values(views: list[LayerView], name: str) -> Tensor:
     """One statistic of all layers and heads: fp64 `[L, H]`."""
     rows = [[head[name] for head in view.heads] for view in views]
-    return torch.tensor(rows, dtype=torch.float64)
+    return torch.tensor(rows, dtype=torch.float64, device="cpu")
 
 
 def _print_layers(views: list[LayerView], coverage: float) -> None:
