@@ -55,5 +55,5 @@ def sampling_density(config: SampleAttentionConfig, length: int) -> float:
         return scored / causal_pairs(call)
     rows = exact_positions(call)
     if config.pool is not None:
-        rows = torch.cat([rows, torch.arange(0, length, config.pool)])
+        rows = torch.cat([rows, torch.arange(0, length, config.pool, device="cpu")])
     return float((rows + 1).sum()) / causal_pairs(call)

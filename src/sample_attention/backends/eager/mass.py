@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ...config import CENTRE_STRIDE, WINDOW_ALIGNMENT
+from ...modes import lasting
 
 
 class ScoreBuffer(threading.local):
@@ -139,6 +140,6 @@ def staircase(steps: Tensor, width: int, device: torch.device) -> Tensor:
     return _staircase(tuple(steps.tolist()), width).to(device)
 
 
-@functools.lru_cache(maxsize=32)
+@lasting(32)
 def _staircase(steps: tuple[int, ...], width: int) -> Tensor:
     return torch.arange(width, device="cpu") >= torch.tensor(steps, device="cpu")[:, None]

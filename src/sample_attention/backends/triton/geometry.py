@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from ...config import SampleAttentionConfig
+from ...modes import within_mode
 from ...plan.stripe import WHOLE
 from ...problem import Problem
 from . import rows
@@ -96,8 +97,11 @@ def _recall(
     """What is kept under a key, made if it is not; of all only the last used stay."""
     if problem.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
         return make()  # the graph must own what it reads
+    if within_mode():
+        return make()
     if key not in kept:
-        kept[key] = make()
+        with torch.inference_mode(mode=False):
+            kept[key] = make()
         if len(kept) > most:
             kept.popitem(last=False)
     kept.move_to_end(key)
