@@ -134,6 +134,7 @@ SPECIAL: dict[str, dict[str, object]] = {
         "deepstack_layer_map": [[-1, 0]],
     },
     "hunyuan_vl": {"text_config.rope_parameters": {**_SECTIONS, "mrope_section": [2, 2, 2, 2]}},
+    "inkling_mm_model": {"vision_config.patch_size": 40, "vision_config.num_hidden_layers": 4},
     "jamba": {"attn_layer_period": 2, "attn_layer_offset": 1},
     "kyutai_speech_to_text": {"codec_config.upsample_groups": 64},
     "lfm2_moe": {"layer_types": ["conv", "full_attention"]},
@@ -155,11 +156,15 @@ SPECIAL: dict[str, dict[str, object]] = {
     "xmod": {"default_language": "en_XX"},
     "zamba": {"attention_hidden_size": 128, "attention_head_dim": 32, "num_key_value_heads": 4},
     "zaya": {"num_experts_per_tok": 1},
+    "qwen2_5_omni_thinker": {
+        "text_config.rope_parameters": _SECTIONS, "vision_start_token_id": 94,
+    },
+    "qwen3_omni_moe_thinker": {"vision_start_token_id": 94},
     "mllama": {"text_config.cross_attention_layers": [1]},
     **{
         name: {"text_config.rope_parameters": _SECTIONS}
         for name in (
-            "paddleocr_vl", "qwen2_5_omni_thinker", "qwen2_5_vl", "qwen2_vl", "video_llama_3",
+            "paddleocr_vl", "qwen2_5_vl", "qwen2_vl", "video_llama_3",
         )
     },
     **{

@@ -66,10 +66,18 @@ def on_route(route: str) -> Generator[None]:
         register()
 
 
+def afresh(model: Model, run: Case) -> Answer:
+    """What a call gives without what the model remembers of the positions of an earlier one."""
+    for part in model.modules():
+        if getattr(part, "rope_deltas", None) is not None:
+            part.rope_deltas = None
+    return run(model)
+
+
 def inside(model: Model, route: str, run: Case) -> Answer:
     """What a call gives in the block that the documentation shows."""
     with on_route(route), sample_attention_prefill(model, ROUTES[route]):
-        return run(model)
+        return afresh(model, run)
 
 
 def switched(model: Model, route: str, run: Case) -> Answer:
@@ -77,7 +85,7 @@ def switched(model: Model, route: str, run: Case) -> Answer:
     other = copy.deepcopy(model)
     with on_route(route):
         other.set_attn_implementation(NAME)
-        return run(other)
+        return afresh(other, run)
 
 
 def _place(error: BaseException) -> str:
@@ -122,7 +130,7 @@ class Examination:
         """Whether the last token leaves all earlier rows as they were."""
         try:
             budget, _ = self.expect("causality", changed_end)
-            before = Answer(prefill(self.model).logits[:, :-1])
+            before = Answer(afresh(self.model, prefill).logits[:, :-1])
         except Exception:
             return False
         return distance(self.answers["causality"], before) <= budget
@@ -131,10 +139,10 @@ class Examination:
         """The permitted error of a case, or why eager attention has none; keeps its answer."""
         model = self.halves if case == "bf16" else self.rounded
         try:
-            answer = self.answers[case] = run(self.model)
+            answer = self.answers[case] = afresh(self.model, run)
             if not bool(answer.logits.isfinite().all()):
                 return 0, {"verdict": "eager", "reason": "logits are not finite"}
-            budget = FACTOR * distance(run(model), answer)
+            budget = FACTOR * distance(afresh(model, run), answer)
         except Exception as error:
             return 0, {"verdict": "eager", "reason": _said(error)}
         if not budget < LOOSEST * (FACTOR if case == "bf16" else 1):
@@ -175,7 +183,7 @@ class Examination:
             found = self.judged(case, lambda route=route: way(model, route, run), budget)
             if case == "packed" and found["verdict"] == "wrong":
                 # The reference may not know packed sequences; then each alone is what they mean.
-                self.answers["alone"] = packed_alone(self.model)
+                self.answers["alone"] = afresh(self.model, packed_alone)
                 alone = self.judged("alone", lambda route=route: way(model, route, run), budget)
                 found = alone if alone["verdict"] == "equal" else found
             if found["verdict"] == "wrong":
@@ -188,7 +196,7 @@ class Examination:
         def answer() -> Answer:
             other = copy.deepcopy(model)
             other.set_attn_implementation("sdpa")
-            return run(other)
+            return afresh(other, run)
 
         return self.judged(case, answer, budget)["verdict"]
 
@@ -212,7 +220,7 @@ class Examination:
         with on_route(route):
             other = construct(self.name, NAME)
             other.load_state_dict(model.state_dict())
-            return run(other.eval().float())
+            return afresh(other.eval().float(), run)
 
     def recorded(self, route: str) -> tuple[int, int]:
         """Calls of attention that took part in `prefill`, and how many of them ran sparse."""
