@@ -6,34 +6,32 @@ config ──► select(q, k, config) ──► plan ──► attend(q, k, v, p
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from functools import partial
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from .backends.dense import (
-    dense,
-    dense_with_lse,
-    needs_gradient,
-    provider,
-    provider_verdicts,
-)
+from .backends.dense import dense, dense_with_lse, provider, provider_verdicts
 from .config import SampleAttentionConfig
 from .dispatch import choose, selector_of, verdicts
-from .errors import InvalidInput
+from .modes import entrance, with_out
 from .ops import operator, untraced
 from .plan import FixedRule, Rule, StripePlan, fixed_rule
 from .policy import Decision, decide
-from .problem import Problem, Sequences, as_batched, keys_of
+from .problem import Problem, Sequences, as_batched, in_one_width, keys_of
 from .spans import rule_of_span, spans
+
+R = TypeVar("R")
 
 
 class AttentionOutput(NamedTuple):
     """What `attend` returns.
 
     Attributes:
-        out: like q.
+        out: like q, with the head dim of v.
         lse: natural log-sum-exp over the kept keys, fp32 (fp64 for fp64 inputs), `[B, H, Sq]` or
             packed `[H, T]`; -inf for rows that keep no key.
     """
@@ -47,7 +45,7 @@ class Measured:
     """What `measured_attention` returns.
 
     Attributes:
-        out: like q.
+        out: like q, with the head dim of v.
         decision: whether the call ran sparse, and why.
         plan: what was computed; None when the call ran dense, or the plan was not kept.
         lse: as `attend` returns it, of all keys for the guarded heads; None when the call ran
@@ -98,6 +96,7 @@ class Explanation:
 
 
 @untraced
+@entrance
 def select(
     q: Tensor, k: Tensor, config: Rule | str = "default", *,
     scale: float | None = None, sequences: Sequences | None = None, backend: str = "auto",
@@ -132,7 +131,7 @@ def select(
         whose q does, so that these reach the output as they would in dense attention.
 
     Raises:
-        InvalidInput: the tensors do not form an attention problem.
+        InvalidInput: the tensors do not form an attention problem, or one requires a gradient.
         InvalidConfig: unknown preset or backend, or a value out of range.
         UnsupportedProblem: no backend accepts; the message lists the reasons.
     """
@@ -144,6 +143,7 @@ def select(
 
 
 @untraced
+@entrance
 def attend(
     q: Tensor, k: Tensor, v: Tensor, plan: StripePlan, *,
     scale: float | None = None, backend: str = "auto",
@@ -155,7 +155,7 @@ def attend(
     Args:
         q: `[B, H, Sq, D]`, or `[T, H, D]` where the plan's sequences are packed.
         k: `[B, Hkv, Skv, D]`, `[T, Hkv, D]` or, paged, `[P, page_size, Hkv, D]`.
-        v: like k.
+        v: like k; where keys are not paged, of any head dim.
         plan: made by `select`, or by hand, for these sequences and heads.
         scale: multiplies q.k; None: `D ** -0.5`.
         backend: `auto` or a backend's name; a name never falls back.
@@ -164,13 +164,15 @@ def attend(
         `out` and `lse`.
 
     Raises:
-        InvalidInput: the tensors do not form an attention problem.
+        InvalidInput: the tensors do not form an attention problem, or one requires a gradient.
         PlanMismatch: the plan was made for other sequences or heads.
         UnsupportedProblem: no backend accepts; the message lists the reasons.
     """
     problem = Problem.of(q, k, v, None if plan.sequences.uniform else plan.sequences)
     plan.check_covers(problem)
-    _refuse_gradient(q, k, v)
+    if problem.v_head_dim is not None:
+        again = partial(attend, plan=plan, backend=backend)
+        return _in_one_width(again, (q, k, v), problem, scale)
     chosen = choose(backend, problem, plan)
     q, k, v = (as_batched(x, problem) for x in (q, k, v))
     out, lse = chosen.attend(q, k, v, problem, plan, problem.scale(scale))
@@ -180,6 +182,7 @@ def attend(
 
 
 @operator
+@entrance
 def sample_attention(
     q: Tensor, k: Tensor, v: Tensor, config: Rule | str = "default", *,
     scale: float | None = None, sequences: Sequences | None = None, backend: str = "auto",
@@ -190,11 +193,14 @@ def sample_attention(
     Arguments and errors are those of `select` and `attend`.
 
     Returns:
-        out like q.
+        out like q, with the head dim of v.
 
     Source: arXiv 2406.15486.
     """
     problem = Problem.of(q, k, v, sequences)
+    if problem.v_head_dim is not None:
+        again = partial(sample_attention, config=config, sequences=sequences, backend=backend)
+        return _in_one_width(again, (q, k, v), problem, scale)
     rule = fixed_rule(config, problem)
     if backend == "auto" and not decide(problem, rule).sparse:  # the quick way: no statistics
         return _dense(q, k, v, problem, problem.scale(scale))
@@ -204,6 +210,7 @@ def sample_attention(
 
 
 @untraced
+@entrance
 def measured_attention(
     q: Tensor, k: Tensor, v: Tensor, config: Rule | str = "default", *,
     scale: float | None = None, sequences: Sequences | None = None, backend: str = "auto",
@@ -218,7 +225,7 @@ def measured_attention(
     Args:
         q: as for `select`.
         k: as for `select`.
-        v: like k.
+        v: as for `attend`.
         config: as for `select`.
         scale: as for `select`.
         sequences: as for `select`.
@@ -231,6 +238,12 @@ def measured_attention(
         out, decision, plan, retained mass and guarded heads.
     """
     problem = Problem.of(q, k, v, sequences)
+    if problem.v_head_dim is not None:
+        again = partial(
+            measured_attention, config=config, sequences=sequences, backend=backend,
+            keep_plan=keep_plan,
+        )  # fmt: skip
+        return _in_one_width(again, (q, k, v), problem, scale)
     rule = fixed_rule(config, problem)
     decision, factor = decide(problem, rule), problem.scale(scale)
     if backend == "auto" and not decision.sparse:
@@ -242,7 +255,6 @@ def measured_attention(
     choose(backend, problem)
     if not decision.sparse:  # a backend that was named accepts, or has raised
         return Measured(_dense(q, k, v, problem, factor), decision)
-    _refuse_gradient(q, k, v)
     q, k, v = (as_batched(x, problem) for x in (q, k, v))
     if not keep_plan and guard is None:
         out, lse = _in_spans(q, k, v, problem, spans(problem, rule), factor, (rule, backend))
@@ -259,6 +271,7 @@ def measured_attention(
     return Measured(_unbatched(out, problem), decision, plan, lse, mass, guarded)
 
 
+@entrance
 def explain(
     q: Tensor, k: Tensor, v: Tensor, config: Rule | str = "default", *,
     sequences: Sequences | None = None, backend: str = "auto",
@@ -268,16 +281,26 @@ def explain(
     Raises:
         InvalidInput, InvalidConfig, UnsupportedProblem: as `sample_attention` would.
     """
-    problem, gradient = Problem.of(q, k, v, sequences), needs_gradient(q, k, v)
-    rule = fixed_rule(config, problem)
+    problem = Problem.of(q, k, v, sequences)
+    rule, given = fixed_rule(config, problem), str(problem)
+    problem = problem.in_one_width
     return Explanation(
-        problem=str(problem),
+        problem=given,
         decision=decide(problem, rule),
         backend=" then ".join(_names(backend, problem, rule)),
-        dense_provider=provider(problem, gradient=gradient),
+        dense_provider=provider(problem),
         verdicts=verdicts(problem),
-        dense_verdicts=provider_verdicts(problem, gradient=gradient),
+        dense_verdicts=provider_verdicts(problem),
     )
+
+
+def _in_one_width(
+    operation: Callable[..., R], qkv: tuple[Tensor, Tensor, Tensor], problem: Problem,
+    scale: float | None,
+) -> R:  # fmt: skip
+    """Call the operation again with tensors of one head dim, and cut its out to that of v."""
+    result = operation(*in_one_width(*qkv), scale=problem.scale(scale))
+    return with_out(result, lambda out: out[..., : problem.v_head_dim].contiguous())
 
 
 def _in_spans(
@@ -335,15 +358,6 @@ def _dense(q: Tensor, k: Tensor, v: Tensor, problem: Problem, scale: float) -> T
     if problem.sequences.packed:
         q, k, v = (as_batched(x, problem) for x in (q, k, v))
     return _unbatched(dense(q, k, v, problem, scale), problem)
-
-
-def _refuse_gradient(q: Tensor, k: Tensor, v: Tensor) -> None:
-    """Sparse attention has no backward: a wrong gradient must not pass in silence."""
-    if needs_gradient(q, k, v):
-        raise InvalidInput(
-            "q, k or v requires a gradient, and sparse attention has no backward; "
-            "call it under torch.no_grad() or torch.inference_mode()"
-        )
 
 
 def _unbatched(out: Tensor, problem: Problem) -> Tensor:

@@ -15,6 +15,7 @@ from torch import Tensor, library
 
 from .config import SampleAttentionConfig, as_config
 from .errors import InvalidInput
+from .modes import as_autocast, autocast_dtype
 from .plan import Rule
 from .problem import Sequences
 
@@ -64,8 +65,11 @@ def operator(function: Attention) -> Attention:
     ) -> Tensor:  # fmt: skip
         if not torch.compiler.is_compiling():
             return function(q, k, v, config, scale=scale, sequences=sequences, backend=backend)
-        tables, bounds = spread(sequences)
-        return op(q, k, v, as_config(config).to_json(), scale, backend, tables, bounds)
+        (tables, bounds), given, dtype = spread(sequences), q.dtype, autocast_dtype(q.device)
+        if dtype is not None:  # when the graph runs, nobody knows where autocast was
+            q, k, v = (as_autocast(x, dtype) for x in (q, k, v))
+        out = op(q, k, v, as_config(config).to_json(), scale, backend, tables, bounds)
+        return out.to(given)
 
     return call
 
@@ -108,8 +112,9 @@ def gather(tables: list[Tensor], bounds: list[int]) -> Sequences | None:
     )  # fmt: skip
 
 
-def _shape_of_out(q: Tensor, *_: object) -> Tensor:
-    return q.new_empty(q.shape)
+def _shape_of_out(q: Tensor, k: Tensor, v: Tensor, *_: object) -> Tensor:
+    del k
+    return q.new_empty((*q.shape[:-1], v.shape[-1]))
 
 
 def _refuse_backward(*_: object) -> None:

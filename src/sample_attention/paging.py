@@ -79,7 +79,8 @@ def check_pages(k: Tensor, page_table: Tensor, page_size: int, kv_lens: Tensor) 
         raise InvalidInput(f"page_table lies on {page_table.device} and k on {k.device}")
     if k.device.type != "cpu":
         return
-    used = torch.arange(page_table.shape[1]) * page_size < kv_lens[:, None]
+    first = torch.arange(page_table.shape[1], device=k.device) * page_size
+    used = first < kv_lens[:, None]
     lowest, highest = (int(x) for x in page_table[used].aminmax())
     if lowest < 0 or highest >= len(k):
         raise InvalidInput(

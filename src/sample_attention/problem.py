@@ -16,17 +16,16 @@ from typing import TypeAlias
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from .errors import InvalidInput
+from .forms import Form, check_forms, check_heads, form_of
+from .modes import lasting
 from .paging import check_page_table, check_pages, gather_pages
 
 Row: TypeAlias = tuple[int, int, int, int, int]
 """(batch, q_start, q_len, kv_start, kv_len) of one sequence."""
 
-Form: TypeAlias = tuple[torch.Size, tuple[int, ...], torch.dtype, torch.device]
-"""(shape, strides, dtype, device): all of a tensor that is checked, so that once is enough."""
-
-DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 _INTEGERS = (torch.int32, torch.int64)
 
 
@@ -179,7 +178,10 @@ class Sequences:
 
 @dataclass(frozen=True)
 class Problem:
-    """The facts a backend or the policy decides on; all known on the host."""
+    """The facts a backend or the policy decides on; all known on the host.
+
+    `v_head_dim` is that of v and out; None: `head_dim`, which is all that backends take.
+    """
 
     sequences: Sequences
     num_heads: int
@@ -187,6 +189,7 @@ class Problem:
     head_dim: int
     dtype: torch.dtype
     device: torch.device
+    v_head_dim: int | None = None
 
     @staticmethod
     def of(q: Tensor, k: Tensor, v: Tensor, sequences: Sequences | None = None) -> Problem:
@@ -196,25 +199,31 @@ class Problem:
             q: `[B, H, Sq, D]`, or `[Tq, H, D]` when `sequences` is packed; any strides with the
                 last dimension contiguous.
             k: `[B, Hkv, Skv, D]`, `[Tkv, Hkv, D]` or, paged, `[P, page_size, Hkv, D]`.
-            v: shape of `k`.
+            v: shape of `k`, where keys are not paged with any head dim.
             sequences: where the sequences lie; None: every batch row is one full sequence.
 
         Raises:
             InvalidInput: anything that does not form an attention problem.
         """
-        forms = _form("q", q), _form("k", k), _form("v", v)
+        forms = form_of("q", q), form_of("k", k), form_of("v", v)
         if sequences is None:
             return _uniform_problem(*forms)
-        _check_forms(*forms, *_layouts(sequences))
+        check_forms(*forms, *_layouts(sequences))
         kv_heads = k.shape[1 if sequences.page_table is None else 2]
-        _check_heads(q.shape[1], kv_heads)
+        check_heads(q.shape[1], kv_heads)
         _check_extent(sequences, q, k)
-        return Problem(sequences, q.shape[1], kv_heads, q.shape[-1], q.dtype, q.device)
+        facts = sequences, q.shape[1], kv_heads, q.shape[-1], q.dtype, q.device
+        return Problem(*facts, v_head_dim=_v_head_dim(k.shape, v.shape))
 
     @property
     def group_size(self) -> int:
         """Query heads that share one key/value head."""
         return self.num_heads // self.num_kv_heads
+
+    @property
+    def in_one_width(self) -> Problem:
+        """The problem of the tensors that `in_one_width` makes of these."""
+        return replace(self, head_dim=max(self.head_dim, self.v_head_dim or 0), v_head_dim=None)
 
     def scale(self, scale: float | None) -> float:
         """The factor on q.k: the one given, or `D ** -0.5`.
@@ -233,9 +242,10 @@ class Problem:
         """One line with every fact, for messages."""
         s = self.sequences
         pages = f" in pages of {s.page_size}" if s.page_size else ""
+        dims = f"{self.head_dim}/{self.v_head_dim}" if self.v_head_dim else f"{self.head_dim}"
         return (
             f"N={len(s.table)} H={self.num_heads}/{self.num_kv_heads} Sq<={s.max_q_len} "
-            f"Skv<={s.max_kv_len} D={self.head_dim} {str(self.dtype).removeprefix('torch.')} "
+            f"Skv<={s.max_kv_len} D={dims} {str(self.dtype).removeprefix('torch.')} "
             f"on {self.device}{pages}"
         )
 
@@ -248,6 +258,17 @@ def as_batched(x: Tensor, problem: Problem) -> Tensor:
     if not problem.sequences.packed:
         return x
     return x.transpose(0, 1).unsqueeze(0) if x.dim() == 3 else x.transpose(1, 2)
+
+
+def in_one_width(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The tensors with zeros up to the largest of their head dims.
+
+    No score changes (but the default scale, which is that of q as it was), nor the first values of
+    out; those beyond v's own are zeros.
+    """
+    width = max(q.shape[-1], v.shape[-1])
+    q, k, v = (pad(x, (0, width - x.shape[-1])) if x.shape[-1] < width else x for x in (q, k, v))
+    return q, k, v
 
 
 def keys_of(x: Tensor, sequences: Sequences, n: int) -> Tensor:
@@ -274,59 +295,23 @@ def _layouts(sequences: Sequences | None) -> tuple[str, str]:
     return "[T, H, D]", "[T, H, D]" if sequences.page_table is None else "[P, page_size, Hkv, D]"
 
 
-@functools.lru_cache(maxsize=256)
+@lasting(256)
 def _uniform_problem(q: Form, k: Form, v: Form) -> Problem:
     """The problem of tensors of these forms, each batch row one full sequence; checked once."""
-    _check_forms(q, k, v, *_layouts(None))
+    check_forms(q, k, v, *_layouts(None))
     (batch, num_heads, q_len, dim), _, dtype, device = q
     _, kv_heads, kv_len, _ = k[0]
-    _check_heads(num_heads, kv_heads)
+    check_heads(num_heads, kv_heads)
     _check_lengths(q_len, kv_len, "the batch")
     rows = tuple((b, 0, q_len, 0, kv_len) for b in range(batch))
     table = torch.tensor(rows, dtype=torch.int32, device=device)
     sequences = Sequences(table, q_len, kv_len, uniform=True, host_rows=rows)
-    return Problem(sequences, num_heads, kv_heads, dim, dtype, device)
+    width = _v_head_dim(k[0], v[0])
+    return Problem(sequences, num_heads, kv_heads, dim, dtype, device, width)
 
 
-def _form(name: str, x: Tensor) -> Form:
-    if not isinstance(x, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise InvalidInput(f"{name} must be a torch.Tensor, got {type(x).__name__}")
-    return x.shape, x.stride(), x.dtype, x.device
-
-
-def _check_forms(q: Form, k: Form, v: Form, q_layout: str, kv_layout: str) -> None:
-    for name, form, layout in (("q", q, q_layout), ("k", k, kv_layout), ("v", v, kv_layout)):
-        shape, stride, dtype, device = form
-        if len(shape) != layout.count(",") + 1:
-            raise InvalidInput(f"{name} has shape {tuple(shape)}; accepted: {layout}")
-        if 0 in shape:
-            raise InvalidInput(f"{name} is empty: shape {tuple(shape)}; every size must be >= 1")
-        if dtype not in DTYPES:
-            names = ", ".join(str(d).removeprefix("torch.") for d in DTYPES)
-            raise InvalidInput(f"{name} is {dtype}; accepted: {names}")
-        if (dtype, device) != q[2:]:
-            raise InvalidInput(
-                f"{name} is {dtype} on {device} and q is {q[2]} on {q[3]}; all three must agree"
-            )
-        if stride[-1] != 1 and shape[-1] > 1:
-            raise InvalidInput(
-                f"{name} has strides {stride}; its last dimension must be contiguous "
-                "(call .contiguous())"
-            )
-    if k[0] != v[0]:
-        raise InvalidInput(f"k {tuple(k[0])} and v {tuple(v[0])} must have the same shape")
-    if q[0][-1] != k[0][-1]:
-        raise InvalidInput(f"head dims differ: q has {q[0][-1]}, k has {k[0][-1]}")
-    if len(q[0]) == 4 and q[0][0] != k[0][0]:
-        raise InvalidInput(f"batch sizes differ: q has {q[0][0]}, k has {k[0][0]}")
-
-
-def _check_heads(heads: int, kv_heads: int) -> None:
-    if heads % kv_heads:
-        raise InvalidInput(
-            f"{heads} query heads do not share {kv_heads} key/value heads evenly; "
-            "accepted: a multiple of the key/value heads"
-        )
+def _v_head_dim(k: torch.Size, v: torch.Size) -> int | None:
+    return None if k[-1] == v[-1] else v[-1]
 
 
 def _check_lengths(q_len: int, kv_len: int, whose: str) -> None:

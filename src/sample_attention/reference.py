@@ -55,8 +55,8 @@ def select(
 ) -> Tensor:
     """The mask that the configuration selects: bool `[H, Sq, Skv]`."""
     q_len, kv_len = q.shape[1], k.shape[1]
-    p = torch.arange(kv_len - q_len, kv_len)[:, None]
-    j = torch.arange(kv_len)[None]
+    p = torch.arange(kv_len - q_len, kv_len, device=q.device)[:, None]
+    j = torch.arange(kv_len, device=q.device)[None]
     causal = j <= p
     align = config.window_alignment
     window = causal & (j > p // align * align - config.window_for(kv_len))
@@ -153,7 +153,8 @@ def _pooled_rank(
         rows = pool == i
         mean = q[rows].mean(0) * (q.shape[-1] ** -0.5 if scale is None else scale)
         first = int(p[rows].min())
-        scores = (k @ mean).masked_fill(torch.arange(len(k)) > first, -math.inf)
+        hidden = torch.arange(len(k), device=k.device) > first
+        scores = (k @ mean).masked_fill(hidden, -math.inf)
         ranks.append(torch.softmax(scores, -1) * outside[rows].all(0))
     return torch.stack(ranks).mean(0)
 
@@ -175,7 +176,8 @@ def _spread_segment(
     step = 1
     while step * probes < count:
         step *= 2
-    regular = selectable & ((torch.arange(len(k)) + 1) % step == 0)
+    j = torch.arange(len(k), device=k.device)
+    regular = selectable & ((j + 1) % step == 0)
     exponent = spread_exponent(q, k, count, scale)
     octave = torch.floor(exponent / math.log(2) * CLASSES_PER_OCTAVE)  # one class, one value
     top = octave[regular].max()
@@ -189,8 +191,7 @@ def _spread_segment(
 
     sampled = _sampled(p[:, None], config)
     scores = factor * q[sampled] @ k.T
-    hidden = torch.arange(len(k)) > p[sampled, None]
-    scores = scores.masked_fill(hidden, -math.inf)
+    scores = scores.masked_fill(j > p[sampled, None], -math.inf)
     weighted = scores + torch.log(torch.where(selectable, weight, 1.0))
     lse = torch.logsumexp(weighted, -1, keepdim=True)
     exact = torch.exp(weighted - lse).mean(0) * selectable
@@ -204,7 +205,7 @@ def _spread_segment(
 
 def _runs(high: Tensor) -> Tensor:
     """Blocks of RUN columns that hold a high peak, and those beside; the first holds none."""
-    block = torch.arange(len(high)) // RUN
+    block = torch.arange(len(high), device=high.device) // RUN
     of_high = block[high & (block > 0)]
     return torch.isin(block, torch.cat([of_high - 1, of_high, of_high + 1]))
 
@@ -303,14 +304,16 @@ def _sampled(p: Tensor, config: SampleAttentionConfig) -> Tensor:
 
 def _sum_by(group: Tensor, x: Tensor) -> Tensor:
     size = int(group.max()) + 1
-    return torch.zeros(size, dtype=x.dtype).scatter_add_(0, group.flatten(), x.flatten())
+    return torch.zeros(size, dtype=x.dtype, device=x.device).scatter_add_(
+        0, group.flatten(), x.flatten()
+    )
 
 
 def _scores(q: Tensor, k: Tensor, scale: float | None) -> Tensor:
     q_len, kv_len = q.shape[1], k.shape[1]
     scores = (q @ _per_head(k, q).mT) * (q.shape[-1] ** -0.5 if scale is None else scale)
-    hidden = torch.arange(kv_len)[None] > torch.arange(kv_len - q_len, kv_len)[:, None]
-    return scores.masked_fill(hidden, -math.inf)
+    j = torch.arange(kv_len, device=q.device)
+    return scores.masked_fill(j > j[kv_len - q_len :, None], -math.inf)
 
 
 def _per_head(kv: Tensor, q: Tensor) -> Tensor:

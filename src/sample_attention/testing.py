@@ -69,26 +69,29 @@ def make_qkv(
     random = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=random, dtype=torch.float64)
+        return torch.randn(*shape, generator=random, dtype=torch.float64, device="cpu")
+
+    def uniform(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.rand(*shape, generator=random, dtype=dtype, device="cpu")
 
     def gains(low: float, high: float, heads: int) -> Tensor:
-        share = torch.rand(batch, heads, 1, 1, generator=random, dtype=torch.float64)
-        return low + (high - low) * share
+        return low + (high - low) * uniform(batch, heads, 1, 1, dtype=torch.float64)
 
     def per_query_head(x: Tensor) -> Tensor:
         return x.repeat_interleave(num_heads // kv_heads, 1)
 
-    position = torch.arange(kv_len)
+    position = torch.arange(kv_len, device="cpu")
     unit = head_dim**-0.5
     sink, local = (normal(batch, kv_heads, 1, head_dim) * unit for _ in range(2))
     regions = normal(batch, kv_heads, kv_len // REGION + 1, head_dim) * unit
     k = normal(batch, kv_heads, kv_len, head_dim) * (unit / 2)
     k[:, :, :4] += sink
-    strong = torch.rand(batch, kv_heads, kv_len, 1, generator=random) < 1 / 32
-    k += strong * regions[:, :, torch.randint(regions.shape[2], (kv_len,), generator=random)]
+    strong = uniform(batch, kv_heads, kv_len, 1) < 1 / 32
+    region = torch.randint(regions.shape[2], (kv_len,), generator=random, device="cpu")
+    k += strong * regions[:, :, region]
     k += _rotate(local, position)
     at = position[kv_len - q_len :]
-    slash = torch.randint(1, max(2, kv_len // 2), (1,), generator=random)
+    slash = torch.randint(1, max(2, kv_len // 2), (1,), generator=random, device="cpu")
     q = normal(batch, num_heads, q_len, head_dim) * unit
     q += gains(4, 10, num_heads) * per_query_head(sink)
     q += gains(8, 14, num_heads) * per_query_head(regions[:, :, at // REGION])
@@ -101,7 +104,8 @@ def make_qkv(
 def _rotate(x: Tensor, positions: Tensor) -> Tensor:
     """Rotate pairs of dimensions of x `[B, H, 1, D]` by the positions, as RoPE does."""
     half = x.shape[-1] // 2
-    speed = 0.5 ** torch.linspace(0, 8, max(half, 1), dtype=torch.float64)[:half]
+    steps = torch.linspace(0, 8, max(half, 1), dtype=torch.float64, device=x.device)
+    speed = 0.5 ** steps[:half]
     angle = positions[:, None] * speed
     a, b, rest = x.expand(-1, -1, len(positions), -1).split([half, half, x.shape[-1] % 2], -1)
     cos, sin = angle.cos(), angle.sin()
@@ -128,19 +132,20 @@ def make_pages(
     """
     rows = sequences.rows()
     counts = [math.ceil(row[4] / page_size) for row in rows]
-    order = torch.randperm(sum(counts) + 2, generator=torch.Generator().manual_seed(seed))
+    random = torch.Generator().manual_seed(seed)
+    order = torch.randperm(sum(counts) + 2, generator=random, device="cpu")
     cache = k.new_full((len(order), 2, page_size, *k.shape[1:]), torch.nan)
-    page_table = torch.full((len(rows), max(counts) + 2), -1, dtype=torch.int32)
+    page_table = torch.full((len(rows), max(counts) + 2), -1, dtype=torch.int32, device="cpu")
     page_table[:, -1] = torch.iinfo(torch.int32).max
     for n, (pages, (_, _, _, start, length)) in enumerate(
         zip(order.split([*counts, 2]), rows, strict=False)
     ):
         page_table[n, : counts[n]] = pages
-        at = torch.arange(length)
+        at = torch.arange(length, device="cpu")
         for i, x in enumerate((k, v)):
             cache[pages[at // page_size], i, at % page_size] = x[start : start + length]
-    q_ends = torch.tensor([0, *(row[1] + row[2] for row in rows)])
-    kv_lens = torch.tensor([row[4] for row in rows])
+    q_ends = torch.tensor([0, *(row[1] + row[2] for row in rows)], device="cpu")
+    kv_lens = torch.tensor([row[4] for row in rows], device="cpu")
     paged = Sequences.paged(q_ends, kv_lens, page_table.to(k.device), page_size)
     return cache[:, 0], cache[:, 1], paged
 
@@ -167,8 +172,8 @@ def make_plan(
     rows = sequences.rows()
     sizes = [len(segment_starts(kv - q, kv, segment)) for _, _, q, _, kv in rows]
     shape = (len(rows), len(lists[0]), max(sizes))
-    counts = torch.zeros(shape, dtype=torch.int32)
-    dense = torch.zeros(shape, dtype=torch.bool)
+    counts = torch.zeros(shape, dtype=torch.int32, device="cpu")
+    dense = torch.zeros(shape, dtype=torch.bool, device="cpu")
     joined: list[int] = []
     for n, heads in enumerate(lists):
         for h, segments in enumerate(heads):
@@ -230,7 +235,7 @@ def assert_matches_oracle(
     error <= factor * error of plain PyTorch + rounding of the exact result.
 
     Args:
-        out: like q.
+        out: like q, with the head dim of v.
         lse: `[B, H, Sq]`, packed `[H, T]`; None: is not checked.
         q: `[B, H, Sq, D]` or packed `[T, H, D]`.
         k: `[B, Hkv, Skv, D]`, packed or paged.
@@ -241,11 +246,12 @@ def assert_matches_oracle(
 
     Raises:
         AssertionError: an error beyond the budget; a row without keys, or of padding, that is not
-            zeros with an lse of -inf; another shape or dtype than q's.
+            zeros with an lse of -inf; another shape or dtype.
     """
-    if out.shape != q.shape or out.dtype != q.dtype:
+    shape = (*q.shape[:-1], v.shape[-1])
+    if out.shape != shape or out.dtype != q.dtype:
         raise AssertionError(
-            f"out is {out.dtype} {tuple(out.shape)}, q is {q.dtype} {tuple(q.shape)}"
+            f"out is {out.dtype} {tuple(out.shape)}; expected: {q.dtype} {shape}, of q and v"
         )
     s = plan.sequences
     parts = [split_sequences(x, s, keys=keys) for x, keys in ((q, False), (k, True), (v, True))]
@@ -338,7 +344,7 @@ def _check(
 
 
 def _check_padding(out: Tensor, lse: Tensor | None, problem: Problem) -> None:
-    pad = torch.ones(as_batched(out, problem).shape[:3], dtype=torch.bool)
+    pad = torch.ones(as_batched(out, problem).shape[:3], dtype=torch.bool, device="cpu")
     for b, q0, q_len, _, _ in problem.sequences.rows():
         pad[b, :, q0 : q0 + q_len] = False
     if bool(as_batched(out, problem).cpu()[pad].count_nonzero()):

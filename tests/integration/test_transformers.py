@@ -169,7 +169,7 @@ def test_layers_keep_what_their_depth_says(tiny, prompt, logits, sparse, monkeyp
 
 def test_tables_of_other_models_are_refused(tiny, prompt, logits, sparse):
     model = tiny("llama")
-    for table, words in ((TABLE[:1], "tuned for 1 layers"), (((0.5,),) * 2, "has 1 shares")):
+    for table, words in ((TABLE[:1], "for 1 layers"), (((0.5,),) * 2, "has 1 shares")):
         tuned = Tuned("other", (Interval(0, sparse, table),))
         with (
             sample_attention_prefill(model, tuned),

@@ -6,8 +6,10 @@ import pytest
 import torch
 
 from sample_attention import SampleAttentionConfig, Sequences, attend, select
+from sample_attention.backends.triton import DTYPES_INTERPRETED
 from sample_attention.baselines import METHODS
 from sample_attention.dispatch import backend_of
+from sample_attention.errors import UnsupportedProblem
 from sample_attention.problem import Problem
 from sample_attention.testing import assert_matches_oracle, make_pages, make_qkv, nan_poison
 
@@ -102,6 +104,29 @@ def test_pages_do_not_change_a_bit(config, page_size):
 def test_fp64_is_refused_with_the_accepted_types():
     q, k, v = make_qkv(16, num_heads=1, head_dim=16, dtype=torch.float64)
     assert "float16" in str(backend_of("triton").refusal(Problem.of(q, k, v)))
+
+
+def test_bf16_is_refused_with_its_reason():
+    q, k, v = make_qkv(300, num_heads=2, num_kv_heads=1, dtype=torch.bfloat16)
+    plan = select(q, k, backend="eager")
+    for call in (
+        lambda: select(q, k, backend="triton"),
+        lambda: attend(q, k, v, plan, backend="triton"),
+    ):
+        with pytest.raises(UnsupportedProblem, match=r"triton: .*bfloat16 in Triton's interpreter"):
+            call()
+    out, lse = attend(q, k, v, plan)  # another backend
+    assert_matches_oracle(out, lse, q, k, v, plan)
+
+
+@pytest.mark.parametrize("dtype", DTYPES_INTERPRETED, ids=str)
+def test_every_accepted_dtype_is_right(dtype):
+    q, k, v = make_qkv(300, num_heads=2, num_kv_heads=1, dtype=dtype, seed=1)
+    for config in (CONFIGS["default"], CONFIGS["segments-of-32"]):
+        with nan_poison():
+            plan = select(q, k, config, backend="triton")
+            out, lse = attend(q, k, v, plan, backend="triton")
+        assert_matches_oracle(out, lse, q, k, v, plan)
 
 
 @pytest.mark.parametrize("rows", [8, 96, 100])

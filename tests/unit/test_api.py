@@ -12,8 +12,6 @@ from sample_attention.backends import NAMES
 from sample_attention.backends.dense import dense, dense_with_lse, limited, provider
 from sample_attention.errors import (
     InvalidConfig,
-    InvalidInput,
-    SampleAttentionError,
     UnsupportedProblem,
 )
 from sample_attention.policy import CROSSOVERS, decide
@@ -266,31 +264,3 @@ def test_backends_by_name(name):
 def test_unknown_backends(name):
     with pytest.raises(InvalidConfig):
         dispatch.backend_of(name)
-
-
-def gradients(out, inputs):
-    return torch.autograd.grad(out.square().sum(), inputs)
-
-
-@pytest.mark.parametrize("config", [SMALL, "paper", "mlsys"], ids=["segments", "paper", "mlsys"])
-def test_gradients_of_sparse_calls_are_refused(always_sparse, config):
-    del always_sparse
-    q, k, v = make_qkv(100)
-    plan = sa.select(q, k, config)
-    v.requires_grad_()
-    with pytest.raises(InvalidInput, match=r"gradient.*torch\.no_grad"):
-        sa.attend(q, k, v, plan)
-    with pytest.raises(InvalidInput, match=r"gradient.*torch\.no_grad"):
-        sa.sample_attention(q, k, v, config)
-    with torch.no_grad():
-        assert sa.sample_attention(q, k, v, config).isfinite().all()
-
-
-@pytest.mark.parametrize("q_len", [1, 60, 100])
-def test_gradients_of_dense_calls_are_right_or_refused(q_len):
-    q, k, v = (x.requires_grad_() for x in make_qkv(q_len, 100, dtype=torch.float64))
-    try:
-        given = gradients(sa.sample_attention(q, k, v), (q, k, v))
-    except (SampleAttentionError, RuntimeError):
-        return
-    torch.testing.assert_close(given, gradients(bottom_right(q, k, v), (q, k, v)))

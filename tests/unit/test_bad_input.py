@@ -77,7 +77,8 @@ def test_tensors(case, call):
     [
         (zeros(1, 2, 7, 4), ["k (1, 2, 8, 4)", "v (1, 2, 7, 4)", "same shape"]),
         (zeros(1, 1, 8, 4), ["k (1, 2, 8, 4)", "v (1, 1, 8, 4)"]),
-        (zeros(1, 2, 8, 6), ["v (1, 2, 8, 6)"]),
+        (zeros(1, 2, 8, 0), ["v", "empty"]),
+        (zeros(1, 3, 8, 6), ["v (1, 3, 8, 6)", "but for the head dim"]),
         (zeros(1, 2, 8, 4, dtype=torch.float64), ["v", "float64", "float32"]),
         (zeros(1, 2, 4, 8).mT, ["v", "strides"]),
         ("v", ["v", "str"]),

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ import torch
 from sample_attention import SampleAttentionConfig, Tuned, explain, measured_attention, select
 from sample_attention import sample_attention as attention
 from sample_attention.errors import InvalidConfig
-from sample_attention.plan import Interval, as_rule, tuned
+from sample_attention.plan import Interval, as_rule, rule_in_layer, tuned
 from sample_attention.policy import always_sparse
 from sample_attention.testing import make_qkv
 
@@ -84,9 +85,21 @@ def test_every_layer_has_the_coverages_of_its_heads(tmp_path):
     assert loaded.for_length(100) == SHORT
 
 
-def test_layers_that_were_not_tuned_are_refused():
-    with pytest.raises(InvalidConfig, match="tuned for 2 layers was asked for layer 2"):
-        BY_HEAD.for_layer(2, 3)
+@pytest.mark.parametrize(("layer", "layers"), [(0, 3), (1, 3), (2, 3), (0, 1), (2, 2), (-1, 2)])
+def test_another_number_of_layers_is_refused_in_the_first(layer, layers):
+    for asked in (BY_HEAD.for_layer, partial(rule_in_layer, BY_HEAD)):
+        with pytest.raises(InvalidConfig) as error:
+            asked(layer, layers)
+        for words in (
+            "tuned for 'tiny'",
+            "for 2 layers",
+            f"layer {layer} of {layers}",
+            "tune this",
+        ):
+            assert words in str(error.value)
+
+
+def test_what_has_no_table_suits_every_number_of_layers():
     deep = BOTH.for_layer(2, 3)
     assert [x.config for x in deep.intervals] == [x.config.for_layer(2, 3) for x in BOTH.intervals]
 

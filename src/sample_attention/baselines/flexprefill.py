@@ -98,9 +98,10 @@ class FlexPrefill(Method):
         estimate = torch.softmax(mean @ _mean_rows(heads.k, self.block).T, -1)
         middle = (exact + estimate) / 2
         # x log(x / middle), 0 at x = 0
-        parts = (torch.xlogy(x, x) - torch.xlogy(x, middle) for x in (exact, estimate))
-        divergence = sum(part.sum(-1) for part in parts) / 2
-        return torch.as_tensor(divergence).clamp(min=0).sqrt() < self.divergence
+        from_exact, from_estimate = (
+            (torch.xlogy(x, x) - torch.xlogy(x, middle)).sum(-1) for x in (exact, estimate)
+        )
+        return ((from_exact + from_estimate) / 2).clamp(min=0).sqrt() < self.divergence
 
     def _pooled_blocks(self, heads: Heads, distance: Tensor) -> Tensor:
         """Blocks by mean queries and mean keys, the heaviest of all rows: bool `[M, R, C]`."""

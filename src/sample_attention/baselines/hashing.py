@@ -19,8 +19,9 @@ SEGMENT = 16
 
 def directions(heads: Heads, count: int, seeds: list[int]) -> Tensor:
     """Normal random directions, drawn on the CPU so that devices agree: `[M, D, count]`."""
+    random, shape = torch.Generator(), (heads.k.shape[1], count)
     drawn = [
-        torch.randn(heads.k.shape[1], count, generator=torch.Generator().manual_seed(seed))
+        torch.randn(shape, generator=random.manual_seed(seed), dtype=torch.float32, device="cpu")
         for seed in seeds
     ]
     return torch.stack(drawn).to(heads.q)

@@ -107,12 +107,14 @@ class HyperAttention(Method):
 
     def _sampled(self, heads: Heads, lo: int, mid: int) -> Tensor:
         """Keys of the first half that all rows of the second keep: bool `[M, mid - lo]`."""
-        drawn = torch.zeros(len(heads.q), mid - lo, dtype=torch.bool)
+        drawn = torch.zeros(len(heads.q), mid - lo, dtype=torch.bool, device="cpu")
         for i in range(len(drawn)):
             # lo + mid: twice the middle of the keys, which no other piece has
             seed = ((self.seed * 2**12 + heads.first + i) * 2**24 + lo + mid) % 2**63
             generator = torch.Generator().manual_seed(seed)
-            drawn[i, torch.randint(mid - lo, (self.samples,), generator=generator)] = True
+            size = (self.samples,)
+            at = torch.randint(mid - lo, size, generator=generator, device="cpu")
+            drawn[i, at] = True
         return drawn.to(heads.k.device)
 
 

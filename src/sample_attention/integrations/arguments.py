@@ -14,6 +14,7 @@ from .layout import (
     Layout,
     Rows,
     layout_of_mask,
+    layout_of_packed,
     recall_layout,
     remembered_rows,
     rows_of_positions,
@@ -32,12 +33,18 @@ _KNOWN = frozenset(
 """Keywords that are read, or that do not change what attention is; any other one is refused."""
 
 
+def layer_of(module: nn.Module) -> int | None:
+    """Index of a layer in its model; None where it has none, as one that several places share."""
+    layer: Any = getattr(module, "layer_idx", None)
+    return None if layer is None else int(layer)
+
+
 def unsupported(
     module: nn.Module, argument: str, problem: str, remedy: str
 ) -> UnsupportedAttention:
     """The refusal of a call, naming the layer, the argument, what is wrong and what to do."""
     kind = getattr(getattr(module, "config", None), "model_type", "unknown")
-    layer = getattr(module, "layer_idx", None)
+    layer = layer_of(module)
     where = f"{type(module).__name__} (model type {kind}, layer {layer})"
     return UnsupportedAttention(f"{where}: {argument} {problem}; {remedy}")
 
@@ -61,9 +68,9 @@ def refuse(
         )  # fmt: skip
     if not (getattr(module, "is_causal", True) if is_causal is None else is_causal):
         raise unsupported(
-            module, "is_causal", "is False; accepted: causal self-attention",
-            "for a multimodal model pass attn_implementation={'text_config': 'sample_attention'}, "
-            "for an encoder use another one",
+            module, "is_causal", "is False; accepted: causal self-attention", "use another "
+            "attn_implementation for this part of the model, or for all of it where this is its "
+            "text decoder; with parts, {'text_config': 'sample_attention'} names the decoder alone",
         )  # fmt: skip
     if not q.shape[-1] == k.shape[-1] == v.shape[-1]:
         raise unsupported(
@@ -109,7 +116,7 @@ def layout_of_call(
         return layout
     try:
         read = partial(rows_of_positions, positions, q.shape[0])
-        rows = remembered_rows(read, positions, layer=getattr(module, "layer_idx", None))
+        rows = remembered_rows(read, positions, layer=layer_of(module))
     except InvalidInput as error:
         raise unsupported(
             module, "position_ids", f"do not number one sequence or packed ones: {error}",
@@ -133,7 +140,7 @@ def rows_of_call(module: nn.Module, cu_q: Tensor, cu_k: Tensor) -> Rows:
     """
     try:
         read = partial(rows_of_totals, cu_q, cu_k)
-        rows = remembered_rows(read, cu_k, cu_q, layer=getattr(module, "layer_idx", None))
+        rows = remembered_rows(read, cu_k, cu_q, layer=layer_of(module))
     except InvalidInput as error:
         raise unsupported(
             module, "cu_seq_lens_q and cu_seq_lens_k", f"do not fit: {error}",
@@ -150,11 +157,40 @@ def _read_mask(module: nn.Module, mask: Tensor, q: Tensor, k: Tensor) -> Layout:
             "padding mask [B, Skv]", "leave out masks of pairs of tokens",
         )  # fmt: skip
     layout = recall_layout(mask)
-    if layout is None:  # a copy of the mask, as on another device of a spread model
-        layout = layout_of_mask(mask.bool(), q.shape[2])
+    if layout is None:
+        layout = _layout_of_copy(module, mask, q)
+    if layout.refusal is not None:
+        raise unsupported(
+            module, "attention_mask", layout.refusal, "use another attn_implementation"
+        )
+    if layout.made_for not in (None, k.shape[2]):
+        raise unsupported(
+            module, "attention_mask", f"was made for {layout.made_for} keys and the layer has "
+            f"{k.shape[2]}: it adds or leaves out keys on its own",
+            "use another attn_implementation",
+        )  # fmt: skip
     if not q.shape[2] <= layout.width <= k.shape[2] or len(mask) != len(q):
         raise unsupported(
             module, "attention_mask", f"has shape {tuple(mask.shape)} for a batch of {len(q)} with "
             f"{q.shape[2]} queries and {k.shape[2]} keys", "pass one column per key",
         )  # fmt: skip
     return layout
+
+
+def _layout_of_copy(module: nn.Module, mask: Tensor, q: Tensor) -> Layout:
+    """What a copy of a mask still says, as on another device of a spread model.
+
+    Raises:
+        UnsupportedAttention: what the mask alone knew is lost.
+    """
+    if mask.dtype == torch.int32:
+        return layout_of_packed(mask)
+    known, config = hasattr(module, "sliding_window"), getattr(module, "config", None)
+    sizes = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
+    if not known and any(size is not None and size < mask.shape[1] for size in sizes):
+        raise unsupported(
+            module, "attention_mask", "is a copy of the mask that was made, so that the window of "
+            "the layer is unknown", "keep the model on one device",
+        )  # fmt: skip
+    window: Any = module.sliding_window if known else None
+    return layout_of_mask(mask.bool(), q.shape[2], window)

@@ -7,9 +7,9 @@ once per layer.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-from dataclasses import dataclass
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ..errors import InvalidInput
+from ..modes import lasting
 from ..problem import Row, Sequences
 
 Rows: TypeAlias = tuple[Row, ...]
@@ -33,6 +34,8 @@ class Layout:
         holes: bool `[B, width]`, the tokens of a mask whose ones are not contiguous, or None.
         window: the sliding window that the mask was made with, or None.
         packed: the rows are packed sequences rather than what padding leaves.
+        made_for: keys that the mask was made for, or None where nobody said.
+        refusal: why attention under the mask cannot be computed, or None.
     """
 
     width: int
@@ -40,6 +43,8 @@ class Layout:
     holes: Tensor | None = None
     window: int | None = None
     packed: bool = False
+    made_for: int | None = None
+    refusal: str | None = None
 
 
 def layout_of_mask(mask: Tensor, q_len: int, window: int | None = None) -> Layout:
@@ -66,10 +71,35 @@ def layout_of_mask(mask: Tensor, q_len: int, window: int | None = None) -> Layou
 
 
 def layout_of_packed(ids: Tensor, window: int | None = None) -> Layout:
-    """Read `[B, S]` numbers that change where another sequence begins."""
+    """Read int32 `[B, S]` numbers that change where another sequence begins."""
     starts = torch.ones_like(ids, dtype=torch.bool)
     starts[:, 1:] = ids[:, 1:] != ids[:, :-1]
     return Layout(ids.shape[1], _rows_from_starts(starts), None, window, packed=True)
+
+
+def in_chunks(layout: Layout, q_len: int, chunk: int, starts: Sequence[int]) -> Layout:
+    """Cut each sequence where a chunk of its positions begins; chunks do not see each other.
+
+    Args:
+        layout: of a padding mask; where no sequence reaches beyond its first chunk, returned as is.
+        q_len: queries of a batch row, the last of its keys.
+        chunk: positions in a chunk.
+        starts: for each batch row the key at which position 0 lies; negative: before the first.
+    """
+    if all(layout.width - start <= chunk for start in starts):
+        return layout
+    if layout.holes is not None or layout.packed:
+        return replace(layout, refusal="joins chunks of attention to gaps or packed sequences")
+    whole = tuple((b, 0, q_len, 0, layout.width) for b in range(len(starts)))
+    rows: list[Row] = []
+    for b, q_start, queries, kv_start, keys in whole if layout.rows is None else layout.rows:
+        end, first = kv_start + keys, kv_start + keys - queries
+        cuts = range(kv_start + chunk - (kv_start - starts[b]) % chunk, end, chunk)
+        for lo, hi in itertools.pairwise([kv_start, *cuts, end]):
+            if hi > first:
+                seen = max(lo, first)
+                rows.append((b, q_start + seen - first, hi - seen, lo, hi - lo))
+    return replace(layout, rows=tuple(rows))
 
 
 def rows_of_positions(positions: Tensor, batch: int) -> Rows | None:
@@ -120,7 +150,7 @@ def rows_of_holes(mask: Tensor, q_len: int) -> Rows:
     return tuple(rows)
 
 
-@functools.lru_cache(maxsize=64)
+@lasting(64)
 def sequences_of(rows: Rows, device: torch.device) -> Sequences:
     """The rows as a table on the device; the same rows give the same object."""
     table = torch.tensor(rows, dtype=torch.int32, device=device).view(-1, 5)

@@ -19,7 +19,7 @@ class LayerStatistics:
     """One call of one layer; tensors are fp64 `[H]` on the CPU, means over the sequences.
 
     Attributes:
-        layer: index in the model.
+        layer: index in the model; -1 where the layer does not know it.
         q_len: queries of the longest sequence.
         kv_len: keys of the longest sequence.
         decision: whether the call ran sparse, and why.

@@ -9,10 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Generator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
-from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
@@ -20,30 +19,27 @@ from torch import Tensor, nn
 from .._extras import require
 from ..errors import UnsupportedAttention
 from ..plan import Rule, as_rule, rule_in_layer
-from .arguments import layout_of_call, refuse, rows_of_call, unsupported
+from .arguments import layer_of, layout_of_call, refuse, rows_of_call, unsupported
 from .layers import LayerCall, compute
-from .layout import Rows, layout_of_mask, layout_of_packed, remember_layout, rows_of_holes
+from .layout import (
+    Layout,
+    Rows,
+    in_chunks,
+    layout_of_mask,
+    layout_of_packed,
+    recall_layout,
+    remember_layout,
+    rows_of_holes,
+)
 from .masks import read_mask_function
 from .recording import LayerStatistics, Recorder
+from .sessions import close_session, open_session, session_of
+from .support import NAME, refuse_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 __all__ = ["NAME", "LayerStatistics", "Recorder", "register", "sample_attention_prefill"]
-
-NAME = "sample_attention"
-"""The attention implementation; `paged|` before it is that of continuous batching."""
-
-
-@dataclass(frozen=True)
-class _Session:
-    """What a context manager asks of the modules of its model."""
-
-    config: Rule
-    recorder: Recorder
-
-
-_sessions: WeakKeyDictionary[nn.Module, _Session] = WeakKeyDictionary()
 
 
 def register(config: Rule | str = "default") -> None:
@@ -63,7 +59,7 @@ def register(config: Rule | str = "default") -> None:
     forward, paged = eagerly(partial(_attention, settings)), eagerly(partial(_paged, settings))
     interfaces.AttentionInterface.register(NAME, forward)
     interfaces.AttentionInterface.register(f"paged|{NAME}", paged)
-    interfaces.AttentionMaskInterface.register(NAME, _mask)
+    interfaces.AttentionMaskInterface.register(NAME, eagerly(_mask))
 
 
 @contextmanager
@@ -74,7 +70,8 @@ def sample_attention_prefill(
     """Let the (text) layers of a model use SampleAttention inside a `with` block.
 
     Args:
-        model: a causal language model; several blocks may be nested, the innermost counts.
+        model: a causal language model; several blocks may be nested, the one opened last counts.
+            A block changes the model for every thread, so those of two threads may not overlap.
         config: how keys are selected, for this model inside this block.
         record: collect statistics per layer and head; costs time.
         keep_plans: also keep the plans of these layers; implies `record`.
@@ -84,89 +81,67 @@ def sample_attention_prefill(
 
     Raises:
         InvalidConfig: unknown preset or tuned configuration.
-        UnsupportedAttention: the implementation of this model's attention cannot be chosen.
+        UnsupportedAttention: the implementation of this model's attention cannot be chosen, or the
+            model is inside a block of another thread.
         MissingExtra: transformers is not installed.
     """
     recorder = Recorder(record or bool(keep_plans), keep_plans)
-    session = _Session(as_rule(config), recorder)
     interfaces: Any = require("transformers", "transformers")
     if NAME not in interfaces.AttentionInterface.valid_keys(interfaces.AttentionInterface()):
         register()
-    previous_sessions = {m: _sessions[m] for m in model.modules() if m in _sessions}
-    previous = [(c, c._attn_implementation) for c in _configs(model)]
+    session = open_session(model, as_rule(config), recorder)
     try:
-        _switch(model)
-        _sessions.update(dict.fromkeys(model.modules(), session))
         yield recorder
     finally:
-        for config_object, implementation in previous:  # parents first: they also set their parts
-            config_object._attn_implementation = implementation
-        for module in model.modules():
-            _sessions.pop(module, None)
-        _sessions.update(previous_sessions)
+        close_session(session)
 
 
-def _configs(model: PreTrainedModel) -> list[Any]:
-    """The configurations of a model and its parts, each once, those that contain others first."""
-    found: dict[int, Any] = {}
-
-    def visit(config: Any) -> None:  # noqa: ANN401
-        if config is not None and id(config) not in found:
-            found[id(config)] = config
-            for key in config.sub_configs:
-                visit(getattr(config, key, None))
-
-    for module in model.modules():
-        if hasattr(module, "set_attn_implementation"):
-            visit(module.config)
-    return list(found.values())
-
-
-def _switch(model: PreTrainedModel) -> None:
-    """Choose the implementation for the text decoder; other towers are not causal."""
-    config: Any = model.config
-    text = config.get_text_config(decoder=True)
-    name = f"paged|{NAME}" if "paged|" in (text._attn_implementation or "") else NAME
-    keys = [key for key in config.sub_configs if getattr(config, key, None) is text]
-    if text is config or keys:
-        model.set_attn_implementation({keys[0]: name} if keys else name)
-    if text._attn_implementation != name:
-        raise UnsupportedAttention(
-            f"the attention implementation of {type(model).__name__} cannot be chosen; accepted: "
-            "models of transformers that use AttentionInterface"
-        )
-
-
-def _mask(
+def _mask(  # noqa: PLR0913
     batch_size: int, q_length: int, kv_length: int, q_offset: int | Tensor = 0,
-    kv_offset: int = 0, *, mask_function: Callable[..., Any],
+    kv_offset: int = 0, *, mask_function: Callable[..., Any], config: object = None,
     attention_mask: Tensor | None = None, device: torch.device | str = "cpu", **_: object,
-) -> Tensor | None:  # fmt: skip
-    """The padding mask of the keys in use: bool `[B, W]`, or None where nothing limits them.
+) -> Tensor:  # fmt: skip
+    """The mask of the keys in use: bool `[B, W]` of padding, or int32 numbers of packed sequences.
 
     Key j of the layer has position `kv_offset + j`; keys from `q_offset + q_length` on are the
     unfilled part of a static cache. Called once per forward pass and kind of layer, so it waits for
     the device here and leaves what it read with the mask.
+
+    Raises:
+        UnsupportedAttention: the model does not call the attention that was chosen, or the mask
+            ends before the tokens of the call.
     """
-    parts = read_mask_function(mask_function)
-    width = int(q_offset) + q_length - kv_offset
-    limited = width < kv_length or parts.packed is not None
-    limited = limited or (parts.window is not None and parts.window < width)
-    if attention_mask is None:
-        if not limited:
-            return None
-        mask = torch.ones(batch_size, width, dtype=torch.bool, device=device)
-        if parts.packed is not None:
-            return remember_layout(mask, layout_of_packed(parts.packed, parts.window))
+    refuse_model(config)
+    if attention_mask is not None and recall_layout(attention_mask) is not None:
+        return attention_mask  # with a static cache `generate` made it, and the model asks again
+    parts, end = read_mask_function(mask_function), int(q_offset) + q_length
+    if parts.refusal is not None:  # said where attention is called with it: not all masks are used
+        mask = torch.ones(batch_size, 0, dtype=torch.bool, device=device)
+        return remember_layout(mask, Layout(0, refusal=parts.refusal))
+    if parts.packed is not None:
+        mask = parts.packed.to(torch.int32)
+        layout = layout_of_packed(mask, parts.window)
+    elif attention_mask is not None:
+        mask = _tokens_so_far(attention_mask, q_length, end)[:, kv_offset:].bool()
+        layout = layout_of_mask(mask, q_length, parts.window)
     else:
-        # With a static cache `generate` makes the mask, and the model again from what it made.
-        start = kv_offset if attention_mask.shape[1] > width else 0
-        mask = attention_mask[:, start : start + width].bool()
-        mask = nn.functional.pad(mask, (0, width - mask.shape[1]))
-    layout = layout_of_mask(mask, q_length, parts.window)
-    if layout.rows is None and layout.holes is None and not limited:
-        return None
-    return remember_layout(mask, layout)
+        mask = torch.ones(batch_size, end - kv_offset, dtype=torch.bool, device=device)
+        layout = Layout(end - kv_offset, window=parts.window)
+    if parts.chunk is not None and parts.chunk[0] < end:
+        starts = [padding - kv_offset for padding in parts.chunk[1].tolist()]
+        layout = in_chunks(layout, q_length, parts.chunk[0], starts)
+    return remember_layout(mask, replace(layout, made_for=kv_length))
+
+
+def _tokens_so_far(attention_mask: Tensor, q_len: int, end: int) -> Tensor:
+    """The columns of a mask up to the last token of the call."""
+    if attention_mask.shape[1] < end:
+        raise UnsupportedAttention(
+            f"attention_mask has {attention_mask.shape[1]} columns and ends before this call's "
+            f"tokens, which are positions {end - q_len} to {end - 1}; pass one column for each "
+            "token so far, those in the cache included (was the prompt already in the cache?)"
+        )
+    return attention_mask[:, :end]
 
 
 def _attention(  # noqa: PLR0913, PLR0917
@@ -177,6 +152,11 @@ def _attention(  # noqa: PLR0913, PLR0917
 ) -> tuple[Tensor, None]:  # fmt: skip
     """What a model calls: q `[B, H, Sq, D]`, k and v `[B, Hkv, Skv, D]`; out `[B, Sq, H, D]`."""
     refuse(module, (query, key, value), dropout, is_causal, kwargs)
+    if attention_mask is None and is_causal is None and not hasattr(module, "is_causal"):
+        raise unsupported(
+            module, "attention_mask", "is None, and the layer does not say that it is causal",
+            "pass is_causal=True where it is; cross attention needs another attn_implementation",
+        )  # fmt: skip
     layout = layout_of_call(module, attention_mask, query, key, kwargs)
     if layout.width < key.shape[2]:
         key, value = key[:, :, : layout.width], value[:, :, : layout.width]
@@ -230,18 +210,19 @@ def _paged(  # noqa: PLR0913, PLR0917
     return _run(module, call, rows).transpose(1, 2).contiguous(), None
 
 
-def _layers_of(module: nn.Module) -> int:
-    config: Any = module.config
-    return int(config.num_hidden_layers)
-
-
 def _run(module: nn.Module, call: LayerCall, rows: Rows | None) -> Tensor:
-    session, layer = _sessions.get(module), int(getattr(module, "layer_idx", 0))
+    session, layer = session_of(module), layer_of(module)
     rule = call.config if session is None else session.config
-    rule = rule_in_layer(rule, layer, _layers_of(module))
+    if layer is not None:
+        rule = rule_in_layer(rule, layer, _layers_of(module))
     if session is None:
         return compute(replace(call, config=rule), rows)[0]
     out, parts = compute(replace(call, config=rule, keep_plan=session.recorder.active), rows)
     for part in parts:
-        session.recorder.add(layer, part)
+        session.recorder.add(-1 if layer is None else layer, part)
     return out
+
+
+def _layers_of(module: nn.Module) -> int:
+    config: Any = module.config
+    return int(config.num_hidden_layers)

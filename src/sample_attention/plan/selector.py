@@ -48,7 +48,7 @@ def rule_in_layer(rule: Rule, layer: int, layers: int) -> Rule:
     """The rule in one layer, of so many, of a model; a selector's is the same in all.
 
     Raises:
-        InvalidConfig: tuned for a model that has no such layer.
+        InvalidConfig: tuned for a model of another number of layers, or without such a layer.
     """
     layered = isinstance(rule, SampleAttentionConfig | Tuned)
     return rule.for_layer(layer, layers) if layered else rule

@@ -70,15 +70,15 @@ class Interval:
         """The same with the coverages of one layer, of so many, in the configuration.
 
         Raises:
-            InvalidConfig: the table has no such layer.
+            InvalidConfig: the table is for another number of layers, or has no such layer.
         """
         table = self.head_coverage
         if table is None:
             return replace(self, config=self.config.for_layer(layer, layers))
-        if not 0 <= layer < len(table):
+        if layers != len(table) or not 0 <= layer < layers:
             raise InvalidConfig(
-                f"a configuration tuned for {len(table)} layers was asked for layer {layer}; use "
-                "it with the model that it names, or tune this one"
+                f"head_coverage is for {len(table)} layers, and was asked for layer {layer} of "
+                f"{layers}"
             )
         config = replace(self.config, head_coverage=table[layer])
         return replace(self, config=config, head_coverage=None)
@@ -132,10 +132,16 @@ class Tuned:
         """The configurations for one layer, of so many, with the coverage of each of its heads.
 
         Raises:
-            InvalidConfig: the model has no such layer.
+            InvalidConfig: the model has another number of layers, or no such layer.
         """
         if (layer, layers) not in self._layers:
-            intervals = tuple(x.for_layer(layer, layers) for x in self.intervals)
+            try:
+                intervals = tuple(x.for_layer(layer, layers) for x in self.intervals)
+            except InvalidConfig as error:
+                raise InvalidConfig(
+                    f"the configuration tuned for '{self.model}' is of no use in another model: "
+                    f"{error}; run '{self.model}', or tune this model (sample-attention tune)"
+                ) from error
             self._layers[layer, layers] = replace(self, intervals=intervals)
         return self._layers[layer, layers]
 

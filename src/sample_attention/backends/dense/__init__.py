@@ -5,8 +5,7 @@ the log-sum-exp, and windows and capped scores change which scores there are.
 """
 
 from .attention import dense, dense_with_lse
-from .base import needs_gradient
 from .limited import limited
 from .registry import provider, provider_verdicts
 
-__all__ = ["dense", "dense_with_lse", "limited", "needs_gradient", "provider", "provider_verdicts"]
+__all__ = ["dense", "dense_with_lse", "limited", "provider", "provider_verdicts"]

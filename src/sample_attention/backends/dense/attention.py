@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...problem import Problem, keys_of
-from .base import Facts, needs_gradient
+from .base import Facts
 from .registry import choose_for_one, choose_provider
 
 
@@ -35,7 +35,7 @@ def blank(q: Tensor) -> tuple[Tensor, Tensor]:
 def _attend(
     q: Tensor, k: Tensor, v: Tensor, problem: Problem, scale: float, *, lse: bool
 ) -> tuple[Tensor, Tensor | None]:
-    facts = Facts.of(problem, lse=lse, gradient=needs_gradient(q, k, v))
+    facts = Facts.of(problem, lse=lse)
     provider = choose_provider(facts)
     if provider is not None:
         return provider(q, k, v, scale, problem.sequences if facts.layout == "packed" else None)

@@ -22,7 +22,6 @@ class Facts(NamedTuple):
         head_dim: D.
         layout: how queries and keys lie.
         lse: the log-sum-exp is wanted.
-        gradient: the result will be differentiated.
     """
 
     device: torch.device
@@ -30,10 +29,9 @@ class Facts(NamedTuple):
     head_dim: int
     layout: Layout
     lse: bool = False
-    gradient: bool = False
 
     @classmethod
-    def of(cls, problem: Problem, *, lse: bool = False, gradient: bool = False) -> Facts:
+    def of(cls, problem: Problem, *, lse: bool = False) -> Facts:
         """The facts of a problem."""
         s = problem.sequences
         layout: Layout = "several"
@@ -41,7 +39,7 @@ class Facts(NamedTuple):
             layout = layout_of(s.max_q_len, s.max_kv_len)
         elif s.totals is not None and s.max_q_len > 1:
             layout = "packed"
-        return cls(problem.device, problem.dtype, problem.head_dim, layout, lse, gradient)
+        return cls(problem.device, problem.dtype, problem.head_dim, layout, lse)
 
 
 class DenseProvider(Protocol):
@@ -71,8 +69,3 @@ def layout_of(q_len: int, kv_len: int) -> Layout:
     if q_len == 1:
         return "row"
     return "square" if q_len == kv_len else "chunk"
-
-
-def needs_gradient(q: Tensor, k: Tensor, v: Tensor) -> bool:
-    """Whether what is computed from the tensors now may be differentiated."""
-    return torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad)

@@ -30,8 +30,6 @@ def gpu_refusal(facts: Facts, majors: tuple[int, ...], max_head_dim: int = 256) 
         return f"{facts.dtype}; accepted: {', '.join(str(x) for x in HALVES)}"
     if facts.head_dim % 8 or facts.head_dim > max_head_dim:
         return f"head dim {facts.head_dim}; accepted: multiples of 8 up to {max_head_dim}"
-    if facts.gradient:
-        return "has no backward here; sdpa has one"
     return "one query: decoding is left to sdpa" if facts.layout == "row" else None
 
 

@@ -65,7 +65,7 @@ def _capped(
     q: Tensor, k: Tensor, v: Tensor, scale: float, mask: Tensor, softcap: float
 ) -> tuple[Tensor, Tensor]:
     exact = torch.float64 if q.dtype == torch.float64 else torch.float32
-    scores = (q @ k.mT).to(exact).mul_(scale / softcap).tanh_().mul_(softcap)
-    scores.masked_fill_(~mask, -torch.inf)
+    scores = q.to(exact) @ k.mT.to(exact)  # a product in halves would round the scores
+    scores.mul_(scale / softcap).tanh_().mul_(softcap).masked_fill_(~mask, -torch.inf)
     lse = scores.logsumexp(-1)
-    return scores.sub_(lse[..., None]).exp_().to(v.dtype) @ v, lse
+    return (scores.sub_(lse[..., None]).exp_() @ v.to(exact)).to(v.dtype), lse

@@ -41,16 +41,16 @@ def choose_for_one(facts: Facts, q_len: int, kv_len: int) -> DenseProvider:
     return choose_provider(facts._replace(layout=layout_of(q_len, kv_len))) or PROVIDERS[-1]
 
 
-def provider(problem: Problem, *, gradient: bool = False) -> str:
+def provider(problem: Problem) -> str:
     """Which provider `dense` runs for a problem; where sequences differ, for the longest."""
-    facts, s = Facts.of(problem, gradient=gradient), problem.sequences
+    facts, s = Facts.of(problem), problem.sequences
     chosen = choose_provider(facts)
     if chosen is not None:
         return chosen.name
     return f"{choose_for_one(facts, s.max_q_len, s.max_kv_len).name}, one sequence at a time"
 
 
-def provider_verdicts(problem: Problem, *, gradient: bool = False) -> dict[str, str]:
+def provider_verdicts(problem: Problem) -> dict[str, str]:
     """For every provider `accepted` or the reason of its refusal, by preference."""
-    facts = Facts.of(problem, gradient=gradient)
+    facts = Facts.of(problem)
     return {p.name: p.refusal(facts) or "accepted" for p in PROVIDERS}

@@ -16,6 +16,7 @@ from ...plan import StripePlan
 from ...problem import Problem
 from ..base import Subject
 from ..triton import backend as selecting
+from ..triton import interpreted
 
 HEAD_DIMS = (64, 128)
 DTYPES = (torch.bfloat16, torch.float16)
@@ -38,6 +39,8 @@ class HopperBackend:
         if problem.dtype not in DTYPES:
             return f"{problem.dtype}; accepted: {', '.join(map(str, DTYPES))}"
         refused = _device_refusal(problem.device) or (subject and form_refusal(subject))
+        if refused is None and interpreted():
+            return "TRITON_INTERPRET is set, and Triton's interpreter does not run Gluon; unset it"
         if refused is None and isinstance(subject, SampleAttentionConfig):
             return selecting.refusal(problem, subject)
         return refused

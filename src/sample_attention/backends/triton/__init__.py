@@ -1,4 +1,4 @@
-"""Triton kernels for NVIDIA GPUs from sm80 up; on a CPU only in Triton's interpreter."""
+"""Triton kernels for NVIDIA GPUs from sm80 up; elsewhere in Triton's interpreter."""
 
 from __future__ import annotations
 
@@ -16,6 +16,9 @@ from ..base import Subject
 MAX_HEAD_DIM = 256
 MIN_CAPABILITY = (8, 0)
 
+DTYPES = (torch.float16, torch.bfloat16)
+DTYPES_INTERPRETED = (torch.float16, torch.float32)
+"""Triton's interpreter (3.6 to 3.9) keeps bf16 as uint16, and multiplies those."""
 
 MOST_PROBES = 4096
 """Largest `probes`: one program holds what they found."""
@@ -42,11 +45,12 @@ class TritonBackend:
             return refused
         if problem.head_dim > MAX_HEAD_DIM:
             return f"head dim {problem.head_dim}; accepted: up to {MAX_HEAD_DIM}"
-        interpreted = os.environ.get("TRITON_INTERPRET") == "1" and problem.device.type == "cpu"
-        dtypes = (torch.float16, torch.bfloat16, *([torch.float32] if interpreted else []))
+        dtypes, where = DTYPES, ""
+        if slowly := interpreted():
+            dtypes, where = DTYPES_INTERPRETED, " in Triton's interpreter (TRITON_INTERPRET is set)"
         if problem.dtype not in dtypes:
-            return f"{problem.dtype}; accepted: {', '.join(str(x) for x in dtypes)}"
-        return None if interpreted else _device_refusal(problem.device)
+            return f"{problem.dtype}{where}; accepted: {', '.join(str(x) for x in dtypes)}"
+        return None if slowly else _device_refusal(problem.device)
 
     def select(
         self, q: Tensor, k: Tensor, problem: Problem, config: SampleAttentionConfig, scale: float
@@ -63,6 +67,11 @@ class TritonBackend:
         from .attend import attend
 
         return attend(q, k, v, problem, plan, scale)
+
+
+def interpreted() -> bool:
+    """Whether Triton runs its kernels in its interpreter, read as `triton.knobs` reads it."""
+    return os.environ.get("TRITON_INTERPRET", "").lower() in ("1", "true", "yes", "on", "y")
 
 
 def _plan_refusal(rows: int) -> str | None:
