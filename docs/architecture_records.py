@@ -18,13 +18,15 @@ NO_RECORDS = "No records yet: `make zoo` makes them."
 Row = dict[str, Any]
 WAYS = {"switched": "`set_attn_implementation`", "constructed": "`from_config`"}
 REASONS = {
-    "cannot be chosen": "transformers computes its attention in a way of its own, which cannot be "
-    "replaced",
+    "cannot be chosen": "attention in its own code, which cannot be replaced",
+    "in its own code": "attention in its own code, which cannot be replaced",
+    "works on a mask of pairs": "works on a mask of pairs of tokens, which is never formed here",
     "accepts no registered": "transformers cannot construct it with a registered implementation",
     "value has head dim": "latent attention: values have another head dimension than keys",
     "bidirectional_mask_function": "asks for a mask that shows every token to every other",
     "or_masks": "asks for a mask in which some tokens see later ones, such as those of an image",
     "chunked_overlay": "attends within chunks of the prompt",
+    "does not say that it is causal": "attends across to another sequence",
     "position_bias": "adds a bias of its own to the scores",
     "is_causal is False": "attends to later tokens, or across to another sequence",
     "returns no past_key_values": "has no cache of keys that could be passed on",
