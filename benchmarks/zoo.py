@@ -25,7 +25,7 @@ from typing import Any
 import torch
 import transformers
 from zoo_models import SEED, model_types
-from zoo_verdicts import Finding, examine
+from zoo_verdicts import Finding, examine, grouped
 
 from sample_attention.bench.origin import origin
 from sample_attention.records import append_record
@@ -96,7 +96,7 @@ def main() -> int:
         names = [name for name in names if name not in known]
     facts, counts = origin(torch.device("cpu"), SEED), collections.Counter[str]()
     for number, found in enumerate(examine_all(names), 1):
-        append_record(options.output, found | facts)
+        append_record(options.output, grouped(found) | facts)
         counts[found["verdict"]] += 1
         sys.stdout.write(
             f"{number}/{len(names)} {found['type']}: {found['verdict']} ({found['seconds']} s)\n"

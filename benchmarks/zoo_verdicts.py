@@ -113,17 +113,6 @@ class Examination:
         self.name, self.model = name, tiny_model(name)
         self.rounded, self.halves = _rounded(self.model), copy.deepcopy(self.model).bfloat16()
         self.answers: dict[str, Answer] = {}
-        self.reference = "eager"
-        if not self._causal() and getattr(self.model, "_supports_sdpa", False):
-            self._refer_to("sdpa")
-            if not self._causal():
-                self._refer_to("eager")
-
-    def _refer_to(self, implementation: str) -> None:
-        """Compare with another implementation of transformers."""
-        self.reference = implementation
-        for model in (self.model, self.rounded, self.halves):
-            model.set_attn_implementation(implementation)
 
     @torch.no_grad()
     def _causal(self) -> bool:
@@ -159,8 +148,7 @@ class Examination:
             return {"verdict": "crash", "reason": f"{_said(failure)} ({_place(failure)})"}
         if error <= budget:
             return {"verdict": "equal"}
-        shown = {"error": error if error < float("inf") else None, "budget": budget}
-        return {"verdict": "wrong", "reason": f"off by {error:.2g}, rounding {budget:.2g}", **shown}
+        return {"verdict": "wrong", "reason": f"off by {error:.2g}, rounding: {budget:.2g}"}
 
     def all_cases(self) -> Iterator[tuple[str, str, Finding]]:
         """The case, the route and the verdict of each."""
@@ -187,7 +175,7 @@ class Examination:
                 alone = self.judged("alone", lambda route=route: way(model, route, run), budget)
                 found = alone if alone["verdict"] == "equal" else found
             if found["verdict"] == "wrong":
-                found["sdpa"] = self._sdpa(case, model, run, budget)
+                found["reason"] += f"; sdpa: {self._sdpa(case, model, run, budget)}"
             yield case, route, found
 
     def _sdpa(self, case: str, model: Model, run: Case, budget: float) -> str:
@@ -268,7 +256,20 @@ def examine(name: str) -> Finding:
         calls = subject.recorded("dense")[0], subject.recorded("sparse")[1]
     verdicts = {found["verdict"] for routes in cases.values() for found in routes.values()}
     return {
-        "type": name, "model": type(subject.model).__name__, "reference": subject.reference,
+        "type": name, "model": type(subject.model).__name__,
         "verdict": next(x for x in ORDER if x in verdicts),
         "attention_calls": calls[0], "sparse_calls": calls[1], "cases": cases,
     }  # fmt: skip
+
+
+def grouped(row: Finding) -> Finding:
+    """The row with its findings told once each, with the cases and routes that they hold for."""
+    groups: dict[tuple[str, str | None], Finding] = {}
+    for case, routes in row["cases"].items():
+        for route, found in routes.items():
+            key = found["verdict"], found.get("reason")
+            group = groups.setdefault(key, {**found, "cases": {}})
+            group["cases"].setdefault(case, []).append(route)
+    return {name: x for name, x in row.items() if name != "cases"} | {
+        "findings": list(groups.values())
+    }

@@ -40,10 +40,15 @@ REASONS = {
 
 
 def read_architectures(path: Path = RECORDS) -> list[Row]:
-    """The latest record of each model type, in alphabetical order."""
+    """The latest record of each type, in alphabetical order, with `cases[case][route]`."""
     if not path.exists():
         return []
     latest = {row["type"]: row for _, row in read_lines([path])}
+    for row in latest.values():
+        row["cases"] = {}
+        for finding in row["findings"]:
+            for case, routes in finding["cases"].items():
+                row["cases"].setdefault(case, {}).update(dict.fromkeys(routes, finding))
     return [latest[name] for name in sorted(latest)]
 
 
