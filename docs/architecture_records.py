@@ -76,14 +76,12 @@ def exceptions(row: Row, verdict: str) -> dict[str, list[str]]:
 
 
 def _by_reason(rows: Iterable[Row], verdict: str, title: str) -> str:
-    """A table of reasons, each with its types; of types not affected as a whole with the cases."""
+    """A table of reasons, each with its types; with their cases where those are less than half."""
     groups: dict[str, list[str]] = {}
     for row in rows:
         for reason, cases in exceptions(row, verdict).items():
-            all_others = not any(
-                x["verdict"] == "equal" for routes in row["cases"].values() for x in routes.values()
-            )
-            shown = "" if all_others or not cases else f" ({', '.join(cases)})"
+            whole = not cases or 2 * len(cases) >= len(row["cases"]) > 2
+            shown = "" if whole else f" ({', '.join(cases)})"
             groups.setdefault(reason, []).append(f"`{row['type']}`{shown}")
     if not groups:
         return "None."
