@@ -16,10 +16,11 @@ KEY   := $(shell { pwd; cat pyproject.toml constraints.txt; \
 READY := $(VENV)/.ready-$(KEY)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-gpu sanitize-gpu lint types layers demo zoo bench-cpu bench-gpu docs clean
+.PHONY: help setup test test-gpu sanitize-gpu lint types layers demo zoo bench-cpu bench-cpu-busy \
+        bench-gpu docs clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY) ## create .venv and install the package with all that development needs
 
@@ -92,6 +93,9 @@ bench-cpu: setup ## measure this machine: writes benchmarks/records/cpu_attentio
 	@$(BENCH_CPU) $(SMALL) 4,12,20,27 --lengths 8192 --coverage 0.93
 	@echo "== longer prompts"
 	@$(BENCH_CPU) $(LARGER) --lengths 16384,32768 --preset default --preset fast
+
+bench-cpu-busy: setup ## the same beside other programs: writes benchmarks/records/cpu_busy.jsonl
+	@$(PY) benchmarks/cpu_busy.py $(if $(COMPARE),--compare $(COMPARE))
 
 GPU         ?= h100
 GPU_RECORDS := benchmarks/records/$(GPU)

@@ -12,7 +12,9 @@ from sample_attention.bench.tables import coverage_shown
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent
 RECORDS = ROOT / "benchmarks" / "records" / "cpu_attention.jsonl"
+BUSY_RECORDS = RECORDS.with_name("cpu_busy.jsonl")
 NO_RECORDS = "No records yet: `make bench-cpu` makes them."
+NO_BUSY_RECORDS = "No records yet: `make bench-cpu-busy` makes them."
 
 Row = dict[str, Any]
 
@@ -23,9 +25,7 @@ def read_records(path: Path = RECORDS) -> list[Row]:
     An input is named `captured:model/text/layer`; the parts become fields of their own, and
     `ms_dense` the time of `sdpa`.
     """
-    if not path.exists():
-        return []
-    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
+    rows = _lines(path)
     for row in rows:
         model, text, layer = row["input"].removeprefix("captured:").rsplit("/", 2)
         row |= {"model": model, "text": text, "layer": int(layer)}
@@ -37,6 +37,19 @@ def read_records(path: Path = RECORDS) -> list[Row]:
         latest.values(),
         key=lambda r: (presets.index(r["preset"]), r["seq_len"], r["model"], r["layer"]),
     )
+
+
+def read_busy(path: Path = BUSY_RECORDS) -> list[Row]:
+    """The latest record of each layer beside so many busy programs, few first."""
+    rows = [row | {"layer": int(row["input"].rpartition("/")[2])} for row in _lines(path)]
+    latest = {(row["busy"], row["layer"]): row for row in rows}
+    return [latest[case] for case in sorted(latest)]
+
+
+def _lines(path: Path) -> list[Row]:
+    if not path.exists():
+        return []
+    return [json.loads(line) for line in path.read_text("utf-8").split("\n") if line.strip()]
 
 
 def by_length(rows: list[Row]) -> list[Row]:
@@ -78,7 +91,7 @@ Columns = dict[str, Callable[[Row], str]]
 
 def _milliseconds(name: str) -> Callable[[Row], str]:
     def cell(row: Row) -> str:
-        value = row[name]
+        value = row.get(name)
         return "–" if value is None else f"{value:,.{0 if value >= 100 else 2}f}"
 
     return cell
@@ -101,24 +114,36 @@ COLUMNS: Columns = {
 }
 
 
-def table(rows: list[Row], columns: Columns) -> str:
-    """Records as a Markdown table, with where they come from."""
+BUSY: Columns = {
+    "other programs": lambda r: str(r["busy"]),
+    "layer": lambda r: str(r["layer"]),
+    "tokens": lambda r: f"{r['seq_len']:,}",
+    "dense (ms)": _milliseconds("ms_dense"),
+    "sparse (ms)": _milliseconds("ms_sparse"),
+    "speed-up": lambda r: f"{r['ms_dense'] / r['ms_sparse']:.2f}×",
+    "sparse before (ms)": _milliseconds("ms_sparse_before"),
+}
+
+
+def table(rows: list[Row], columns: Columns, path: Path, nothing: str) -> str:
+    """Records of a file as a Markdown table, with where they come from; without any, `nothing`."""
     if not rows:
-        return NO_RECORDS
+        return nothing
     lines = [list(columns), ["---"] + ["--:"] * (len(columns) - 1)]
     lines += [[cell(row) for cell in columns.values()] for row in rows]
     body = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    where = RECORDS.relative_to(ROOT).as_posix()
-    return f"{body}\n\n{provenance(rows)}; records: `{where}`."
+    return f"{body}\n\n{provenance(rows)}; records: `{path.relative_to(ROOT).as_posix()}`."
 
 
 def tables() -> dict[Path, str]:
-    """The page that holds the table between markers, with its text as it should be."""
-    page, start, end = (
-        DOCS / "performance-cpu.md",
-        "<!-- cpu-table:start -->",
-        "<!-- cpu-table:end -->",
-    )
-    head, _, rest = page.read_text("utf-8").partition(start)
-    tail = rest.partition(end)[2]
-    return {page: f"{head}{start}\n{table(read_records(), COLUMNS)}\n{end}{tail}"}
+    """The page that holds the tables between markers, with its text as it should be."""
+    page = DOCS / "performance-cpu.md"
+    text = page.read_text("utf-8")
+    for name, written in (
+        ("cpu", table(read_records(), COLUMNS, RECORDS, NO_RECORDS)),
+        ("cpu-busy", table(read_busy(), BUSY, BUSY_RECORDS, NO_BUSY_RECORDS)),
+    ):
+        start, end = (f"<!-- {name}-table:{edge} -->" for edge in ("start", "end"))
+        head, _, rest = text.partition(start)
+        text = f"{head}{start}\n{written}\n{end}{rest.partition(end)[2]}"
+    return {page: text}

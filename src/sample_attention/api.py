@@ -17,9 +17,10 @@ from torch import Tensor
 from .backends.dense import dense, dense_with_lse, provider, provider_verdicts
 from .config import SampleAttentionConfig
 from .dispatch import choose, selector_of, verdicts
+from .errors import InvalidInput, UnsupportedProblem
 from .modes import entrance, with_out
 from .ops import operator, untraced
-from .plan import FixedRule, Rule, StripePlan, fixed_rule
+from .plan import FixedRule, NamedRule, StripePlan, fixed_rule
 from .policy import Decision, decide
 from .problem import Problem, Sequences, as_batched, in_one_width, keys_of
 from .spans import rule_of_span, spans
@@ -71,7 +72,8 @@ class Explanation:
     Attributes:
         problem: the facts in one line.
         decision: dense or sparse.
-        backend: who would run the sparse path; two names where one selects and one attends.
+        backend: who would run the sparse path; two names where one selects and one attends,
+            `none` where nobody could.
         dense_provider: who would run the dense path.
         verdicts: every backend's answer.
         dense_verdicts: every dense provider's answer.
@@ -98,7 +100,7 @@ class Explanation:
 @untraced
 @entrance
 def select(
-    q: Tensor, k: Tensor, config: Rule | str = "default", *,
+    q: Tensor, k: Tensor, config: NamedRule = "default", *,
     scale: float | None = None, sequences: Sequences | None = None, backend: str = "auto",
 ) -> StripePlan:  # fmt: skip
     """Choose the keys that each head's rows attend to: stages 1 and 2 of the paper.
@@ -119,9 +121,9 @@ def select(
         k: `[B, Hkv, Skv, D]`, `[T, Hkv, D]` or, with paged `sequences`, `[P, page_size, Hkv, D]`;
             queries are the last Sq of the Skv positions.
         config: a preset's name (`default`, `fast`, `pooled`, `paper`, `mlsys`), a configuration, a
-            tuned one (also as `tuned:NAME`, or as the path of a JSON file, which is read on every
-            call), or a selector such as those of `sample_attention.baselines`, which no backend is
-            asked to carry out.
+            tuned one (also as `tuned:NAME`, or as the path of a JSON file, as text or a
+            `pathlib.Path`, which is read on every call), or a selector such as those of
+            `sample_attention.baselines`, which no backend is asked to carry out.
         scale: multiplies q.k; None: `D ** -0.5`.
         sequences: where sequences lie in a packed, paged or padded batch; None: one per batch row.
         backend: `auto` or a backend's name; a name never falls back.
@@ -168,6 +170,8 @@ def attend(
         PlanMismatch: the plan was made for other sequences or heads.
         UnsupportedProblem: no backend accepts; the message lists the reasons.
     """
+    if not isinstance(plan, StripePlan):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise InvalidInput(f"plan must be a StripePlan, as select makes it; got {type(plan)!r}")
     problem = Problem.of(q, k, v, None if plan.sequences.uniform else plan.sequences)
     plan.check_covers(problem)
     if problem.v_head_dim is not None:
@@ -184,7 +188,7 @@ def attend(
 @operator
 @entrance
 def sample_attention(
-    q: Tensor, k: Tensor, v: Tensor, config: Rule | str = "default", *,
+    q: Tensor, k: Tensor, v: Tensor, config: NamedRule = "default", *,
     scale: float | None = None, sequences: Sequences | None = None, backend: str = "auto",
 ) -> Tensor:  # fmt: skip
     """Causal attention that computes only the keys that matter: select, then attend.
@@ -212,7 +216,7 @@ def sample_attention(
 @untraced
 @entrance
 def measured_attention(
-    q: Tensor, k: Tensor, v: Tensor, config: Rule | str = "default", *,
+    q: Tensor, k: Tensor, v: Tensor, config: NamedRule = "default", *,
     scale: float | None = None, sequences: Sequences | None = None, backend: str = "auto",
     keep_plan: bool = True,
 ) -> Measured:  # fmt: skip
@@ -273,7 +277,7 @@ def measured_attention(
 
 @entrance
 def explain(
-    q: Tensor, k: Tensor, v: Tensor, config: Rule | str = "default", *,
+    q: Tensor, k: Tensor, v: Tensor, config: NamedRule = "default", *,
     sequences: Sequences | None = None, backend: str = "auto",
 ) -> Explanation:  # fmt: skip
     """What `sample_attention` would run for these tensors, and why; computes nothing.
@@ -284,10 +288,17 @@ def explain(
     problem = Problem.of(q, k, v, sequences)
     rule, given = fixed_rule(config, problem), str(problem)
     problem = problem.in_one_width
+    decision = decide(problem, rule)
+    try:
+        names = " then ".join(_names(backend, problem, rule))
+    except UnsupportedProblem:
+        if backend != "auto" or decision.sparse:
+            raise
+        names = "none"
     return Explanation(
         problem=given,
-        decision=decide(problem, rule),
-        backend=" then ".join(_names(backend, problem, rule)),
+        decision=decision,
+        backend=names,
         dense_provider=provider(problem),
         verdicts=verdicts(problem),
         dense_verdicts=provider_verdicts(problem),

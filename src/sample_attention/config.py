@@ -30,7 +30,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import cast
 
-from .checks import check_contrast, check_count, check_share
+from .checks import check_contrast, check_count, check_share, plain
 from .errors import InvalidConfig
 
 WINDOW_ALIGNMENT = 128
@@ -141,7 +141,8 @@ class SampleAttentionConfig:
     guard: float | None = None
 
     def __post_init__(self) -> None:
-        """Check ranges and combinations."""
+        """Check ranges and combinations; numbers of other libraries become Python's own."""
+        self.__dict__.update({name: plain(getattr(self, name)) for name in _FIELDS})
         for name in ("coverage", "slash_coverage", "dense_above", "window_ratio", "guard", "runs"):
             check_share(name, getattr(self, name))
         for name, lowest in _LOWEST.items():
@@ -286,11 +287,9 @@ class SampleAttentionConfig:
         Raises:
             InvalidConfig: there is no such preset, or an override is out of range.
         """
-        if name not in PRESETS:
-            raise InvalidConfig(
-                f"unknown preset {name!r}; accepted: {', '.join(sorted(PRESETS))}, "
-                "or a SampleAttentionConfig"
-            )
+        if not isinstance(name, str) or name not in PRESETS:  # pyright: ignore[reportUnnecessaryIsInstance]
+            names = ", ".join(sorted(PRESETS))
+            raise InvalidConfig(f"unknown preset {name!r}; accepted: {names}")
         if not overrides:
             return PRESETS[name]
         try:
@@ -342,7 +341,7 @@ def as_config(config: object) -> SampleAttentionConfig:
     if not isinstance(config, str):
         raise InvalidConfig(
             "config must be a SampleAttentionConfig, the name of a preset or, where nothing is "
-            f"compiled, a tuned configuration or a selector; got {type(config)!r}"
+            f"compiled, a tuned configuration, its path, or a selector; got {type(config)!r}"
         )
     return SampleAttentionConfig.preset(config)
 
@@ -371,7 +370,7 @@ def _shares_of_heads(value: object) -> tuple[float, ...] | None:
         return None
     if not isinstance(value, tuple | list) or not value:
         raise InvalidConfig(f"head_coverage must be a share for each query head; got {value!r}")
-    shares = tuple(cast("Sequence[float]", value))
+    shares = tuple([cast("float", plain(share)) for share in cast("Sequence[object]", value)])
     for share in shares:
         check_share("head_coverage", share)
         if share == 1:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Final
+
+INSTALL: Final = "pip install '.[{extra}]' in a checkout of sample-attention"
+"""What installs an extra. No package index has the package yet: once one has, change it here."""
 
 
 class SampleAttentionError(Exception):
@@ -36,7 +40,7 @@ class MissingExtra(SampleAttentionError, ImportError):
         """Name the `module` that is missing and the `extra` that brings it."""
         super().__init__(
             f"this needs the module '{module}', which is not installed; "
-            f"run: pip install 'sample-attention[{extra}]'"
+            f"run {INSTALL.format(extra=extra)}"
         )
         self.module = module
         self.extra = extra

@@ -19,10 +19,16 @@ def form_of(name: str, x: Tensor) -> Form:
     """The form of an input.
 
     Raises:
-        InvalidInput: it is no tensor.
+        InvalidInput: it is no plain tensor.
     """
     if not isinstance(x, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
         raise InvalidInput(f"{name} must be a torch.Tensor, got {type(x).__name__}")
+    if x.layout is not torch.strided or x.is_nested:
+        given = "a nested tensor" if x.is_nested else f"of layout {x.layout}"
+        raise InvalidInput(
+            f"{name} is {given}; accepted: plain tensors (pack sequences of several lengths, see "
+            "Sequences.packed_from)"
+        )
     return x.shape, x.stride(), x.dtype, x.device
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, library
 from .config import SampleAttentionConfig, as_config
 from .errors import InvalidInput
 from .modes import as_autocast, autocast_dtype
-from .plan import Rule
+from .plan import NamedRule
 from .problem import Sequences
 
 P = ParamSpec("P")
@@ -33,7 +33,7 @@ class Attention(Protocol):
     """The signature of `sample_attention.sample_attention`."""
 
     def __call__(
-        self, q: Tensor, k: Tensor, v: Tensor, config: Rule | str = "default", *,
+        self, q: Tensor, k: Tensor, v: Tensor, config: NamedRule = "default", *,
         scale: float | None = None, sequences: Sequences | None = None, backend: str = "auto",
     ) -> Tensor:  # fmt: skip
         """Attention of q over k and v."""
@@ -60,7 +60,7 @@ def operator(function: Attention) -> Attention:
 
     @functools.wraps(function)
     def call(
-        q: Tensor, k: Tensor, v: Tensor, config: Rule | str = "default", *,
+        q: Tensor, k: Tensor, v: Tensor, config: NamedRule = "default", *,
         scale: float | None = None, sequences: Sequences | None = None, backend: str = "auto",
     ) -> Tensor:  # fmt: skip
         if not torch.compiler.is_compiling():

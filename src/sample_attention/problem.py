@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from .checks import as_length, plain
 from .errors import InvalidInput
 from .forms import Form, check_forms, check_heads, form_of
 from .modes import lasting
@@ -25,6 +26,9 @@ from .paging import check_page_table, check_pages, gather_pages
 
 Row: TypeAlias = tuple[int, int, int, int, int]
 """(batch, q_start, q_len, kv_start, kv_len) of one sequence."""
+
+LARGEST = 2**31 - 1
+"""Largest position: they are kept as int32."""
 
 _INTEGERS = (torch.int32, torch.int64)
 
@@ -104,6 +108,7 @@ class Sequences:
             InvalidInput: an empty sequence, or one longer than the tensors.
         """
         _check_integers("kv_lens", kv_lens, 1)
+        q_len, kv_len = (as_length(*x) for x in (("q_len", q_len), ("kv_len", kv_len)))
         rows: list[Row] = []
         for b, n in enumerate(int(x) for x in kv_lens.tolist()):
             if not 0 < n <= kv_len:
@@ -145,6 +150,7 @@ class Sequences:
                 f"cu_seqlens_q names {len(ends) - 1} sequences and kv_lens {len(lengths)}; "
                 "both must name the same"
             )
+        page_size = as_length("page_size", page_size)
         check_page_table(page_table, page_size, lengths)
         spans = zip(ends, ends[1:], lengths, strict=False)
         rows = [(0, start, stop - start, 0, length) for start, stop, length in spans]
@@ -153,10 +159,15 @@ class Sequences:
 
     @classmethod
     def _from_rows(cls, rows: list[Row], device: torch.device, *, packed: bool) -> Sequences:
+        for n, (_, q_start, q_len, kv_start, kv_len) in enumerate(rows):
+            _check_lengths(q_len, kv_len, f"sequence {n}")
+            if max(q_start + q_len, kv_start + kv_len) > LARGEST:
+                raise InvalidInput(
+                    f"sequence {n} ends at query {q_start + q_len} and key {kv_start + kv_len}; "
+                    f"accepted: up to {LARGEST}, since positions are int32. Make several calls"
+                )
         table = torch.tensor(rows, dtype=torch.int32, device=device).view(-1, 5)
         bounds = max(r[2] for r in rows), max(r[4] for r in rows)
-        for n, (_, _, q_len, _, kv_len) in enumerate(rows):
-            _check_lengths(q_len, kv_len, f"sequence {n}")
         return cls(table, *bounds, packed=packed, host_rows=tuple(rows))
 
     @functools.cached_property
@@ -208,6 +219,11 @@ class Problem:
         forms = form_of("q", q), form_of("k", k), form_of("v", v)
         if sequences is None:
             return _uniform_problem(*forms)
+        if not isinstance(sequences, Sequences):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidInput(
+                f"sequences must be Sequences, got {type(sequences).__name__}; see "
+                "Sequences.packed_from, left_padded and paged"
+            )
         check_forms(*forms, *_layouts(sequences))
         kv_heads = k.shape[1 if sequences.page_table is None else 2]
         check_heads(q.shape[1], kv_heads)
@@ -233,10 +249,10 @@ class Problem:
         """
         if scale is None:
             return self.head_dim**-0.5
-        number = isinstance(scale, int | float)  # pyright: ignore[reportUnnecessaryIsInstance]
-        if not number or not 0 < scale < math.inf:
+        x = plain(scale)
+        if isinstance(x, bool) or not isinstance(x, int | float) or not 0 < x < math.inf:
             raise InvalidInput(f"scale must be a positive finite number, got {scale!r}")
-        return float(scale)
+        return float(x)
 
     def __str__(self) -> str:
         """One line with every fact, for messages."""
@@ -317,6 +333,8 @@ def _v_head_dim(k: torch.Size, v: torch.Size) -> int | None:
 def _check_lengths(q_len: int, kv_len: int, whose: str) -> None:
     if q_len < 1 or kv_len < 1:
         raise InvalidInput(f"{whose} is empty: Sq={q_len}, Skv={kv_len}; both must be >= 1")
+    if kv_len > LARGEST:
+        raise InvalidInput(f"{whose} has Skv={kv_len}; accepted: up to {LARGEST}")
     if q_len > kv_len:
         raise InvalidInput(
             f"{whose} has Sq={q_len} > Skv={kv_len}; queries are the last Sq of Skv positions"
@@ -356,9 +374,11 @@ def _check_extent(sequences: Sequences, q: Tensor, k: Tensor) -> None:
 def _check_integers(name: str, x: Tensor, least: int) -> None:
     given = type(x).__name__
     if isinstance(x, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
-        if x.dim() == 1 and len(x) >= least and x.dtype in _INTEGERS:
+        read = x.layout is torch.strided and not x.is_nested and not x.is_meta
+        if read and x.dim() == 1 and len(x) >= least and x.dtype in _INTEGERS:
             return
-        given = f"{x.dtype} {tuple(x.shape)}"
+        shape = "" if x.is_nested else tuple(x.shape)
+        given = f"{x.dtype} {shape} ({x.layout}, {x.device})"
     raise InvalidInput(
         f"{name} must be a 1-D tensor of at least {least} int32 or int64 values, got {given}"
     )

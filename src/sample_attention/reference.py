@@ -37,12 +37,13 @@ def attend(
 ) -> tuple[Tensor, Tensor]:
     """Softmax renormalised over the kept pairs: out `[H, Sq, D]` and natural lse `[H, Sq]`.
 
-    A row that keeps nothing gives zeros and an lse of -inf.
+    A row that keeps nothing gives zeros and an lse of -inf. Where v has another dtype than q and
+    k, the softmax is rounded to it before it meets the values.
     """
     scores = _scores(q, k, scale).masked_fill(~mask, -math.inf)
     lse = torch.logsumexp(scores, dim=-1)
     kept = torch.exp(scores - lse[..., None]).masked_fill(~mask.any(-1, keepdim=True), 0.0)
-    return kept @ _per_head(v, q), lse
+    return kept.to(v.dtype) @ _per_head(v, q), lse
 
 
 def retained_mass(q: Tensor, k: Tensor, mask: Tensor, scale: float | None = None) -> Tensor:

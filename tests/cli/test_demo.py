@@ -16,7 +16,7 @@ def tiny_model(monkeypatch, loaded_tiny):
 def test_demo_writes_its_report_and_explains(cli, small, tmp_path):
     done = cli("demo", "--tokens", 600, *small, "--output", tmp_path)
     assert done.code == 0, done.err
-    for words in ("right answer:", "What this shows", "time to first token"):
+    for words in ("right answer:", "Time: ", "Attention: ", "time to first token"):
         assert words in done.out
     for number in range(1, 5):
         assert f"{number}/4" in done.err

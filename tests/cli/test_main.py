@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+import sample_attention
 from sample_attention.cli import main
 
 
@@ -106,7 +107,7 @@ def test_unknown_command_and_missing_argument(cli):
 
 def test_missing_extra(cli, monkeypatch):
     monkeypatch.setitem(sys.modules, "typer", None)
-    one_line(cli("doctor"), "typer", "pip install 'sample-attention[cli]'")
+    one_line(cli("doctor"), "typer", "pip install '.[cli]'")
 
 
 def test_missing_plot_extra_is_found_before_the_model_is_loaded(
@@ -114,7 +115,7 @@ def test_missing_plot_extra_is_found_before_the_model_is_loaded(
 ):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     done = cli("run", "no-such-model.gguf", prompt_file, "--output", tmp_path)
-    one_line(done, "sample-attention[plot]")
+    one_line(done, "'.[plot]'")
 
 
 def test_interruption_is_quiet(monkeypatch, capsys):
@@ -146,3 +147,7 @@ def test_without_a_command_help_is_printed_and_no_error(cli):
     done = cli()
     assert "Usage" in done.out
     assert done.err == ""
+
+
+def test_version(cli):
+    assert cli("--version").out == f"sample-attention {sample_attention.__version__}\n"

@@ -1,11 +1,14 @@
 """`run`: the report, in all its forms."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
+from sample_attention.cli.setup import build_rule
 from sample_attention.config import SampleAttentionConfig
+from sample_attention.plan import Tuned
 
 pytestmark = pytest.mark.usefixtures("sparse_early")
 LAYERS, HEADS = 3, 4
@@ -95,3 +98,37 @@ def test_the_device_and_dtype_are_as_asked(cli, model_folder, prompt_file, small
     done = cli("run", model_folder, prompt_file, *small, "--dtype", "bfloat16", "--device", "cpu",
                "--json", "--max-new-tokens", 1)  # fmt: skip
     assert done.json["model"]["dtype"] == "bfloat16"
+
+
+@pytest.mark.parametrize("preset", ["default", "pooled", "tuned:smollm2-135m"])
+def test_a_guard_measures_on_the_rows_that_are_held_out(preset):
+    rule = build_rule(preset, None, ["guard=0.9"], 6)
+    configs = [x.config for x in rule.intervals] if isinstance(rule, Tuned) else [rule]
+    assert {(config.guard, config.held_out) for config in configs} == {(0.9, 6)}
+    named = build_rule("default", None, ["guard=0.9", "held_out=2"], 6)
+    assert named.held_out == 2
+    assert build_rule("default", None, [], 6).held_out == 0
+
+
+def test_a_run_with_a_guard(cli, model_folder, prompt_file, small):
+    command = ("run", model_folder, prompt_file, *small, "--config", "guard=0.9", "--json",
+               "--max-new-tokens", 1)  # fmt: skip
+    assert cli(*command, "--held-out", 4).json["config"]["held_out"] == 4
+    done = cli(*command, "--held-out", 0)
+    assert (done.code, "held-out rows" in done.err) == (2, True)
+
+
+def test_a_configuration_for_more_layers_is_found_before_any_prefill(
+    cli, monkeypatch, model_folder, prompt_file, tmp_path
+):
+    tuned = Tuned.load("tuned:smollm2-135m")
+    interval = replace(tuned.intervals[0], head_coverage=((0.9,) * HEADS,) * (LAYERS - 1))
+    replace(tuned, intervals=(interval,), measured=()).save(tmp_path / "t.json")
+    monkeypatch.setattr("sample_attention.cli.run.report_on", None)
+    done = cli("run", model_folder, prompt_file, "--preset", tmp_path / "t.json")
+    assert (done.code, f"layer {LAYERS - 1}" in done.err) == (2, True)
+
+
+def test_closing_words_follow_the_texts(cli, model_folder, prompt_file, small):
+    done = cli("run", model_folder, prompt_file, *small, "--max-new-tokens", 2)
+    assert done.out.index("same text:") < done.out.index("Time: ") < done.out.index("Attention: ")

@@ -62,7 +62,10 @@ def test_examples_are_scored_by_their_first_line(file_of, tokenizer):
 
 def test_chinese_longbench_is_refused(file_of, tokenizer):
     task = file_of("longbench", "dureader", longbench("dureader"))
-    with pytest.raises(InvalidInput, match="'dureader' is not accepted; accepted: narrativeqa"):
+    with pytest.raises(
+        InvalidInput,
+        match=r"dureader.jsonl:1: the field dataset is 'dureader'; accepted: narrativeqa",
+    ):
         task.samples(tokenizer, LENGTH, 1, 0)
 
 
@@ -106,17 +109,82 @@ def test_questions_are_chosen_by_the_seed(file_of, tokenizer):
     assert len(task.samples(tokenizer, LENGTH, 100, 0)) == 20
 
 
+def infinitebench(**fields):
+    return {"context": TEXT, "input": "What is asked?", "answer": "a red house", **fields}
+
+
+RECORDS = {
+    ("longbench", "hotpotqa"): longbench("hotpotqa"),
+    ("infinitebench", "longbook_qa_eng"): infinitebench(),
+}
+ANSWERS_OF = {"longbench": "answers", "infinitebench": "answer"}
+LONE_SURROGATE = "\ud800"
+
+
+@pytest.mark.parametrize(("kind", "name"), RECORDS)
+@pytest.mark.parametrize("given", ["Paris", ["Paris"], ["Paris", "Lyon"], 1871, [1871]])
+def test_a_text_is_one_answer(file_of, tokenizer, kind, name, given):
+    record = RECORDS[kind, name] | {ANSWERS_OF[kind]: given}
+    (sample,) = file_of(kind, name, record).samples(tokenizer, LENGTH, 1, 0)
+    assert sample.answers == tuple(map(str, given if isinstance(given, list) else [given]))
+
+
+@pytest.mark.parametrize(("kind", "name"), RECORDS)
+@pytest.mark.parametrize("value", [None, 7, True, ["a"], {"a": 1}, LONE_SURROGATE])
+@pytest.mark.parametrize("field", ["context", "input", "dataset"])
+def test_texts_that_are_none_are_refused(file_of, tokenizer, kind, name, field, value):
+    if field not in RECORDS[kind, name]:
+        return
+    task = file_of(kind, name, RECORDS[kind, name], RECORDS[kind, name] | {field: value})
+    with pytest.raises(InvalidInput, match=rf"{name}.jsonl:2: the field {field} is "):
+        task.samples(tokenizer, LENGTH, 1, 0)
+
+
+@pytest.mark.parametrize(("kind", "name"), RECORDS)
+@pytest.mark.parametrize("value", [True, {"a": 1}, [None], [["a"]], ["a", False], LONE_SURROGATE])
+def test_answers_that_are_none_are_refused(file_of, tokenizer, kind, name, value):
+    field = ANSWERS_OF[kind]
+    task = file_of(kind, name, RECORDS[kind, name] | {field: value})
+    with pytest.raises(InvalidInput, match=rf"{name}.jsonl:1: the field {field} is "):
+        task.samples(tokenizer, LENGTH, 1, 0)
+
+
+@pytest.mark.parametrize(("kind", "name"), RECORDS)
+@pytest.mark.parametrize("value", [None, []])
+def test_questions_without_an_answer_are_refused(file_of, tokenizer, kind, name, value):
+    task = file_of(kind, name, RECORDS[kind, name] | {ANSWERS_OF[kind]: value})
+    with pytest.raises(InvalidInput, match=rf"{name}.jsonl:1 is a question without an answer"):
+        task.samples(tokenizer, LENGTH, 1, 0)
+
+
+@pytest.mark.parametrize(("kind", "name"), RECORDS)
+def test_every_field_is_needed(file_of, tokenizer, kind, name):
+    for field in ("context", "input"):
+        record = {key: value for key, value in RECORDS[kind, name].items() if key != field}
+        with pytest.raises(InvalidInput, match=rf"{name}.jsonl:1 has no field {field}"):
+            file_of(kind, name, record).samples(tokenizer, LENGTH, 1, 0)
+    with pytest.raises(InvalidInput, match=rf"{name}.jsonl:1 is not a JSON object"):
+        file_of(kind, name, [1]).samples(tokenizer, LENGTH, 1, 0)
+
+
 @pytest.mark.parametrize(
-    ("record", "complaint"),
+    ("name", "fields", "complaint"),
     [
-        ({"input": "x"}, "has no field context"),
-        ([1], "has no field input"),
-        (longbench("qasper", answers=[]), "without an answer"),
+        ("passkey", {"answer": "none"}, "accepted: a number"),
+        ("code_debug", {"answer": "fly", "options": ["run"]}, "accepted: one of the options"),
+        ("code_debug", {"answer": "A", "options": [None]}, "the field options is"),
     ],
 )
-def test_bad_records_are_refused(file_of, tokenizer, record, complaint):
-    task = file_of("longbench", "qasper", record)
+def test_answers_that_no_output_can_match_are_refused(file_of, tokenizer, name, fields, complaint):
+    task = file_of("infinitebench", name, infinitebench(**fields))
     with pytest.raises(InvalidInput, match=complaint):
+        task.samples(tokenizer, LENGTH, 1, 0)
+
+
+@pytest.mark.parametrize("classes", [None, []])
+def test_classes_are_needed_where_they_are_scored(file_of, tokenizer, classes):
+    task = file_of("longbench", "trec", longbench("trec", all_classes=classes))
+    with pytest.raises(InvalidInput, match=r"trec.jsonl:1: the field all_classes is"):
         task.samples(tokenizer, LENGTH, 1, 0)
 
 

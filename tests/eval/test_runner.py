@@ -12,11 +12,11 @@ from sample_attention.baselines import METHODS, XAttention
 from sample_attention.errors import InvalidConfig, PromptTooLong
 from sample_attention.eval.measure import measure_answer, text_logits, turned_to_density
 from sample_attention.eval.methods import DENSE, Contender, parse_method, parse_methods
-from sample_attention.eval.prompts import encode_text
 from sample_attention.eval.runner import RunSettings, measure_cells, pending_cells
 from sample_attention.eval.suites import SUITES, Stage, Suite, cells_of, narrowed
 from sample_attention.eval.tasks import parse_tasks
 from sample_attention.models import reference_text
+from sample_attention.models.tokens import encode
 from sample_attention.plan import Interval
 
 LENGTH = 768
@@ -186,7 +186,7 @@ def test_nothing_is_written_after_the_answer(loaded):
 
 
 def test_a_method_is_turned_to_a_density(loaded):
-    ids = encode_text(loaded.tokenizer, reference_text()[:8000])[:1024]
+    ids = encode(loaded.tokenizer, reference_text()[:8000])[:1024]
     for wanted in (0.3, 0.5):
         method = parse_method(f"default:density={wanted},{SMALL}")
         _, kept = text_logits(loaded, ids, turned_to_density(loaded, ids, method))

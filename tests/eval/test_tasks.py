@@ -8,7 +8,7 @@ import pytest
 
 from sample_attention.errors import InvalidInput
 from sample_attention.eval import haystack
-from sample_attention.eval.prompts import SHORTEST_SLACK, encode_text
+from sample_attention.eval.prompts import SHORTEST_SLACK
 from sample_attention.eval.tasks import BABILONG, GENERATED_TASKS, RULER, parse_tasks
 from sample_attention.eval.tasks.babilong import STORIES
 from sample_attention.eval.tasks.texts import (
@@ -18,6 +18,7 @@ from sample_attention.eval.tasks.texts import (
     measured_tokens,
     with_quotations,
 )
+from sample_attention.models.tokens import encode
 
 LENGTH = 2048
 
@@ -268,4 +269,4 @@ def test_the_target_goes_on_from_the_prompt(tokenizer):
     (task,) = parse_tasks(["niah_single_1"])
     (sample,) = task.samples(tokenizer, 512, 1, 0)
     text = tokenizer.decode(sample.token_ids) + tokenizer.decode(sample.target_ids)
-    assert encode_text(tokenizer, text) == sample.token_ids + sample.target_ids
+    assert encode(tokenizer, text) == sample.token_ids + sample.target_ids

@@ -25,6 +25,10 @@ EXPERTS = {
     "num_experts": 4, "num_experts_per_tok": 2, "num_local_experts": 4,
     "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32,
 }  # fmt: skip
+LATENT = {
+    "q_lora_rank": 32, "kv_lora_rank": 32, "qk_rope_head_dim": 8, "qk_nope_head_dim": 8,
+    "head_dim": 8, "v_head_dim": 8, "n_routed_experts": 4, "n_group": 2, "topk_group": 1,
+}  # fmt: skip
 ROPE = {"rope_type": "default", "rope_theta": 10_000.0}
 FAMILIES = {
     "llama": ("Llama", {}),
@@ -36,6 +40,8 @@ FAMILIES = {
     "gemma3": ("Gemma3", {**MIXED, "query_pre_attn_scalar": 16}),
     "phi3": ("Phi3", SLIDING),
     "gpt_oss": ("GptOss", {**MIXED, **EXPERTS, "rope_parameters": ROPE}),
+    # Keys of 16 dimensions and values of 8.
+    "deepseek_v3": ("DeepseekV3", {**LATENT, **EXPERTS, "num_key_value_heads": 4}),
     # The window of these two is in the mask only.
     "qwen2_moe": ("Qwen2Moe", {**MIXED, **EXPERTS, "use_sliding_window": True}),
     "phimoe": ("Phimoe", {**SLIDING, **EXPERTS}),

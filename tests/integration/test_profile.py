@@ -20,7 +20,7 @@ CONFIG = SampleAttentionConfig(
     dense_tail=0,
 )
 CAPPED = {"gemma2", "gpt_oss"}
-NO_WINDOWS = {"llama", "glm4"}
+NO_WINDOWS = {"llama", "glm4", "deepseek_v3"}
 WINDOWS_ALONE = {"mistral", "phi3", "phimoe"}
 
 

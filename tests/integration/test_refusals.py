@@ -4,7 +4,7 @@ import pytest
 import torch
 import transformers
 
-from sample_attention.errors import MissingExtra, UnsupportedAttention
+from sample_attention.errors import InvalidConfig, MissingExtra, UnsupportedAttention
 from sample_attention.integrations.transformers import NAME, register, sample_attention_prefill
 
 SMALL = {
@@ -115,22 +115,14 @@ def test_bidirectional_models(prompt, tiny):
         model(prompt() % 99)
 
 
-def test_latent_attention(prompt):
-    config = transformers.DeepseekV3Config(
-        **SMALL, q_lora_rank=32, kv_lora_rank=32, qk_rope_head_dim=8, qk_nope_head_dim=8,
-        v_head_dim=8, n_routed_experts=4, n_group=2, topk_group=1, num_experts_per_tok=2,
-        moe_intermediate_size=32,
-    )  # fmt: skip
-    model = transformers.DeepseekV3ForCausalLM(config).eval()
-    model.set_attn_implementation(NAME)
-    with refused(r"value has head dim 8, query 16 and key 16"), torch.no_grad():
-        model(prompt() % 99)
-
-
 def test_paged_outside_continuous_batching(tiny, prompt):
     model = tiny("llama")
-    model.set_attn_implementation(f"paged|{NAME}")
-    with refused(r"cache is not what continuous batching passes"), torch.no_grad():
+    model.set_attn_implementation("paged|eager")
+    with (
+        sample_attention_prefill(model),
+        refused(r"(cache|read_index) is not what continuous batching passes"),
+        torch.no_grad(),
+    ):
         model(prompt())
 
 
@@ -147,7 +139,7 @@ def test_a_missing_transformers_names_the_extra(monkeypatch):
         raise ModuleNotFoundError(name=name)
 
     monkeypatch.setattr("sample_attention._extras.importlib.import_module", missing)
-    with pytest.raises(MissingExtra, match=r"pip install 'sample-attention\[transformers\]'"):
+    with pytest.raises(MissingExtra, match=r"pip install '\.\[transformers\]'"):
         register()
 
 
@@ -174,3 +166,17 @@ def test_a_multimodal_model_switches_its_text_part_only(prompt):
             assert torch.equal(model(ids).logits.argmax(-1), expected)
     assert len(recorder.layers) == 2
     assert [c._attn_implementation for c in names] == ["eager"] * 3
+
+
+@pytest.mark.parametrize("layers", [12, 31])
+def test_a_configuration_tuned_for_another_number_of_layers(layers, low_crossover):
+    """With as many heads as the file has, so that only the count of layers tells."""
+    sizes = {
+        "hidden_size": 144, "num_attention_heads": 9, "num_key_value_heads": 3,
+        "num_hidden_layers": layers,
+    }  # fmt: skip
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**{**SMALL, **sizes})).eval()
+    ids = torch.arange(300)[None] % 90 + 3
+    with pytest.raises(InvalidConfig, match=rf"(?i)smollm2.*30 layers.*{layers}"):
+        with torch.no_grad(), sample_attention_prefill(model, "tuned:smollm2-135m"):
+            model(ids)

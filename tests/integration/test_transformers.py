@@ -153,7 +153,7 @@ def test_layers_keep_what_their_depth_says(tiny, prompt, logits, sparse, monkeyp
     model, ids = tiny("llama"), prompt(length=200)
     monkeypatch.setattr(model.config, "num_hidden_layers", 4)  # the two that it has are the first
     deep = replace(sparse, coverage=0.8, depth_contrast=64)
-    own = [deep.for_layer(layer, 4).coverage for layer in range(2)]
+    own = [deep.for_layer(layer, 4).coverage for layer in range(4)]
     assert own[0] < 0.8 < own[1]
     table = tuple((share,) * 4 for share in own)
     by_table = Tuned("tiny", (Interval(0, deep, table),))

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from torch.utils._device import _device_constructors
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "src" / "sample_attention"
@@ -50,6 +51,8 @@ SYNONYMS = {
 }
 # The one file whose parameters are named by somebody else's interface.
 ADAPTERS = {"integrations/transformers.py"}
+# What torch makes on the default device, where no other is named.
+FACTORIES = {f.__name__ for f in _device_constructors()}
 # Functions whose open keywords end in a dataclass, which rejects those it does not have.
 CHECKED_KEYWORDS = {"config.py:preset"}
 
@@ -226,9 +229,22 @@ def literal_tolerances(source):
     return found
 
 
+def default_devices(source):
+    """A new tensor names its device: the default one is the caller's business."""
+    found = []
+    for node in ast.walk(source.tree):
+        called = ast.unparse(node.func) if isinstance(node, ast.Call) else ""
+        owner, _, name = called.rpartition(".")
+        if owner != "torch" or name not in FACTORIES:
+            continue
+        if "device" not in {k.arg for k in node.keywords}:
+            found.append(f"line {node.lineno}: {called} without device=")
+    return found
+
+
 SOURCE_CHECKS = [
     file_length, function_length, parameter_count, swallowing_parameters, docstrings, annotations,
-    forbidden_statements, module_name, vocabulary, literal_tolerances,
+    forbidden_statements, module_name, vocabulary, literal_tolerances, default_devices,
 ]  # fmt: skip
 
 
@@ -284,6 +300,9 @@ OBJECTIONABLE = [
     (literal_tolerances, "def f(a, *, atol=1e-3): ..."),
     (literal_tolerances, "def f(a, rtol=1e-3): ..."),
     (literal_tolerances, "f(a, b, **{'atol': 0.5})"),
+    (default_devices, "x = torch.arange(3)"),
+    (default_devices, "x = y + torch.zeros(shape, dtype=torch.bool)"),
+    (default_devices, "x = torch.tensor([1]).to(y.device)"),
 ]
 
 
@@ -303,6 +322,8 @@ def test_module_name_objects():
 @pytest.mark.parametrize(
     ("check", "text"),
     [
+        (default_devices, "x = torch.arange(3, device=q.device) + torch.zeros_like(q)"),
+        (default_devices, "x = torch.full((3,), 0, device='cpu').new_ones(3)"),
         (literal_tolerances, "f(a, b, atol=0, rtol=0.0)"),
         (literal_tolerances, "f(a, b, atol=bound, rtol=2 * bound)"),
         (vocabulary, "lse = torch.logsumexp(x, -1)\nplot(alpha=0.5)"),

@@ -6,6 +6,7 @@ import tokenizers
 from sample_attention.models import load_model, reference_text
 from sample_attention.models.gguf_header import UnsupportedGGUF, read_gguf_header
 from sample_attention.models.gguf_tokenizer import load_gguf_tokenizer
+from sample_attention.models.tokens import start_tokens
 
 TEXTS = [
     reference_text()[:5000],
@@ -47,6 +48,22 @@ def test_special_tokens_and_template_come_from_the_file(tokenizer):
     assert tokenizer.decode(tokenizer(chat)["input_ids"], skip_special_tokens=True) == (
         "user\nhi\nassistant\n"
     )
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_the_first_token_is_as_the_file_says(write_llama, wanted):
+    tokenizer = load_model(write_llama(lambda writer: writer.add_add_bos_token(wanted))).tokenizer
+    front = [tokenizer.bos_token_id] * wanted
+    plain = tokenizer("some text", add_special_tokens=False)["input_ids"]
+    assert tokenizer("some text")["input_ids"] == [*front, *plain]
+    assert start_tokens(tokenizer) == tuple(front)
+
+
+def test_a_first_token_without_a_name_is_refused(write_llama):
+    header = read_gguf_header(write_llama(lambda writer: writer.add_add_bos_token(True)))
+    del header.metadata["tokenizer.ggml.bos_token_id"]
+    with pytest.raises(UnsupportedGGUF, match="bos_token_id"):
+        load_gguf_tokenizer(header)
 
 
 def test_digits_stand_alone_in_smollm():

@@ -1,6 +1,7 @@
 """`load_model` finds a model by key, file, folder or hub id, and says so when it does not."""
 
 import sys
+import types
 
 import pytest
 import torch
@@ -47,6 +48,37 @@ def test_a_transformers_folder_loads(tiny, tmp_path):
         assert torch.equal(loaded.model(ids).logits, tiny.model(ids).logits)
     assert loaded.context_length == 512
     assert loaded.tokenizer("some words")["input_ids"]
+
+
+@pytest.mark.parametrize(
+    ("stated", "rope", "expected"),
+    [
+        (256, {"rope_type": "default"}, 256),
+        (256, {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256}, 1024),
+        (256, {"rope_type": "yarn", "factor": 1.5, "original_max_position_embeddings": 256}, 384),
+        (1024, {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256}, 1024),
+        (4096, {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 256}, 4096),
+        (256, {"rope_type": "linear", "factor": 4.0}, 256),
+    ],
+)
+def test_a_stretched_context_counts(tiny, tmp_path, stated, rope, expected):
+    config = transformers.LlamaConfig(
+        vocab_size=600, hidden_size=32, intermediate_size=32, num_hidden_layers=1,
+        num_attention_heads=2, max_position_embeddings=stated,
+        rope_parameters={"rope_theta": 10000.0, **rope},
+    )  # fmt: skip
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path)
+    load_model(tiny.path).tokenizer.save_pretrained(tmp_path)
+    assert load_model(tmp_path).context_length == expected
+
+
+def test_layers_of_several_kinds_state_the_longest():
+    rope = {"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 512}
+    config = types.SimpleNamespace(
+        max_position_embeddings=512, rope_parameters={"full": rope, "sliding": {"factor": 1.0}}
+    )
+    assert load.trained_length(config) == 1024
+    assert load.trained_length(types.SimpleNamespace()) == 0
 
 
 @pytest.mark.parametrize("module", ["transformers", "gguf"])

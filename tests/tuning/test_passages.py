@@ -16,8 +16,9 @@ def texts(monkeypatch):
     """A token is the text's initial and its place there."""
     monkeypatch.setattr(passages, "reference_text", lambda kind: kind[0] * SIZES[kind])
     monkeypatch.setattr(
-        passages, "encode_text", lambda _, text: tuple(f"{x}{i}" for i, x in enumerate(text))
+        passages, "encode", lambda _, text: tuple(f"{x}{i}" for i, x in enumerate(text))
     )
+    monkeypatch.setattr(passages, "start_tokens", lambda _: ())
 
 
 def split(count, texts=("prose", "code")):

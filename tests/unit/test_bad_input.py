@@ -1,12 +1,14 @@
 """Bad input gets a typed error that names what was given, what is accepted, what to do."""
 
 import re
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 
 import sample_attention as sa
-from sample_attention import SampleAttentionConfig, Sequences
+from sample_attention import SampleAttentionConfig, Sequences, Tuned
 from sample_attention.backends import NAMES
 from sample_attention.errors import (
     InvalidConfig,
@@ -16,6 +18,7 @@ from sample_attention.errors import (
     SampleAttentionError,
     UnsupportedProblem,
 )
+from sample_attention.plan import Interval
 from sample_attention.testing import make_qkv
 
 LAYERED = torch.zeros(1, 2, 8, 4)
@@ -23,6 +26,11 @@ LAYERED = torch.zeros(1, 2, 8, 4)
 
 def zeros(*shape, dtype=torch.float32):
     return torch.zeros(shape, dtype=dtype)
+
+
+def jagged():
+    parts = [torch.randn(9, 2, 8), torch.randn(7, 2, 8)]
+    return torch.nested.nested_tensor(parts, layout=torch.jagged).transpose(1, 2)
 
 
 TENSORS = {
@@ -46,6 +54,17 @@ TENSORS = {
     "no head": ((zeros(1, 0, 8, 4), LAYERED), ["q", "empty"]),
     "no width": ((zeros(1, 2, 8, 0), zeros(1, 2, 8, 0)), ["q", "empty"]),
     "strided width": ((LAYERED, zeros(1, 2, 4, 8).mT), ["k", "strides", ".contiguous()"]),
+    "jagged": ((jagged(), jagged()), ["q", "nested", "Sequences.packed_from"]),
+    "nested": ((LAYERED, torch.nested.nested_tensor([zeros(2, 8, 4)] * 2)), ["k", "nested"]),
+    "sparse": ((LAYERED, LAYERED.to_sparse()), ["k", "torch.sparse_coo", "plain tensors"]),
+    "sparse rows": ((zeros(8, 4).to_sparse_csr(), LAYERED), ["q", "torch.sparse_csr", "plain"]),
+    "mkldnn": ((LAYERED.to_mkldnn(), LAYERED), ["q", "torch._mkldnn", "plain"]),
+    "bool": ((LAYERED.bool(), LAYERED.bool()), ["q", "torch.bool", "float32"]),
+    "fp8": ((LAYERED.to(torch.float8_e4m3fn),) * 2, ["q", "float8_e4m3fn", "float32"]),
+    "beyond int32": (
+        (zeros(1, 1, 1, 1).expand(1, 1, 2**31, 1),) * 2,
+        ["Skv=2147483648", "2147483647"],
+    ),
     "every second": ((zeros(1, 2, 8, 8)[..., ::2], LAYERED), ["q", "strides", ".contiguous()"]),
 }
 CALLS = {
@@ -96,12 +115,85 @@ def test_values(v, words):
         assert_names(error, *words)
 
 
-@pytest.mark.parametrize("scale", [float("nan"), float("inf"), -1.0, 0, "big", [1.0]], ids=str)
+SCALES = [float("nan"), float("inf"), -1.0, 0, "big", [1.0], True, 1j, torch.tensor(0.5)]
+SCALES += [np.float32("nan"), np.int64(-1), np.bool_(True)]
+
+
+@pytest.mark.parametrize("scale", SCALES, ids=repr)
 @pytest.mark.parametrize("call", [c for c in CALLS if c != "explain"])
 def test_scale(call, scale):
     with pytest.raises(InvalidInput) as error:
         CALLS[call](LAYERED, LAYERED, scale=scale)
     assert_names(error, "scale", repr(scale), "finite")
+    with pytest.raises(InvalidInput, match="scale"):
+        sa.attend(LAYERED, LAYERED, LAYERED, sa.select(LAYERED, LAYERED), scale=scale)
+
+
+@pytest.mark.parametrize("scale", [np.float64(0.5), np.float32(0.5), np.int64(1), Fraction(1, 2)])
+def test_scales_of_other_libraries(scale):
+    q, k, v = make_qkv(40)
+    given, own = (sa.sample_attention(q, k, v, scale=x) for x in (scale, float(scale)))
+    assert torch.equal(given, own)
+
+
+@pytest.mark.parametrize("given", [[0, 8], torch.tensor([0, 8]), "packed", 3], ids=repr)
+@pytest.mark.parametrize("call", CALLS)
+def test_sequences_that_are_none(call, given):
+    with pytest.raises(InvalidInput) as error:
+        CALLS[call](LAYERED, LAYERED, sequences=given)
+    assert_names(error, "sequences", type(given).__name__, "Sequences.packed_from")
+
+
+@pytest.mark.parametrize("plan", [None, "default", SampleAttentionConfig()], ids=str)
+def test_plans_that_are_none(plan):
+    with pytest.raises(InvalidInput) as error:
+        sa.attend(LAYERED, LAYERED, LAYERED, plan)
+    assert_names(error, "plan", "StripePlan", "select")
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_paths(call, tmp_path):
+    tuned = Tuned("tiny", (Interval(np.int64(0), SampleAttentionConfig(coverage=0.5)),))
+    tuned.save(tmp_path / "tuned.json")
+    tuned.save(tmp_path / "tuned")  # an object is a path whatever its end
+    for path in (tmp_path / "tuned.json", str(tmp_path / "tuned.json"), tmp_path / "tuned"):
+        CALLS[call](LAYERED, LAYERED, config=path)
+    for path in (tmp_path / "other.json", str(tmp_path / "other.json"), tmp_path):
+        with pytest.raises(InvalidConfig) as error:
+            CALLS[call](LAYERED, LAYERED, config=path)
+        assert_names(error, "cannot read the tuned configuration", str(path))
+
+
+@pytest.mark.parametrize("given", [None, b"default", 3, {}, SampleAttentionConfig], ids=str)
+@pytest.mark.parametrize("call", CALLS)
+def test_rules_that_are_none(call, given):
+    with pytest.raises(InvalidConfig) as error:
+        CALLS[call](LAYERED, LAYERED, config=given)
+    assert_names(error, "SampleAttentionConfig", "preset", "path", repr(type(given)))
+
+
+NUMBERS = {
+    "window": np.int64(64), "dense_tail": np.int32(8), "held_out": np.uint8(4),
+    "coverage": np.float64(0.5), "dense_above": np.float32(0.5), "guard": np.float16(0.5),
+    "depth_contrast": np.int64(2), "runs": Fraction(1, 2),
+    "head_coverage": (np.float32(0.5), np.float64(0.25)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_numbers_of_other_libraries_become_plain(name):
+    config = SampleAttentionConfig(**{"held_out": 4, name: NUMBERS[name]})
+    found = getattr(config, name)
+    for part in found if isinstance(found, tuple) else (found,):
+        assert type(part) in (int, float)
+    assert SampleAttentionConfig.from_json(config.to_json()) == config
+    assert config == SampleAttentionConfig(**{"held_out": 4, name: found})
+    interval = Interval(np.int64(8), config)
+    assert type(interval.min_kv_len) is int
+    assert (
+        Tuned.from_json(Tuned("tiny", (Interval(0, config),)).to_json()).intervals[0].config
+        == config
+    )
 
 
 @pytest.mark.parametrize("call", CALLS)
@@ -131,6 +223,14 @@ CONFIGS = [
     ({"coverage": None}, ["coverage", "None"]),
     ({"coverage": "0.9"}, ["coverage", "'0.9'"]),
     ({"coverage": True}, ["coverage", "True"]),
+    ({"coverage": np.float32(1.5)}, ["coverage", "1.5"]),
+    ({"coverage": torch.tensor(0.5)}, ["coverage", "tensor"]),
+    ({"coverage": np.array(0.5)}, ["coverage", "array"]),
+    ({"window": np.float64(12)}, ["window", "integer", "12.0"]),
+    ({"window": np.int64(-1)}, ["window", "from 0", "-1"]),
+    ({"window": np.bool_(True)}, ["window", "True"]),
+    ({"residual": np.bool_(True)}, ["residual", "True or False"]),
+    ({"head_coverage": np.array([0.5])}, ["head_coverage", "each query head", "array"]),
     ({"head_coverage": 0.9}, ["head_coverage", "each query head", "0.9"]),
     ({"head_coverage": ()}, ["head_coverage", "each query head", "()"]),
     ({"head_coverage": (0.9, "0.9")}, ["head_coverage", "(0, 1]", "'0.9'"]),
@@ -225,6 +325,10 @@ PACKED = [
     ((ints(0, 5), ints(0, 5, 9)), ["1 sequences", "2", "same"]),
     ((ints(0, 5), ints(0, 4)), ["sequence 0", "Sq=5", "Skv=4"]),
     ((ints(0, 5), ints(0, 0)), ["cu_seqlens_k", "grow"]),
+    ((torch.tensor([0, 2**31 - 5, 2**31 + 20]),), ["sequence 1", "2147483668", "int32"]),
+    ((ints(0, 5), torch.tensor([0, 2**31])), ["sequence 0", "Skv=2147483648", "2147483647"]),
+    ((ints(0, 5).to("meta"),), ["cu_seqlens_q", "meta"]),
+    ((ints(0, 5).to_sparse(),), ["cu_seqlens_q", "torch.sparse_coo"]),
 ]
 
 
@@ -245,6 +349,7 @@ def test_running_totals(totals, words):
         (ints(3)[None], ["kv_lens", "1-D"]),
         (torch.tensor([2.5]), ["kv_lens", "float32"]),
         ([3], ["kv_lens", "list"]),
+        (ints(3).to("meta"), ["kv_lens", "meta"]),
     ],
     ids=str,
 )
@@ -252,6 +357,15 @@ def test_padded_lengths(lengths, words):
     with pytest.raises(InvalidInput) as error:
         Sequences.left_padded(lengths, 8, 8)
     assert_names(error, *words)
+
+
+@pytest.mark.parametrize("length", [None, 8.0, 0, -1, True, "8"], ids=repr)
+def test_lengths_of_padded_tensors(length):
+    for lengths, name in (((length, 8), "q_len"), ((8, length), "kv_len")):
+        with pytest.raises(InvalidInput) as error:
+            Sequences.left_padded(ints(3), *lengths)
+        assert_names(error, name, "integer from 1", repr(length))
+    assert Sequences.left_padded(ints(3), np.int64(8), np.int32(8)).rows() == [(0, 5, 3, 5, 3)]
 
 
 def test_sequences_that_do_not_fit_the_tensors():
@@ -298,6 +412,9 @@ PAGED = {
     ),
     "page size 0": ((ints(0, 5), ints(5), table([0]), 0), ["page_size", "from 1", "0"]),
     "no page size": ((ints(0, 5), ints(5), table([0]), 8.0), ["page_size", "8.0"]),
+    "beyond int32": (
+        (ints(0, 5), torch.tensor([2**31]), table([0] * 2**10), 2**21), ["Skv=2147483648"]
+    ),
     "lengths": ((ints(0, 5), torch.tensor([5.0]), table([0]), 8), ["kv_lens", "float32"]),
     "totals": ((ints(1, 5), ints(5), table([0]), 8), ["cu_seqlens_q", "start at 0"]),
 }  # fmt: skip
@@ -379,6 +496,31 @@ def test_tensors_without_data_are_refused_with_every_reason():
         assert tuple(error.value.verdicts) == NAMES
 
 
+def test_explain_names_what_runs_where_no_backend_could():
+    x = LAYERED.to("meta")
+    found = sa.explain(x, x, x)
+    assert (found.decision.sparse, found.backend) == (False, "none")
+    assert sa.sample_attention(x, x, x).is_meta
+    with pytest.raises(UnsupportedProblem, match="eager: "):
+        sa.explain(x, x, x, backend="eager")
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Tuned.load(3),
+        lambda: Tuned.from_json(None),
+        lambda: SampleAttentionConfig.from_json(None),
+        lambda: SampleAttentionConfig.preset(["default"]),
+        lambda: Interval(0, "default"),
+        lambda: Interval(1.5, SampleAttentionConfig()),
+    ],
+)
+def test_what_makes_configurations(make):
+    with pytest.raises(InvalidConfig):
+        make()
+
+
 def test_every_error_is_ours_and_a_standard_one():
     assert issubclass(InvalidInput, SampleAttentionError | ValueError)
     assert issubclass(InvalidConfig, ValueError)
@@ -386,5 +528,5 @@ def test_every_error_is_ours_and_a_standard_one():
     assert issubclass(MissingExtra, ImportError)
     assert issubclass(UnsupportedProblem, NotImplementedError)
     error = MissingExtra("matplotlib", "plot")
-    assert "pip install 'sample-attention[plot]'" in str(error)
+    assert "pip install '.[plot]'" in str(error)
     assert (error.module, error.extra) == ("matplotlib", "plot")

@@ -10,7 +10,7 @@ import torch
 import sample_attention
 from sample_attention import records
 from sample_attention.errors import InvalidInput
-from sample_attention.records import Provenance, append_record
+from sample_attention.records import Provenance, append_record, read_lines
 
 
 def test_provenance_states_versions_threads_and_seed():
@@ -63,3 +63,21 @@ def test_what_json_cannot_hold_is_refused_and_not_written(tmp_path, value):
     with pytest.raises(InvalidInput, match="plain finite values"):
         append_record(path, {"x": value})
     assert not path.exists()
+
+
+@pytest.mark.parametrize(
+    "character", ["\u2028", "\u2029", "\x85", "\x1c", "\x0b", "\x0c", "\r", "\n"]
+)
+def test_records_hold_any_character(tmp_path, character):
+    path, row = tmp_path / "r.jsonl", {"text": f"one{character}text"}
+    append_record(path, row)
+    append_record(path, row)
+    assert [found for _, found in read_lines([path])] == [row, row]
+
+
+@pytest.mark.parametrize("line", [b"{", b"\xff", b"[" * 10**5, b'{"a": 1} {"a": 2}'])
+def test_lines_that_are_not_json_are_named(tmp_path, line):
+    path = tmp_path / "r.jsonl"
+    path.write_bytes(b"{}\r\n\n" + line)
+    with pytest.raises(InvalidInput, match=r"r\.jsonl:3 is not JSON"):
+        list(read_lines([path]))

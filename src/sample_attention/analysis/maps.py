@@ -66,21 +66,23 @@ def head_map(
     rows = _span("rows", rows or (offset, kv_len), offset, kv_len)
     keys = _span("keys", keys or (0, kv_len), 0, kv_len)
     count = min(MAX_ROWS, rows[1] - rows[0])
-    read = rows[0] + torch.arange(count) * (rows[1] - rows[0]) // count
-    place = torch.arange(*keys)
+    read = rows[0] + torch.arange(count, device="cpu") * (rows[1] - rows[0]) // count
+    place = torch.arange(*keys, device="cpu")
     high, wide = min(cells, count), min(cells, len(place))
-    row_cell = torch.arange(count) * high // count
-    key_cell = torch.arange(len(place)) * wide // len(place)
-    grid = torch.zeros(high, wide)
+    row_cell = torch.arange(count, device="cpu") * high // count
+    key_cell = torch.arange(len(place), device="cpu") * wide // len(place)
+    grid = torch.zeros(high, wide, device="cpu")
     totals = [grid.clone() for _ in range(5)]  # all pairs, causal, window, column, dense
     at = (read - offset).to(q.device)
     for part, prob in row_probabilities(q, k, problem, at, n=0, h=h, scale=scale):
         kinds = _kinds(plan, h, read[part], place, offset)
         for total, pairs in zip(totals, (torch.ones_like(kinds[0]), *kinds), strict=True):
-            by_key = torch.zeros(len(pairs), wide).index_add_(1, key_cell, pairs.float())
+            by_key = torch.zeros(len(pairs), wide, device="cpu").index_add_(
+                1, key_cell, pairs.float()
+            )
             total.index_add_(0, row_cell[part], by_key)
         local = prob[:, slice(*keys)].float().cpu()
-        peak = torch.zeros(len(local), wide)
+        peak = torch.zeros(len(local), wide, device="cpu")
         peak.scatter_reduce_(1, key_cell.expand_as(local), local, "amax")
         grid.scatter_reduce_(0, row_cell[part, None].expand_as(peak), peak, "amax")
     pairs, causal = totals[0], totals[1]

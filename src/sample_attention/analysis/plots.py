@@ -243,11 +243,11 @@ def _logarithm(grid: HeadMap) -> Tensor:
 
 def _paint(grid: HeadMap) -> Tensor:
     """Kept pairs in their colours, dropped ones grey, each darker where attention is larger."""
-    dropped = torch.tensor(DROPPED)
+    dropped = torch.tensor(DROPPED, device="cpu")
     picture = dropped.expand(*grid.causal.shape, 3).clone()
     for name, colour in COLOURS.items():
         share = getattr(grid, name)[..., None].sqrt()  # a few columns in a cell still show
-        picture = picture * (1 - share) + torch.tensor(colour) * share
+        picture = picture * (1 - share) + torch.tensor(colour, device="cpu") * share
     level = (grid.probability.clamp(min=1e-5).log10() / 5 + 1)[..., None]
     picture = picture * (1.15 - 0.65 * level).clamp(max=1.0)
     visible = grid.causal[..., None]

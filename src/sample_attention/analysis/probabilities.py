@@ -23,7 +23,7 @@ def sample_rows(q_len: int, num_rows: int, seed: int = 0) -> Tensor:
     if num_rows < 1:
         raise InvalidInput(f"num_rows is {num_rows}; at least one row is needed")
     generator = torch.Generator().manual_seed(seed)
-    return torch.randperm(q_len, generator=generator)[:num_rows].sort().values
+    return torch.randperm(q_len, generator=generator, device="cpu")[:num_rows].sort().values
 
 
 def row_probabilities(

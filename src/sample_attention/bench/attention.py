@@ -206,6 +206,6 @@ def with_floor(row: Row, gflops: float) -> Row:
 
 def machine_gflops(size: int = 2048) -> float:
     """What this process reaches on an fp32 matrix product: the rate that floors are stated at."""
-    a = torch.randn(size, size, generator=torch.Generator().manual_seed(0))
+    a = torch.randn(size, size, generator=torch.Generator().manual_seed(0), device="cpu")
     times = time_in_turns({"matmul": lambda: a @ a}, seconds=1.0, repeats=5)
     return 2 * size**3 / times["matmul"].p20 / 1e9

@@ -16,6 +16,7 @@ from ..analysis.capture import AttentionInputs
 from ..errors import InvalidInput, PromptTooLong
 from ..models import PINNED_WEIGHTS, LoadedModel, extend_context, load_model, reference_text
 from ..models.text import TEXTS
+from ..models.tokens import encode, start_tokens
 from ..models.weights import default_cache_dir
 from .inputs import Inputs
 
@@ -62,7 +63,10 @@ def load_prompted(prompt: Prompt, dtype: torch.dtype, device: torch.device) -> L
 
 
 def text_tokens(loaded: LoadedModel, kind: str, batch: int, length: int) -> Tensor:
-    """Consecutive passages of a text from its start: int64 `[B, S]` on the model's device.
+    """Consecutive passages of a text from its start, each begun as the model expects it.
+
+    Returns:
+        int64 `[B, S]` on the model's device.
 
     Raises:
         PromptTooLong: a passage does not fit the model.
@@ -73,13 +77,15 @@ def text_tokens(loaded: LoadedModel, kind: str, batch: int, length: int) -> Tens
             f"{length} tokens: {loaded.name} accepts {loaded.context_length}; choose a shorter "
             "length, a model with a longer context, or stretch it with --yarn"
         )
-    ids: list[int] = loaded.tokenizer(reference_text(kind), verbose=False).input_ids
-    if len(ids) < batch * length:
+    ids, front = encode(loaded.tokenizer, reference_text(kind)), start_tokens(loaded.tokenizer)
+    each = length - len(front)
+    if len(ids) < batch * each:
         raise InvalidInput(
-            f"the text '{kind}' has {len(ids)} tokens and {batch * length} are needed; choose a "
+            f"the text '{kind}' has {len(ids)} tokens and {batch * each} are needed; choose a "
             f"shorter length or another text ({', '.join(TEXTS)})"
         )
-    return torch.tensor(ids[: batch * length]).view(batch, length).to(loaded.model.device)
+    rows = [(*front, *ids[i * each : (i + 1) * each]) for i in range(batch)]
+    return torch.tensor(rows, device=loaded.model.device)
 
 
 def middle_layers(num_layers: int) -> tuple[int, ...]:

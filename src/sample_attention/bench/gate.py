@@ -58,9 +58,11 @@ def check_dense(
 
 def _sample(q: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     length, num_heads = q.shape[2], q.shape[1]
-    ends = torch.tensor([0, length - 1])
+    ends = torch.tensor([0, length - 1], device="cpu")
     rows = torch.cat([sample_rows(length, GATE_ROWS, seed), ends]).unique()
-    heads = torch.linspace(0, num_heads - 1, min(GATE_HEADS, num_heads)).round().long()
+    heads = (
+        torch.linspace(0, num_heads - 1, min(GATE_HEADS, num_heads), device="cpu").round().long()
+    )
     return rows.to(q.device), heads.to(q.device)
 
 

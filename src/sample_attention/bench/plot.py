@@ -28,11 +28,13 @@ def plot_records(records: Sequence[Record], path: Path) -> None:
     Lines are means over the layers of a model.
 
     Raises:
-        InvalidInput: there are only records of kernels, which have no picture.
+        InvalidInput: there are only records of kernels, which have no picture, or no picture has
+            the suffix.
         MissingExtra: matplotlib is not installed.
         OSError: the file cannot be written.
     """
     figures: Any = require("matplotlib.figure", "plot")
+    check_picture(path)
     panels = _panels(records)
     if not panels:
         raise InvalidInput("records of kernels have no picture; leave out --plot")
@@ -45,6 +47,22 @@ def plot_records(records: Sequence[Record], path: Path) -> None:
             axis.axhline(1, color="#22262e", lw=1)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+
+
+def check_picture(path: Path) -> None:
+    """Check that the suffix of a path names a format that can be drawn.
+
+    Raises:
+        InvalidInput: it does not.
+        MissingExtra: matplotlib is not installed.
+    """
+    figures: Any = require("matplotlib.figure", "plot")
+    accepted = figures.Figure().canvas.get_supported_filetypes()
+    if path.suffix.removeprefix(".").lower() not in accepted:
+        raise InvalidInput(
+            f"the picture {path} has the suffix '{path.suffix}'; accepted: "
+            f"{', '.join(f'.{name}' for name in sorted(accepted))}"
+        )
 
 
 def _panels(records: Sequence[Record]) -> dict[tuple[str, str], list[Point]]:

@@ -11,7 +11,7 @@ from typing import Any
 from ..config import PRESETS
 from ..errors import InvalidInput
 from ..plan.tuned import names_tuned
-from ..records import read_lines
+from ..records import Kinds, check_fields, read_lines
 
 Record = dict[str, Any]
 """A row as it is read back: fields that another version wrote may be missing."""
@@ -42,13 +42,15 @@ def read_records(paths: Iterable[Path]) -> list[Record]:
     """The records of files; of the same measurement the last one counts.
 
     Raises:
-        InvalidInput: a line is not a record, or no file holds any.
+        InvalidInput: a line is not a record, or not whole; or no file holds any.
         OSError: a file cannot be read.
     """
     latest: dict[str, Record] = {}
     for where, record in read_lines(paths):
-        if not isinstance(record, dict) or not MARKERS & record.keys():
+        if not isinstance(record, dict) or not MARKERS.keys() & record.keys():
             raise InvalidInput(f"{where} is not a record of `bench attention`, `kernels` or `ttft`")
+        for marker in MARKERS.keys() & record.keys():
+            check_fields(where, record, MARKERS[marker], OPTIONAL)
         latest[json.dumps([record.get(name) for name in IDENTITY])] = record
     if not latest:
         raise InvalidInput(
@@ -57,8 +59,25 @@ def read_records(paths: Iterable[Path]) -> list[Record]:
     return list(latest.values())
 
 
-MARKERS = {"ms_attend", "kernel", "ttft_ms"}
-"""A record has the field of its kind of measurement."""
+NUMBER = (int, float)
+MARKERS: dict[str, Kinds] = {
+    "ms_attend": {"input": (str,), "seq_len": (int,), "ms_dense": (dict,)},
+    "kernel": {"kernel": (str,), "seq_len": (int,)},
+    "ttft_ms": {"ttft_ms": NUMBER, "model": (str,), "text": (str,), "method": (str,),
+                "seq_len": (int,), "same_first_token": (bool,)},
+}  # fmt: skip
+"""A record has the field of its kind of measurement, and with it these."""
+
+OPTIONAL: Kinds = {
+    **dict.fromkeys(
+        ("ms_attend", "ms_select", "ms_total", "coverage", "density", "retained_mass_mean",
+         "retained_mass_p5", "attend_tflops", "launches", "ms", "ms_p20", "ms_p80", "floor_ms",
+         "gap", "share_of_fa3", "host_ms", "sparse_layers", "ttft_ms_p20", "ttft_ms_p80",
+         "next_token_kl"), NUMBER,
+    ),
+    **dict.fromkeys(("preset", "provider", "backend", "floor"), (str,)), "config": (dict,),
+}  # fmt: skip
+"""What may be missing or null."""
 
 IDENTITY = (
     "kernel", "provider", "input", "model", "text", "yarn", "method", "seq_len", "batch", "heads",

@@ -125,7 +125,7 @@ def work_of_selection(call: Call, plan: StripePlan) -> dict[str, Work]:
     if config.pool is None:
         found["mass_and_class_pass"] = _mass(call, exact, counted, 3 * listed)
         return found
-    means = torch.arange(0, call.length, config.pool)
+    means = torch.arange(0, call.length, config.pool, device="cpu")
     found["mean_queries"] = Work(bytes=call.q_bytes + call.heads * len(means) * call.row_bytes)
     found["row_lse_means"] = row_lse(call, means)
     found["class_pass"] = _mass(call, means, window_edges(call, means), CLASS_BYTES * listed)
@@ -179,7 +179,7 @@ def probed_pairs(call: Call) -> tuple[float, float, float]:
     """Regular probes of one head's segments; pairs that exact rows score on them, and near rows."""
     config, probes, probed, near = call.config, 0, 0, 0
     for lo, hi in _segments(call):
-        left = int(window_edges(call, torch.tensor([hi - 1])))
+        left = int(window_edges(call, torch.tensor([hi - 1], device="cpu")))
         regular = left // probe_step(left, config.probes)
         rows = len(strided_rows(lo, hi, config.row_stride))
         probes, probed, near = probes + regular, probed + rows * regular, near + rows * (hi - left)
@@ -225,7 +225,7 @@ def window_edges(call: Call, positions: Tensor) -> Tensor:
 def listed_columns(call: Call) -> int:
     """Columns, or blocks of them, that one head's lists can hold, all segments together."""
     config = call.config
-    last = torch.tensor([hi - 1 for _, hi in _segments(call)])
+    last = torch.tensor([hi - 1 for _, hi in _segments(call)], device="cpu")
     if config.segment is None:
         return int((last // config.key_block + 1).sum())
     return int(window_edges(call, last).sum())

@@ -7,6 +7,7 @@ from typing import Annotated, Optional
 
 import typer
 
+from .. import __version__
 from .bench_app import bench
 from .eval_app import evaluation
 from .options import (
@@ -20,6 +21,7 @@ from .options import (
     Model,
     NewTokens,
     Output,
+    Pictures,
     PresetOrTuned,
     PromptFile,
     Repeats,
@@ -31,8 +33,26 @@ app = typer.Typer(
     add_completion=False,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Sparse attention for long prompts, chosen per head at run time.",
 )
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        typer.echo(f"sample-attention {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="print the version"),
+    ] = False,
+) -> None:
+    """Sparse attention for long prompts, chosen per head at run time."""
+    del version
+
+
 app.add_typer(bench, name="bench")
 app.add_typer(evaluation, name="eval")
 app.add_typer(tuning)
@@ -49,7 +69,7 @@ def _run(  # noqa: PLR0913, PLR0917 - the options of a command
     from .run import RunOptions, run
     from .setup import ModelOptions, build_rule
 
-    settings = build_rule(preset, coverage, config)
+    settings = build_rule(preset, coverage, config, held_out)
     place = ModelOptions(model, dtype, device, threads, chat)
     run(
         place, prompt_file, RunOptions(settings, max_new_tokens, held_out, repeats, output, as_json)
@@ -69,7 +89,7 @@ def _inspect(  # noqa: PLR0913, PLR0917 - the options of a command
     ] = None,
     preset: PresetOrTuned = "default", coverage: Coverage = None, config: Assignments = None,
     rows: Annotated[int, typer.Option(min=1, help="random query rows to measure on")] = 128,
-    dtype: Dtype = None, device: Device = None, threads: Threads = None, output: Output = None,
+    dtype: Dtype = None, device: Device = None, threads: Threads = None, output: Pictures = None,
     chat: Chat = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Show the plans of chosen layers, and how much of the attention each head keeps."""
@@ -104,5 +124,5 @@ def _demo(
     from .run import RunOptions
     from .setup import build_rule
 
-    settings = build_rule(preset, coverage, config)
+    settings = build_rule(preset, coverage, config, held_out=4)
     demo(tokens, threads, RunOptions(settings, 32, 4, repeats, output, as_json))

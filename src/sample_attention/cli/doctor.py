@@ -15,7 +15,7 @@ from rich.table import Table
 
 from .. import __version__
 from ..api import explain
-from ..errors import UnsupportedProblem
+from ..errors import INSTALL, UnsupportedProblem
 from ..policy import CROSSOVERS
 from ..problem import Problem
 from ..records import commit_of_checkout, device_name, installed_version
@@ -100,7 +100,7 @@ def _print_facts(facts: dict[str, Any]) -> None:
     for extra, packages in facts["extras"].items():
         missing = [name for name, version in packages.items() if version is None]
         found = ", ".join(f"{name} {version}" for name, version in packages.items() if version)
-        remedy = f"missing {', '.join(missing)}: pip install 'sample-attention[{extra}]'"
+        remedy = f"missing {', '.join(missing)}: {INSTALL.format(extra=extra)}"
         text = "; ".join(filter(None, (found, remedy if missing else "")))
         table.add_row(f"extra {extra}", escape(text))
     console.print(table)

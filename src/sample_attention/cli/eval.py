@@ -17,6 +17,7 @@ from ..eval.suites import SUITES, Cell, Suite, cells_of, narrowed
 from ..eval.tables import evaluation_tables, skipped_notes
 from .bench import Destination, Machine, keep_row, print_tables
 from .console import counted, messages, step
+from .setup import prepare_file
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,7 @@ def evaluate(options: EvalOptions, destination: Destination) -> None:
     suite = _suite(options)
     cells = cells_of(suite)
     known = _known(destination.output)
+    prepare_file(destination.output)
     quiet = destination.as_json
     device, dtype = options.machine.prepare()
     prompt = Prompt(options.model or suite.model, yarn=options.yarn)

@@ -29,7 +29,7 @@ from ..problem import Problem
 from ..records import Provenance
 from .comparison import DENSE_IMPLEMENTATION
 from .console import layer_bar, messages, step
-from .setup import ModelOptions, check_length, config_for, load, read_prompt
+from .setup import ModelOptions, check_length, check_rule, config_for, load, read_prompt, tokenized
 
 SEED = 0
 
@@ -94,10 +94,11 @@ def inspect(place: ModelOptions, prompt_file: Path, options: InspectOptions) -> 
     if options.output is not None:
         require("matplotlib", "plot")
         options.output.mkdir(parents=True, exist_ok=True)
-    prompt_file.open("rb").close()
+    text = read_prompt(prompt_file)
     loaded = load(place)
+    check_rule(options.config, loaded)
     layers, heads = _chosen(loaded, options)
-    token_ids = read_prompt(loaded, prompt_file, place.chat)
+    token_ids = tokenized(loaded, text, place.chat)
     check_length(loaded, token_ids.shape[1], 0)
     config = config_for(options.config, token_ids.shape[1])
     model: Any = loaded.model
@@ -229,7 +230,7 @@ def _write(content: dict[str, Any], views: list[LayerView], folder: Path) -> Non
 def _values(views: list[LayerView], name: str) -> Tensor:
     """One statistic of all layers and heads: fp64 `[L, H]`."""
     rows = [[head[name] for head in view.heads] for view in views]
-    return torch.tensor(rows, dtype=torch.float64)
+    return torch.tensor(rows, dtype=torch.float64, device="cpu")
 
 
 def _print_layers(views: list[LayerView], coverage: float) -> None:

@@ -51,6 +51,12 @@ Output = Annotated[
     Optional[Path],  # noqa: UP045
     typer.Option(help="folder for report.json and pictures; none are written without it"),
 ]
+Pictures = Annotated[
+    Optional[Path],  # noqa: UP045
+    typer.Option(
+        "--output", help="folder for inspect.json and pictures; none are written without it"
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="print JSON on stdout and nothing else")]
 NewTokens = Annotated[int, typer.Option(min=1, help="longest answer, in tokens")]
 HeldOut = Annotated[

@@ -16,6 +16,7 @@ from ..analysis.generation import WARM_UP_KEYS, WARM_UP_TOKENS
 from ..integrations.transformers import LayerStatistics
 from ..models import LoadedModel
 from ..records import Provenance
+from .closing import answer_words, closing_words
 from .comparison import DENSE, DENSE_IMPLEMENTATION, SPARSE, Comparison
 
 DIGITS = 6
@@ -117,6 +118,9 @@ def print_report(report: Report) -> None:
         label = f"{name.replace('_', '-')}:"
         console.print(f"{label:18}{content['methods'][name]['text'].strip()}")
     console.print(f"same text:        {'yes' if content['same_text'] else 'no'}")
+    if "right_answer" in content:
+        console.print(f"right answer:     {answer_words(content)}")
+    console.print("", *closing_words(content), sep="\n")
 
 
 def write_report(report: Report, folder: Path) -> None:

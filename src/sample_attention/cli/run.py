@@ -15,7 +15,7 @@ from ..plan import Tuned
 from .comparison import compare
 from .console import messages
 from .report import Report, build_report, print_report, write_report
-from .setup import ModelOptions, load, read_prompt
+from .setup import ModelOptions, check_rule, load, read_prompt, tokenized
 
 
 @dataclass(frozen=True)
@@ -47,9 +47,10 @@ def run(place: ModelOptions, prompt_file: Path, options: RunOptions) -> None:
         OSError: a file that cannot be read or written.
     """
     prepare_output(options)
-    prompt_file.open("rb").close()  # before the model, which takes long to load
+    text = read_prompt(prompt_file)  # before the model, which takes long to load
     loaded = load(place)
-    publish(report_on(loaded, read_prompt(loaded, prompt_file, place.chat), options), options)
+    check_rule(options.config, loaded)
+    publish(report_on(loaded, tokenized(loaded, text, place.chat), options), options)
 
 
 def prepare_output(options: RunOptions) -> None:

@@ -13,6 +13,7 @@ from .._extras import require
 from ..config import SampleAttentionConfig
 from ..errors import InvalidConfig, InvalidInput, PromptTooLong
 from ..models import LoadedModel, load_model
+from ..models.tokens import encode_prompt
 from ..plan.tuned import Tuned, names_tuned
 from .console import step
 
@@ -51,16 +52,25 @@ def build_config(
 
 
 def build_rule(
-    preset: str, coverage: float | None, assignments: Sequence[str] | None
+    preset: str, coverage: float | None, assignments: Sequence[str] | None, held_out: int = 0
 ) -> SampleAttentionConfig | Tuned:
     """`build_config`, or a tuned configuration with the fields of all its intervals replaced.
+
+    Args:
+        preset: its name.
+        coverage: in the place of the preset's.
+        assignments: any other fields, as `KEY=VALUE`.
+        held_out: rows that a guard measures on, where the assignments name none.
 
     Raises:
         InvalidConfig: unknown name or field, or a value out of range.
     """
+    overrides = _overrides(coverage, assignments)
+    if overrides.get("guard") is not None and held_out:
+        overrides.setdefault("held_out", held_out)
     if not names_tuned(preset):
-        return build_config(preset, coverage, assignments)
-    return Tuned.load(preset).with_fields(_overrides(coverage, assignments))
+        return SampleAttentionConfig.preset(preset, **overrides)
+    return Tuned.load(preset).with_fields(overrides)
 
 
 def config_for(
@@ -75,6 +85,17 @@ def config_for(
     """
     placed = rule if layer is None else rule.for_layer(*layer)
     return placed.for_length(prompt_tokens) if isinstance(placed, Tuned) else placed
+
+
+def check_rule(rule: SampleAttentionConfig | Tuned, loaded: LoadedModel) -> None:
+    """Check before any prefill that a tuned configuration has the layers of the model.
+
+    Raises:
+        InvalidConfig: it has not.
+    """
+    text: Any = loaded.model.config.get_text_config(decoder=True)
+    if isinstance(rule, Tuned):
+        rule.for_layer(int(text.num_hidden_layers) - 1, int(text.num_hidden_layers))
 
 
 def _overrides(coverage: float | None, assignments: Sequence[str] | None) -> dict[str, Any]:
@@ -152,11 +173,11 @@ def choose_device(name: str | None) -> str:
     return name
 
 
-def read_prompt(loaded: LoadedModel, path: Path, chat: bool | None) -> torch.Tensor:
-    """The prompt in a file as tokens: int64 `[1, S]` on the model's device.
+def read_prompt(path: Path) -> str:
+    """The text of a prompt file.
 
     Raises:
-        InvalidInput: the file is empty or not UTF-8, or there is no chat template to apply.
+        InvalidInput: the file is empty or not UTF-8.
         OSError: the file cannot be read.
     """
     try:
@@ -165,15 +186,36 @@ def read_prompt(loaded: LoadedModel, path: Path, chat: bool | None) -> torch.Ten
         raise InvalidInput(f"the prompt file {path} is not UTF-8 text: {error.reason}") from error
     if not text.strip():
         raise InvalidInput(f"the prompt file {path} is empty")
-    tokenizer: Any = loaded.tokenizer
-    templated = tokenizer.chat_template is not None if chat is None else chat
-    if templated and tokenizer.chat_template is None:
+    return text
+
+
+def tokenized(loaded: LoadedModel, text: str, chat: bool | None) -> torch.Tensor:
+    """A prompt as tokens: int64 `[1, S]` on the model's device.
+
+    Raises:
+        InvalidInput: there is no chat template to apply, or it cannot be applied.
+    """
+    if chat and loaded.tokenizer.chat_template is None:
         raise InvalidInput(f"{loaded.name} has no chat template; leave out --chat")
-    if templated:
-        messages = [{"role": "user", "content": text}]
-        text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    encoded = tokenizer(text, add_special_tokens=not templated, verbose=False)
-    return as_batch(loaded, encoded["input_ids"])
+    return as_batch(loaded, encode_prompt(loaded.tokenizer, text, chat=chat is not False).token_ids)
+
+
+def prepare_file(path: Path | None) -> None:
+    """Make the folder of a file that is written after minutes of work; fail now if it cannot be.
+
+    Raises:
+        InvalidInput: the path is a folder.
+        OSError: its folder cannot be made or written to.
+    """
+    if path is None:
+        return
+    if path.is_dir():
+        raise InvalidInput(f"--output {path}: this is a folder; name a file in it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    known = path.exists()
+    path.open("ab").close()
+    if not known:
+        path.unlink()
 
 
 def as_batch(loaded: LoadedModel, token_ids: Sequence[int]) -> torch.Tensor:

@@ -11,6 +11,7 @@ from ..plan import Tuned
 from ..tuning import TuneOptions, tune
 from .bench import Machine, print_tables
 from .console import counted, messages, step
+from .setup import prepare_file
 
 COLUMNS = ("coverage", "segment", "row_stride", "probes", "window")
 
@@ -25,8 +26,7 @@ def tune_model(
         OSError: the file cannot be written.
     """
     device, dtype = machine.prepare()
-    if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
+    prepare_file(output)
     with step(f"loading {model}", quiet=as_json):
         loaded = load_model(model, dtype=dtype, device=device)
     with counted("searching", None, quiet=as_json) as advance:

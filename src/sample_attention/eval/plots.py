@@ -130,7 +130,7 @@ def _draw_curves(axis: Axes, group: Group, names: Sequence[str]) -> None:
 
 def _draw_grid(axis: Axes, title: str, cells: dict[int, Record]) -> None:
     lengths = sorted(cells)
-    grid = torch.full((BANDS, len(lengths)), torch.nan)
+    grid = torch.full((BANDS, len(lengths)), torch.nan, device="cpu")
     for i, length in enumerate(lengths):
         row = cells[length]
         bands = [min(int(BANDS * depth), BANDS - 1) for depth in row["depths"]]

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..errors import InvalidInput
+from ..models.tokens import encode, encode_prompt
 from .metrics import NEVER_FALLING
 
 if TYPE_CHECKING:
@@ -114,11 +115,6 @@ def build_sample(
     return best
 
 
-def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> tuple[int, ...]:
-    """Tokens of a text, without special ones around it."""
-    return tuple(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
-
-
 def _total(sample: Sample) -> int:
     return len(sample.token_ids) + sample.max_new_tokens
 
@@ -127,17 +123,8 @@ def _encode(
     tokenizer: PreTrainedTokenizerBase, draft: Draft, metric: Metric, depth: float | None
 ) -> Sample:
     # The lead decides how the answer is cut into tokens, and ends at a boundary between words.
-    lead = encode_text(tokenizer, draft.lead)
-    target = encode_text(tokenizer, draft.lead + draft.target)[len(lead) :]
-    prompt = encode_text(tokenizer, as_chat(tokenizer, draft.content, draft.lead))
+    lead = encode(tokenizer, draft.lead)
+    target = encode(tokenizer, draft.lead + draft.target)[len(lead) :]
+    prompt = encode_prompt(tokenizer, draft.content, draft.lead).token_ids
     spare = len(target) + SPARE_TOKENS
     return Sample(prompt, draft.answers, target, spare, metric, depth)
-
-
-def as_chat(tokenizer: PreTrainedTokenizerBase, content: str, lead: str) -> str:
-    """The user's turn and the beginning of the answer, in the chat template if there is one."""
-    if tokenizer.chat_template is None:
-        return f"{content}\n{lead}"
-    messages = [{"role": "user", "content": content}]
-    chat = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    return f"{chat}{lead}"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ..bench.tables import Record
 from ..errors import InvalidInput
-from ..records import read_lines
+from ..records import Kinds, check_fields, read_lines
 from .methods import DENSE, DENSITY, TUNED
 from .runner import identity_of
 from .statistics import Estimate, paired_difference, paired_ratio
@@ -16,7 +16,14 @@ from .statistics import Estimate, paired_difference, paired_ratio
 Pairs = dict[str, tuple[Record, Record]]
 """By task the rows of a method and of dense attention."""
 
-NEEDED = {"model", "length", "task", "method", "setting", "n", "score"}
+NUMBER = (int, float)
+NEEDED: Kinds = {
+    **dict.fromkeys(("model", "task", "method", "setting"), (str,)), "length": (int,), "n": (int,)
+}  # fmt: skip
+OPTIONAL: Kinds = {
+    **dict.fromkeys(("score", "density", "kl", "yarn", "answer_logprob"), NUMBER),
+    **dict.fromkeys(("scores", "logprobs", "kls", "depths", "densities", "ci95"), (list,)),
+}
 
 
 @dataclass(frozen=True)
@@ -90,13 +97,14 @@ def read_rows(paths: Iterable[Path]) -> list[Record]:
     """The rows of files of JSON lines; of the same measurement the last one counts.
 
     Raises:
-        InvalidInput: a line is not a row of an evaluation.
+        InvalidInput: a line is not a row of an evaluation, or not whole.
         OSError: a file cannot be read.
     """
     latest: dict[str, Record] = {}
     for where, row in read_lines(paths):
-        if not isinstance(row, dict) or not row.keys() >= NEEDED:
+        if not isinstance(row, dict) or not row.keys() >= {*NEEDED, "score"}:
             raise InvalidInput(f"{where} is not a row of `eval`")
+        check_fields(where, row, NEEDED, OPTIONAL)
         latest[identity_of(row)] = row
     return list(latest.values())
 

@@ -28,7 +28,7 @@ class Estimate(NamedTuple):
 
 def mean_interval(values: Sequence[float]) -> Estimate:
     """The mean over prompts."""
-    x = torch.tensor(values, dtype=torch.float64)
+    x = torch.tensor(values, dtype=torch.float64, device="cpu")
     return _estimate(float(x.mean()), x[_draws(len(x))].mean(1))
 
 
@@ -52,7 +52,7 @@ def paired_ratio(
     """
     tops, bottoms = list[Tensor](), list[Tensor]()
     for i, (given, base) in enumerate(zip(values, reference, strict=True)):
-        x, y = (torch.tensor(part, dtype=torch.float64) for part in (given, base))
+        x, y = (torch.tensor(part, dtype=torch.float64, device="cpu") for part in (given, base))
         draws = _draws(len(x), seed=i)
         tops.append(torch.cat([x.mean()[None], x[draws].mean(1)]))
         bottoms.append(torch.cat([y.mean()[None], y[draws].mean(1)]))
@@ -66,9 +66,11 @@ def paired_ratio(
 def _draws(count: int, seed: int = 0) -> Tensor:
     """Indices of resampled prompts: int64 `[RESAMPLES, count]`."""
     generator = torch.Generator().manual_seed(seed)
-    return torch.randint(count, (RESAMPLES, count), generator=generator)
+    return torch.randint(count, (RESAMPLES, count), generator=generator, device="cpu")
 
 
 def _estimate(mean: float, resampled: Tensor) -> Estimate:
-    low, high = resampled.quantile(torch.tensor([TAIL, 1 - TAIL], dtype=torch.float64)).tolist()
+    low, high = resampled.quantile(
+        torch.tensor([TAIL, 1 - TAIL], dtype=torch.float64, device="cpu")
+    ).tolist()
     return Estimate(mean, low, high)

@@ -58,7 +58,6 @@ def refuse(
     Raises:
         UnsupportedAttention: it asks for what is not computed here.
     """
-    q, k, v = tensors
     if dropout:
         raise unsupported(module, "dropout", f"is {dropout}; accepted: 0", "call model.eval()")
     if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
@@ -71,12 +70,6 @@ def refuse(
             module, "is_causal", "is False; accepted: causal self-attention", "use another "
             "attn_implementation for this part of the model, or for all of it where this is its "
             "text decoder; with parts, {'text_config': 'sample_attention'} names the decoder alone",
-        )  # fmt: skip
-    if not q.shape[-1] == k.shape[-1] == v.shape[-1]:
-        raise unsupported(
-            module, "value", f"has head dim {v.shape[-1]}, query {q.shape[-1]} and key "
-            f"{k.shape[-1]}; accepted: all the same",
-            "use another attn_implementation (latent attention is not supported)",
         )  # fmt: skip
     if others.get("output_attentions"):
         raise unsupported(

@@ -99,6 +99,6 @@ def _window_density(sequences: Sequences, window: int | None) -> Tensor:
     """Pairs inside the window over causal pairs, mean over the sequences: fp64 `[1]`."""
     shares: list[Tensor] = []
     for _, _, q_len, _, kv_len in sequences.rows():
-        seen = torch.arange(kv_len - q_len, kv_len, dtype=torch.float64) + 1
+        seen = torch.arange(kv_len - q_len, kv_len, dtype=torch.float64, device="cpu") + 1
         shares.append(seen.clamp(max=window or kv_len).sum() / seen.sum())
     return torch.stack(shares).mean()[None]

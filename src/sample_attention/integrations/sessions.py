@@ -9,10 +9,11 @@ from weakref import WeakKeyDictionary
 
 from torch import nn
 
+from .._extras import require
 from ..errors import UnsupportedAttention
 from ..plan import Rule
 from .recording import Recorder
-from .support import NAME
+from .support import BATCHED, NAME
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -113,12 +114,20 @@ def _switch(model: PreTrainedModel) -> None:
     """Choose the implementation for the text decoder; other towers are not causal."""
     config: Any = model.config
     text = config.get_text_config(decoder=True)
-    name = f"paged|{NAME}" if "paged|" in (text._attn_implementation or "") else NAME
+    previous = text._attn_implementation or ""
     keys = [key for key in config.sub_configs if getattr(config, key, None) is text]
     if text is config or keys:
-        model.set_attn_implementation({keys[0]: name} if keys else name)
-    if text._attn_implementation != name:
+        model.set_attn_implementation({keys[0]: NAME} if keys else NAME)
+    if text._attn_implementation != NAME:
         raise UnsupportedAttention(
             f"the attention implementation of {type(model).__name__} cannot be chosen; accepted: "
             "models of transformers that use AttentionInterface"
         )
+    if "paged|" in previous or previous == BATCHED:
+        # Set here: set_attn_implementation would look for a kernel of the name in the hub.
+        text._attn_implementation = _batched_name()
+
+
+def _batched_name() -> str:
+    interface: Any = require("transformers", "transformers").AttentionInterface()
+    return f"paged|{NAME}" if "paged|sdpa" in interface.valid_keys() else BATCHED

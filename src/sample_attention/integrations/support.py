@@ -17,7 +17,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 NAME = "sample_attention"
-"""The attention implementation; `paged|` before it is that of continuous batching."""
+"""The attention implementation."""
+
+BATCHED = f"flash|{NAME}"
+"""The one for continuous batching, which since transformers 5.19 takes no name but of its own and
+those with "flash", for which it makes no mask of all pairs; until 5.18 `paged|` before NAME."""
 
 READ_AS_SEQUENCES = frozenset({"llama4_text"})
 """Model types that fused attention does not serve only because of chunks, which are read here."""

@@ -1,8 +1,8 @@
-"""SampleAttention as an attention implementation of Hugging Face transformers (tried with 5.17).
+"""SampleAttention as an attention implementation of Hugging Face transformers.
 
-`register()` makes `attn_implementation="sample_attention"` and `"paged|sample_attention"` known;
-`sample_attention_prefill(model)` uses them for a while. Long prompts run sparse, everything else
-exactly as the model defines it, or it is refused with a reason.
+`register()` makes `attn_implementation="sample_attention"` known; `sample_attention_prefill(model)`
+uses it for a while, also for continuous batching. Long prompts run sparse, everything else exactly
+as the model defines it, or it is refused with a reason.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from torch import Tensor, nn
 
 from .._extras import require
 from ..errors import UnsupportedAttention
+from ..modes import outside_autocast
 from ..plan import Rule, as_rule, rule_in_layer
+from ..problem import in_one_width
 from .arguments import layer_of, layout_of_call, refuse, rows_of_call, unsupported
 from .layers import LayerCall, compute
 from .layout import (
@@ -34,7 +36,7 @@ from .layout import (
 from .masks import read_mask_function
 from .recording import LayerStatistics, Recorder
 from .sessions import close_session, open_session, session_of
-from .support import NAME, refuse_model
+from .support import BATCHED, NAME, refuse_model
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -56,10 +58,13 @@ def register(config: Rule | str = "default") -> None:
     interfaces: Any = require("transformers", "transformers")
     # What is read from masks depends on their values, which a compiled graph does not know.
     eagerly: Any = torch.compiler.disable
-    forward, paged = eagerly(partial(_attention, settings)), eagerly(partial(_paged, settings))
+    forward, paged, batched = (
+        eagerly(partial(function, settings)) for function in (_attention, _paged, _batched)
+    )
     interfaces.AttentionInterface.register(NAME, forward)
     interfaces.AttentionInterface.register(f"paged|{NAME}", paged)
-    interfaces.AttentionMaskInterface.register(NAME, eagerly(_mask))
+    interfaces.AttentionInterface.register(BATCHED, batched)
+    interfaces.AttentionMaskInterface.register(NAME, _mask)
 
 
 @contextmanager
@@ -173,7 +178,7 @@ def _attention(  # noqa: PLR0913, PLR0917
     tokens, here = layout.holes, layout.holes[:, layout.width - query.shape[2] :]
     parts = (query, here), (key, tokens), (value, tokens)
     q, k, v = (x.transpose(1, 2)[at].transpose(0, 1)[None] for x, at in parts)
-    out = query.new_zeros(query.transpose(1, 2).shape)
+    out = value.new_zeros((*here.shape, query.shape[1], value.shape[-1]), dtype=query.dtype)
     rows = rows_of_holes(tokens, query.shape[2])
     out[here] = _run(module, replace(call, q=q, k=k, v=v), rows)[0].transpose(0, 1)
     return out, None
@@ -198,16 +203,45 @@ def _paged(  # noqa: PLR0913, PLR0917
     layer: Any = module.layer_idx
     indices = {name: kwargs[name] for name in ("read_index", "write_index")}
     k, v = cache.update(key_states=key, value_states=value, layer_idx=layer, **indices)
-    window = cache.sliding_windows[layer]  # 1 stands for none
+    window = _window_of_cache(module)
     cu_q, cu_k = kwargs["cu_seq_lens_q"], kwargs["cu_seq_lens_k"]
     if isinstance(cu_k, dict):
-        cu_k = cu_k["full_attention" if window == 1 else "sliding_attention"]
+        cu_k = cu_k["full_attention" if window is None else "sliding_attention"]
     call = LayerCall(
         query, k.transpose(0, 1)[None], v.transpose(0, 1)[None], config, scaling,
-        None if window == 1 else window, softcap or None, s_aux,
+        window, softcap or None, s_aux,
     )  # fmt: skip
     rows = rows_of_call(module, cu_q, cu_k)
     return _run(module, call, rows).transpose(1, 2).contiguous(), None
+
+
+def _batched(
+    config: Rule, module: nn.Module, query: Tensor, key: Tensor, value: Tensor,
+    attention_mask: Tensor | None, **kwargs: Any,  # noqa: ANN401
+) -> tuple[Tensor, None]:  # fmt: skip
+    """What continuous batching calls since transformers 5.19: packed sequences for `_attention`.
+
+    Until 5.23 the keys of earlier tokens are still in the cache, which also changes `kwargs`.
+    """
+    del attention_mask  # none is made for this name
+    if kwargs.get("read_index") is None:
+        raise unsupported(
+            module, "read_index", "is not what continuous batching passes to this implementation",
+            f"use attn_implementation='{NAME}' outside generate_batch",
+        )  # fmt: skip
+    cache = kwargs.pop("cache", None)
+    if cache is not None:
+        key, value = cache.update(key, value, module.layer_idx, kwargs=kwargs)
+    kwargs["sliding_window"] = _window_of_cache(module)
+    return _attention(config, module, query, key, value, None, **kwargs)
+
+
+def _window_of_cache(module: nn.Module) -> int | None:
+    """The window for which the paged cache keeps a layer's keys; some models tell masks alone."""
+    config: Any = module.config
+    kinds = getattr(config, "layer_types", None)
+    sliding = kinds is None or kinds[module.layer_idx] == "sliding_attention"
+    return getattr(config, "sliding_window", None) if sliding else None
 
 
 def _run(module: nn.Module, call: LayerCall, rows: Rows | None) -> Tensor:
@@ -215,12 +249,16 @@ def _run(module: nn.Module, call: LayerCall, rows: Rows | None) -> Tensor:
     rule = call.config if session is None else session.config
     if layer is not None:
         rule = rule_in_layer(rule, layer, _layers_of(module))
-    if session is None:
-        return compute(replace(call, config=rule), rows)[0]
-    out, parts = compute(replace(call, config=rule, keep_plan=session.recorder.active), rows)
-    for part in parts:
-        session.recorder.add(-1 if layer is None else layer, part)
-    return out
+    keep_plan = session is not None and session.recorder.active
+    scale = call.q.shape[-1] ** -0.5 if call.scale is None else call.scale
+    with outside_autocast(call.q.device) as cast:
+        q, k, v = in_one_width(cast(call.q), cast(call.k), cast(call.v))
+        same = replace(call, q=q, k=k, v=v, scale=scale, config=rule, keep_plan=keep_plan)
+        out, parts = compute(same, rows)
+    if session is not None:
+        for part in parts:
+            session.recorder.add(-1 if layer is None else layer, part)
+    return out[..., : call.v.shape[-1]].to(call.q.dtype)
 
 
 def _layers_of(module: nn.Module) -> int:

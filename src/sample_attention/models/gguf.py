@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .._extras import require
 from .gguf_header import GGUFHeader, TensorInfo, UnsupportedGGUF
+from .gguf_keys import check_network_keys
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -54,7 +55,7 @@ def load_gguf_model(header: GGUFHeader, *, dtype: torch.dtype = torch.float32) -
         dtype: type of the parameters; blocks are decoded in fp32 and rounded once.
 
     Raises:
-        UnsupportedGGUF: an architecture, tensor, type or RoPE scaling that is not known here.
+        UnsupportedGGUF: an architecture, tensor, type or metadata key that is not known here.
         MissingExtra: `transformers` or `gguf` is not installed.
     """
     transformers = require("transformers", "transformers")
@@ -86,7 +87,7 @@ def model_config(header: GGUFHeader) -> PreTrainedConfig:
     """Translate the metadata of a GGUF file to the configuration of its transformers model.
 
     Raises:
-        UnsupportedGGUF: an architecture or a RoPE variant that is not known here.
+        UnsupportedGGUF: an architecture or a metadata key that is not known here.
     """
     transformers = require("transformers", "transformers")
     name = header.architecture
@@ -98,7 +99,7 @@ def model_config(header: GGUFHeader) -> PreTrainedConfig:
     hidden = header.integer(f"{name}.embedding_length")
     num_heads = header.integer(f"{name}.attention.head_count")
     head_dim = header.integer(f"{name}.attention.key_length", hidden // num_heads)
-    _check_rope(header, head_dim)
+    check_network_keys(header, head_dim)
     settings: dict[str, Any] = {
         "vocab_size": _tensor(header, "token_embd.weight").shape[0],
         "hidden_size": hidden,
@@ -114,9 +115,9 @@ def model_config(header: GGUFHeader) -> PreTrainedConfig:
             "rope_theta": header.real(f"{name}.rope.freq_base", 10000.0),
         },
         "tie_word_embeddings": "output.weight" not in header.tensors,
-        "bos_token_id": _token_id(header, "bos_token_id"),
-        "eos_token_id": _token_id(header, "eos_token_id"),
-        "pad_token_id": _token_id(header, "padding_token_id"),
+        "bos_token_id": header.token_id("bos_token_id"),
+        "eos_token_id": header.token_id("eos_token_id"),
+        "pad_token_id": header.token_id("padding_token_id"),
     }
     if name == "llama":
         settings["attention_bias"] = "blk.0.attn_q.bias" in header.tensors
@@ -188,7 +189,7 @@ def decode_tensor(header: GGUFHeader, info: TensorInfo) -> Tensor:
 
 def stop_token_ids(header: GGUFHeader) -> list[int]:
     """Return the tokens that end an answer: end of text, of turn and of message, where named."""
-    found = [_token_id(header, key) for key in _STOP_KEYS]
+    found = [header.token_id(key) for key in _STOP_KEYS]
     return list(dict.fromkeys(token for token in found if token is not None))
 
 
@@ -207,23 +208,6 @@ def _tensor(header: GGUFHeader, name: str) -> TensorInfo:
     if name not in header.tensors:
         raise UnsupportedGGUF(f"{header.path} lacks the tensor '{name}': not a language model")
     return header.tensors[name]
-
-
-def _token_id(header: GGUFHeader, key: str) -> int | None:
-    value = header.metadata.get(f"tokenizer.ggml.{key}")
-    return value if isinstance(value, int) else None
-
-
-def _check_rope(header: GGUFHeader, head_dim: int) -> None:
-    name = header.architecture
-    scaling = header.metadata.get(f"{name}.rope.scaling.type", "none")
-    rotated = header.integer(f"{name}.rope.dimension_count", head_dim)
-    if scaling != "none" or rotated != head_dim:
-        raise UnsupportedGGUF(
-            f"{header.path} asks for RoPE scaling '{scaling}' on {rotated} of {head_dim} "
-            "dimensions; only unscaled RoPE on all dimensions is loaded; "
-            "give a transformers folder or hub id instead"
-        )
 
 
 def _parameter_names(model_class: type[PreTrainedModel], config: PreTrainedConfig) -> set[str]:

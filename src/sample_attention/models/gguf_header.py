@@ -98,6 +98,23 @@ class GGUFHeader:
         value = self.metadata.get(key, [])
         return [int(item) for item in value] if isinstance(value, list) else []
 
+    def token_id(self, key: str) -> int | None:
+        """Return the token under `tokenizer.ggml.KEY`, None when there is no such key.
+
+        Raises:
+            UnsupportedGGUF: it is not a token of the vocabulary.
+        """
+        name, tokens = f"tokenizer.ggml.{key}", self.metadata.get("tokenizer.ggml.tokens")
+        if name not in self.metadata:
+            return None
+        value, count = self.metadata[name], len(tokens) if isinstance(tokens, list) else 0
+        if type(value) is int and 0 <= value < count:
+            return value
+        raise UnsupportedGGUF(
+            f"{self.path} has {value!r} under the metadata key '{name}'; its vocabulary has "
+            f"{count:,} tokens, from 0; give a transformers folder or hub id instead"
+        )
+
     def _number(self, key: str, default: float | None) -> float:
         value = self.metadata.get(key, default)
         if isinstance(value, int | float):

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final
 
 from .._extras import require
 from .gguf_header import GGUFHeader, UnsupportedGGUF
+from .gguf_keys import check_tokenizer_keys
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -35,7 +36,8 @@ def load_gguf_tokenizer(header: GGUFHeader) -> PreTrainedTokenizerBase:
     """Build the tokenizer of a GGUF file, with its special tokens and chat template.
 
     Raises:
-        UnsupportedGGUF: not a byte-level BPE vocabulary, or an unknown pre-tokenizer.
+        UnsupportedGGUF: not a byte-level BPE vocabulary, an unknown pre-tokenizer or metadata
+            key, or a special token that the vocabulary does not have.
         MissingExtra: `transformers` is not installed.
     """
     transformers = require("transformers", "transformers")
@@ -43,9 +45,8 @@ def load_gguf_tokenizer(header: GGUFHeader) -> PreTrainedTokenizerBase:
     tokens = header.strings("tokenizer.ggml.tokens")
     named: dict[str, str] = {}
     for name, key in _NAMED_TOKENS.items():
-        value = header.metadata.get(f"tokenizer.ggml.{key}")
-        if isinstance(value, int):
-            named[name] = tokens[value]
+        if (token_id := header.token_id(key)) is not None:
+            named[name] = tokens[token_id]
     architecture = header.architecture
     tokenizer = transformers.PreTrainedTokenizerFast(
         tokenizer_object=backend,
@@ -69,6 +70,7 @@ def _backend(header: GGUFHeader) -> Tokenizer:
             f"model 'gpt2' with one of {sorted(PRE_TOKENIZERS)} is read; "
             "give a transformers folder or hub id instead"
         )
+    check_tokenizer_keys(header)
     tokens = header.strings("tokenizer.ggml.tokens")
     merges = [pair.partition(" ") for pair in header.strings("tokenizer.ggml.merges")]
     backend = tokenizers.Tokenizer(
@@ -87,7 +89,22 @@ def _backend(header: GGUFHeader) -> Tokenizer:
             if kind_id == wanted
         ]
         (backend.add_special_tokens if special else backend.add_tokens)(found)
+    if header.metadata.get("tokenizer.ggml.add_bos_token", False):
+        _begin_with_bos(backend, header, tokens)
     return backend
+
+
+def _begin_with_bos(backend: Tokenizer, header: GGUFHeader, tokens: list[str]) -> None:
+    tokenizers = require("tokenizers", "transformers")
+    bos = header.token_id("bos_token_id")
+    if bos is None:
+        raise UnsupportedGGUF(
+            f"{header.path} asks for a first token (add_bos_token) and names none (bos_token_id)"
+        )
+    backend.post_processor = tokenizers.processors.TemplateProcessing(
+        single=[tokens[bos], "$A"], pair=[tokens[bos], "$A", tokens[bos], "$B"],
+        special_tokens=[(tokens[bos], bos)],
+    )  # fmt: skip
 
 
 def _cut_as_smollm(backend: Tokenizer, tokenizers: ModuleType) -> None:

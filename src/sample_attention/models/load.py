@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -18,7 +18,7 @@ from .gguf_tokenizer import load_gguf_tokenizer
 from .weights import PINNED_WEIGHTS, fetch_weights
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ def load_model(
         device: where the parameters go.
 
     Raises:
-        ModelNotFound: none of the above.
+        ModelNotFound: none of the above, or a folder whose files are damaged or incomplete.
         UnsupportedGGUF: a GGUF file of a kind that is not supported.
         WeightsError: pinned weights that could not be fetched.
         MissingExtra: `transformers` or `gguf` is not installed.
@@ -100,12 +100,42 @@ def _load_pretrained(
     transformers = require("transformers", "transformers")
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(source)
-        model = transformers.AutoModelForCausalLM.from_pretrained(source, dtype=dtype or "auto")
-    except (OSError, ValueError) as error:
-        raise _not_found(name, str(error).strip().partition("\n")[0]) from error
-    length = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    return LoadedModel(
-        model.to(device).eval(), tokenizer, int(length or tokenizer.model_max_length), name
+        model, info = transformers.AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype or "auto", output_loading_info=True
+        )
+    except (OSError, ValueError, ImportError) as error:
+        raise _not_found(name, _first_line(error)) from error
+    except Exception as error:  # damaged files raise errors of every kind, some a bare Exception
+        raise _damaged(name, f"{type(error).__name__}, {_first_line(error)}") from error
+    if missing := sorted(info["missing_keys"]):
+        raise _damaged(name, f"{len(missing)} parameters are missing, such as {missing[0]}")
+    length = trained_length(model.config.get_text_config()) or int(tokenizer.model_max_length)
+    return LoadedModel(model.to(device).eval(), tokenizer, length, name)
+
+
+def trained_length(config: PreTrainedConfig) -> int:
+    """The longest prompt that a text configuration states, stretched RoPE counted; 0: it does not.
+
+    `max_position_embeddings` may be the length before RoPE was stretched: the longer one holds.
+    """
+    ropes: Any = getattr(config, "rope_parameters", None) or {}
+    # Models whose layers differ state one set of parameters for each kind of layer.
+    kinds = [x for x in ropes.values() if isinstance(x, dict)] or [ropes]
+    stretched = [
+        int((x.get("factor") or 1) * (x.get("original_max_position_embeddings") or 0))
+        for x in kinds
+    ]
+    return max(int(getattr(config, "max_position_embeddings", None) or 0), *stretched)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0]
+
+
+def _damaged(name: str, reason: str) -> ModelNotFound:
+    return ModelNotFound(
+        f"cannot load the model '{name}': its files are damaged, incomplete, or of a kind that "
+        f"transformers does not load ({reason}); fetch or save them again"
     )
 
 

@@ -21,6 +21,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final
 
 from ..errors import InvalidInput
+from .tokens import EncodedPrompt, encode, encode_prompt
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -44,7 +45,8 @@ class NeedlePrompt:
 
     Attributes:
         text: the whole prompt, with the chat template applied.
-        token_ids: the tokens of `text`; batch them as `torch.tensor([prompt.token_ids])`.
+        token_ids: its tokens, behind the first one of models that have such; batch them as
+            `torch.tensor([prompt.token_ids])`.
         answer: what a right answer contains.
         question: the question at the end of the prompt.
     """
@@ -127,15 +129,14 @@ def needle_prompt(
     needle = f"The {fact} Remember it: the {fact}"
     question = f"Now the quiz: what is the special magic number for the {subject}?"
     start = rng.randrange(len(reference_text()))
-    overhead = len(_tokens(tokenizer, _chat(tokenizer, needle, question)))
+    overhead = len(_asked(tokenizer, needle, question).token_ids)
     budget = num_tokens - overhead
     filler = _filler(tokenizer, start, max(budget, 0))
     while budget >= 0:
         hay = tokenizer.decode(filler[:budget])
-        text = _chat(tokenizer, _plant(str(hay), needle, depth), question)
-        token_ids = _tokens(tokenizer, text)
+        text, token_ids = _asked(tokenizer, _plant(str(hay), needle, depth), question)
         if len(token_ids) <= num_tokens:
-            return NeedlePrompt(text, tuple(token_ids), answer, question)
+            return NeedlePrompt(text, token_ids, answer, question)
         budget -= len(token_ids) - num_tokens
     raise InvalidInput(
         f"num_tokens is {num_tokens}; the fact and the question alone take {overhead} tokens"
@@ -150,7 +151,7 @@ def _filler(tokenizer: PreTrainedTokenizerBase, start: int, num_tokens: int) -> 
     rotated = reference[begin:] + "\n" + reference[:begin]
     repeats = -(-num_tokens * _CHARACTERS_PER_TOKEN // len(rotated))
     text = (rotated * repeats)[: num_tokens * _CHARACTERS_PER_TOKEN]
-    return _tokens(tokenizer, text)[:num_tokens]
+    return list(encode(tokenizer, text)[:num_tokens])
 
 
 def _plant(hay: str, needle: str, depth: float) -> str:
@@ -160,13 +161,6 @@ def _plant(hay: str, needle: str, depth: float) -> str:
     return f"{hay[:place].rstrip()}\n\n{needle}\n\n{hay[place:].lstrip()}".strip()
 
 
-def _chat(tokenizer: PreTrainedTokenizerBase, document: str, question: str) -> str:
+def _asked(tokenizer: PreTrainedTokenizerBase, document: str, question: str) -> EncodedPrompt:
     content = f"{_INSTRUCTION}{document}\n\n{question}"
-    if tokenizer.chat_template is None:
-        return f"{content}\nAnswer:"
-    messages = [{"role": "user", "content": content}]
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-
-
-def _tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
-    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    return encode_prompt(tokenizer, content, "Answer:" if tokenizer.chat_template is None else "")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol, TypeAlias, runtime_checkable
+import os
+from typing import Protocol, TypeAlias, cast, runtime_checkable
 
 from torch import Tensor
 
@@ -27,9 +28,12 @@ FixedRule: TypeAlias = SampleAttentionConfig | Selector
 Rule: TypeAlias = FixedRule | Tuned
 """How keys are selected, which may depend on the length of the call."""
 
+NamedRule: TypeAlias = Rule | str | os.PathLike[str]
+"""A rule, or what stands for one: a preset's name, `tuned:NAME`, or the path of a tuned file."""
+
 
 def as_rule(rule: object) -> Rule:
-    """The rule itself, or what a name stands for: a preset or a tuned configuration.
+    """The rule itself, or what a name or path stands for: a preset or a tuned configuration.
 
     Raises:
         InvalidConfig: neither a configuration, such a name nor a selector.
@@ -41,6 +45,8 @@ def as_rule(rule: object) -> Rule:
     plain = isinstance(rule, SampleAttentionConfig | str)  # asking for a protocol takes long
     if not plain and isinstance(rule, Selector) and not isinstance(rule, type):
         return rule
+    if not plain and isinstance(rule, os.PathLike):
+        return Tuned.load(cast("os.PathLike[str]", rule))
     return as_config(rule)
 
 

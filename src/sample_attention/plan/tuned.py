@@ -62,6 +62,9 @@ class Interval:
     def __post_init__(self) -> None:
         """Check the length and the table."""
         check_count("min_kv_len", self.min_kv_len, 0)
+        self.__dict__["min_kv_len"] = int(self.min_kv_len)
+        if not isinstance(self.config, SampleAttentionConfig):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidConfig(f"config must be a SampleAttentionConfig, got {self.config!r}")
         layers = len(self.head_coverage or ())
         for layer in range(layers):
             self.for_layer(layer, layers)
@@ -188,7 +191,7 @@ class Tuned:
         """
         try:
             content = json.loads(text)
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise InvalidConfig(f"not JSON: {error}") from error
         if not isinstance(content, dict) or content.get("schema") != SCHEMA:
             given = content.get("schema") if isinstance(content, dict) else None
@@ -216,6 +219,8 @@ class Tuned:
         Raises:
             InvalidConfig: there is no such file, or it holds something else.
         """
+        if not isinstance(source, str | os.PathLike):  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise InvalidConfig(f"a path or {PREFIX}NAME is accepted, got {source!r}")
         text = os.fspath(source)
         if text.startswith(PREFIX):
             return _shipped(text.removeprefix(PREFIX))

@@ -36,8 +36,8 @@ class SegmentLists:
         self._rows = sequences.rows()
         self._starts = [segment_starts(kv - q, kv, self.segment) for (_, _, q, _, kv) in self._rows]
         shape = (len(self._rows), self.problem.num_heads, max(len(s) for s in self._starts))
-        self._counts = torch.zeros(shape, dtype=torch.int32)
-        self.dense = torch.zeros(shape, dtype=torch.bool)
+        self._counts = torch.zeros(shape, dtype=torch.int32, device="cpu")
+        self.dense = torch.zeros(shape, dtype=torch.bool, device="cpu")
         self._lists: dict[tuple[int, int, int], Tensor] = {}
 
     def starts(self, n: int) -> list[tuple[int, int]]:
@@ -76,7 +76,7 @@ class SegmentLists:
         g = self._counts.shape[2]
         longest = max(hi - lo for starts in self._starts for lo, hi in starts)
         held_out = min(self.config.held_out, longest)
-        rows = torch.full((len(self._rows), g, held_out), -1, dtype=torch.int32)
+        rows = torch.full((len(self._rows), g, held_out), -1, dtype=torch.int32, device="cpu")
         for n, (_, _, q_len, _, kv_len) in enumerate(self._rows):
             for i, (lo, hi) in enumerate(self._starts[n]):
                 held = held_out_rows(lo, hi, self.config) - (kv_len - q_len)

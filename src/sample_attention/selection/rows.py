@@ -18,7 +18,7 @@ TAIL_ROWS = 128
 def strided_rows(lo: int, hi: int, stride: int) -> Tensor:
     """Positions p in [lo, hi) with `p % stride == stride // 2`: int64 `[R]`."""
     first = lo + (stride // 2 - lo) % stride
-    return torch.arange(first, max(first, hi), stride)
+    return torch.arange(first, max(first, hi), stride, device="cpu")
 
 
 def chunk_tail_rows(offset: int, kv_len: int, num_chunks: int) -> list[Tensor]:
@@ -28,7 +28,7 @@ def chunk_tail_rows(offset: int, kv_len: int, num_chunks: int) -> list[Tensor]:
     ends = [offset + (c + 1) * q_len // num_chunks for c in range(num_chunks)]
     starts = [offset, *ends[:-1]]
     return [
-        torch.arange(max(start, end - TAIL_ROWS), end)
+        torch.arange(max(start, end - TAIL_ROWS), end, device="cpu")
         for start, end in zip(starts, ends, strict=True)
         if end > start
     ]
@@ -39,10 +39,10 @@ def held_out_rows(lo: int, hi: int, config: SampleAttentionConfig) -> Tensor:
 
     R is `config.held_out`, or fewer in a segment with fewer unsampled rows.
     """
-    free = torch.arange(lo, hi)
+    free = torch.arange(lo, hi, device="cpu")
     if config.chunk_tails is None:
         unsampled = free % config.row_stride != config.row_stride // 2
         free = free[unsampled] if bool(unsampled.any()) else free
     count = min(config.held_out, len(free))
-    middles = (torch.arange(count) * 2 + 1) * len(free) // (2 * max(count, 1))
+    middles = (torch.arange(count, device="cpu") * 2 + 1) * len(free) // (2 * max(count, 1))
     return free[middles]

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ..errors import InvalidInput
-from ..eval.prompts import encode_text
 from ..eval.tasks.texts import CHARACTERS_PER_TOKEN
 from ..models import reference_text
+from ..models.tokens import encode, start_tokens
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -41,16 +41,17 @@ def _spread(
     tokenizer: PreTrainedTokenizerBase, kind: str, length: int, count: int, apart: int
 ) -> list[Passage]:
     text = reference_text(kind)[: CHARACTERS_PER_TOKEN * length * count]
-    tokens = encode_text(tokenizer, text)
-    room, needed = len(tokens) - length, apart * (count - 1)
+    tokens, front = encode(tokenizer, text), start_tokens(tokenizer)
+    each = length - len(front)
+    room, needed = len(tokens) - each, apart * (count - 1)
     if room < needed:
         raise InvalidInput(
             f"the text '{kind}' has {len(tokens)} tokens; {count} passages of {length} with other "
-            f"last rows need {length + needed}: choose fewer requests, shorter lengths, or the "
+            f"last rows need {each + needed}: choose fewer requests, shorter lengths, or the "
             "text code alone"
         )
     starts = [i * room // (count - 1) for i in range(count)]
-    return [tokens[start : start + length] for start in starts]
+    return [(*front, *tokens[start : start + each]) for start in starts]
 
 
 def _take_turns(found: list[list[Passage]]) -> list[Passage]:

@@ -39,7 +39,7 @@ def _fused(
     if q.device.type == "cpu":
         bias = None
         if mask is not None:
-            bias = torch.zeros(mask.shape, dtype=q.dtype).masked_fill_(~mask, -torch.inf)
+            bias = q.new_zeros(mask.shape).masked_fill_(~mask, -torch.inf)
         return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
             q, k, v, 0.0, causal, attn_mask=bias, scale=scale
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import threading
 from dataclasses import dataclass
 
 import torch
@@ -11,8 +12,11 @@ from torch import Tensor
 from ...config import CENTRE_STRIDE, WINDOW_ALIGNMENT
 
 
-class ScoreBuffer:
-    """Memory for scores that is written again and again, so that it stays in the caches."""
+class ScoreBuffer(threading.local):
+    """Memory for scores that is written again and again, so that it stays in the caches.
+
+    Each thread has its own.
+    """
 
     def __init__(self, like: Tensor) -> None:
         """Buffers of the dtype and device of `like`; nothing is allocated yet."""
@@ -44,6 +48,10 @@ class GroupRows:
     offset: int
     scale: float
     buffer: ScoreBuffer
+
+    def prepare(self) -> None:
+        """Compute what the ranks of all segments need, before tasks share it."""
+        _ = self.powers, self.sums
 
     @functools.cached_property
     def powers(self) -> Tensor:
@@ -78,11 +86,11 @@ class GroupRows:
         if lo % pool == hi % pool == 0:
             means = rows.unflatten(1, (-1, pool)).mean(2)
         else:
-            ids = torch.arange(lo, hi) // pool - lo // pool
+            ids = torch.arange(lo, hi, device="cpu") // pool - lo // pool
             sums = rows.new_zeros(len(rows), int(ids[-1]) + 1, rows.shape[2])
             sums.index_add_(1, ids.to(rows.device), rows)
             means = sums / torch.bincount(ids)[:, None].to(rows.device)
-        firsts = (torch.arange(means.shape[1]) + lo // pool).mul_(pool).clamp_(min=lo)
+        firsts = (torch.arange(means.shape[1], device="cpu") + lo // pool).mul_(pool).clamp_(min=lo)
         return self._softmax(means, firsts), firsts
 
     def lse(self, positions: Tensor) -> Tensor:
@@ -133,4 +141,4 @@ def staircase(steps: Tensor, width: int, device: torch.device) -> Tensor:
 
 @functools.lru_cache(maxsize=32)
 def _staircase(steps: tuple[int, ...], width: int) -> Tensor:
-    return torch.arange(width) >= torch.tensor(steps)[:, None]
+    return torch.arange(width, device="cpu") >= torch.tensor(steps, device="cpu")[:, None]

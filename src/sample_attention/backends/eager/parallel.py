@@ -1,7 +1,8 @@
-"""Heads side by side on a CPU: one worker thread per core, each running torch single-threaded.
+"""Tasks side by side on a CPU: one worker thread per core, each running torch single-threaded.
 
-The operators of one head are too small to be worth splitting over cores: the cores would wait for
-each other after every one. Torch releases the interpreter lock while it computes.
+The operators of one task are too small to be worth splitting over cores: the cores would wait for
+each other after every one, spinning, and where another program has one of them, for as long as it
+is given. Torch releases the interpreter lock while it computes.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import functools
 import os
 import threading
 from collections.abc import Callable, Iterable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 
 import torch
 
@@ -20,7 +21,8 @@ Task = Callable[[], None]
 def run_all(tasks: Iterable[Task], device: torch.device) -> None:
     """Run independent tasks to the end; side by side on a CPU, in order elsewhere.
 
-    Workers take over the caller's grad and inference modes. The first error of a task is raised.
+    A worker that is free takes the next task, which is not made before. Workers take over the
+    caller's grad and inference modes. The first error is raised, and no task begins after it.
     """
     threads = torch.get_num_threads() if device.type == "cpu" else 1
     if threads == 1:
@@ -28,13 +30,29 @@ def run_all(tasks: Iterable[Task], device: torch.device) -> None:
             task()
         return
     inference, grad = torch.is_inference_mode_enabled(), torch.is_grad_enabled()
+    source, turn, failed = iter(tasks), threading.Lock(), threading.Event()
 
-    def run(task: Task) -> None:
-        with torch.inference_mode(inference), torch.set_grad_enabled(grad):
-            task()
+    def take() -> Task | None:
+        with turn:
+            return None if failed.is_set() else next(source, None)
 
-    for _ in _workers(threads, os.getpid()).map(run, tasks):
-        pass
+    def work() -> None:
+        try:
+            with torch.inference_mode(inference), torch.set_grad_enabled(grad):
+                while (task := take()) is not None:
+                    task()
+        except BaseException:
+            failed.set()
+            raise
+
+    pool = _workers(threads, os.getpid())
+    done = [pool.submit(work) for _ in range(threads)]
+    try:
+        wait(done)
+    finally:
+        failed.set()  # when the caller is interrupted
+    for worker in done:
+        worker.result()
 
 
 @functools.lru_cache(maxsize=4)

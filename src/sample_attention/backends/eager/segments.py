@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -14,23 +15,26 @@ from ...selection.probes import probe_step
 from ...selection.rows import strided_rows
 from .filtering import lists_of, needed, smallest_classes
 from .mass import GroupRows, column_mass
+from .parallel import Task
 from .spread import spread_columns
 
 SCORES_AT_ONCE = 2**20
-"""Scores of sampled rows held at once, about: bounds the memory of stage 1 and fits the caches."""
+"""Scores of sampled rows that a worker holds, about: bounds memory and fits the caches."""
 
-PROBED_AT_ONCE = 2**22
+PROBED_AT_ONCE = 2**21
 """The same with `spread`, which reads all keys for as many segments as are selected at once."""
 
 
-def select_segments(rows: GroupRows, n: int, lists: SegmentLists) -> None:
-    """Fill `lists` for every segment of one group of heads of one sequence."""
-    for run in _runs(rows, n, lists):
-        _select_run(rows, n, run, lists)
+def select_segments(rows: GroupRows, n: int, lists: SegmentLists) -> Iterator[Task]:
+    """Tasks that fill `lists` for every segment of one group of heads of one sequence."""
+    if lists.config.spread:
+        rows.prepare()
+    for run in reversed([*_runs(rows, n, lists)]):  # the longest first, that workers end together
+        yield partial(_select_run, rows, n, run, lists)
 
 
 def at_once(config: SampleAttentionConfig) -> int:
-    """Scores that are held at once, about."""
+    """Scores that a worker holds at once, about."""
     return PROBED_AT_ONCE if config.spread else SCORES_AT_ONCE
 
 
@@ -58,7 +62,7 @@ def _runs(rows: GroupRows, n: int, lists: SegmentLists) -> Iterator[list[int]]:
         if nominal_end <= config.dense_prefix or lo >= tail or not sampled:
             lists.dense[n, rows.heads.start : rows.heads.stop, g] = True
             continue
-        columns = int(_edges(torch.tensor(hi - 1), window, config))
+        columns = int(_edges(torch.tensor(hi - 1, device="cpu"), window, config))
         if columns == 0:
             continue
         if hi - lo < size:  # a segment that the call cuts has fewer rows than its neighbours
@@ -81,7 +85,7 @@ def _select_run(rows: GroupRows, n: int, run: list[int], lists: SegmentLists) ->
     config = lists.config
     spans = [lists.starts(n)[g] for g in run]
     window = config.window_for(len(rows.k))
-    limits = _edges(torch.tensor([hi - 1 for _, hi in spans]), window, config)
+    limits = _edges(torch.tensor([hi - 1 for _, hi in spans], device="cpu"), window, config)
     if config.spread:
         keep, sure = spread_columns(rows, spans, limits, config)
     else:
@@ -110,7 +114,7 @@ def _pooled_columns(
     lowest = smallest_classes(classes, exact, needed(exact, rows.heads, config, limits))
     keep = classes >= lowest[..., None]
     last = int(limits.min())
-    beyond = torch.arange(last, keep.shape[-1]) >= limits[:, None]
+    beyond = torch.arange(last, keep.shape[-1], device="cpu") >= limits[:, None]
     keep[..., last:] &= ~beyond.to(keep.device)
     return keep, exact.sum(-1).isfinite() & ranked.sum(-1).isfinite()
 

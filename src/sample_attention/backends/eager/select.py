@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from ...plan import Probe, StripePlan
 from ...problem import Problem, keys_of
 from ...selection.lists import SegmentLists
 from .mass import GroupRows, ScoreBuffer
+from .parallel import Task, run_all
 from .segments import at_once, scores_of_segment, select_segments
 from .whole import CHUNK_ROWS, select_blocks, select_whole
 
@@ -27,6 +29,18 @@ def select(
         held_out = lists.probe_rows()
         lse = q.new_zeros(*lists.dense.shape, held_out.shape[-1], dtype=exact)
         probe = Probe(held_out, lse)
+    run_all(_tasks(q, k, problem, scale, lists, probe), problem.device)
+    if probe is None:
+        return lists.plan()
+    return lists.plan(Probe(probe.rows.to(problem.device), probe.lse))
+
+
+def _tasks(
+    q: Tensor, k: Tensor, problem: Problem, scale: float, lists: SegmentLists, probe: Probe | None
+) -> Iterator[Task]:
+    """One sequence and group of heads after the other; results do not depend on who runs them."""
+    config = lists.config
+    exact = torch.float64 if q.dtype == torch.float64 else torch.float32
     buffer = ScoreBuffer(q.new_empty(0, dtype=exact))
     for n, (b, q0, q_len, _, kv_len) in enumerate(problem.sequences.rows()):
         for heads in _head_groups(problem, config, kv_len):
@@ -34,12 +48,11 @@ def select(
             kv_head = heads.start // problem.group_size
             keys = keys_of(k[:, kv_head], problem.sequences, n).to(exact)
             rows = GroupRows(queries, keys, heads, kv_len - q_len, scale, buffer)
-            _select_group(rows, n, lists)
+            yield from _select_group(rows, n, lists)
             if probe is not None:
-                _fill_probe(rows, probe.rows[n], probe.lse[n, heads.start : heads.stop])
-    if probe is None:
-        return lists.plan()
-    return lists.plan(Probe(probe.rows.to(problem.device), probe.lse))
+                lse = probe.lse[n, heads.start : heads.stop]
+                for g, held_out in enumerate(probe.rows[n]):
+                    yield partial(_fill_probe, rows, held_out, lse[:, g])
 
 
 def _head_groups(problem: Problem, config: SampleAttentionConfig, kv_len: int) -> Iterator[range]:
@@ -55,21 +68,20 @@ def _head_groups(problem: Problem, config: SampleAttentionConfig, kv_len: int) -
             yield range(h, min(h + together, stop))
 
 
-def _select_group(rows: GroupRows, n: int, lists: SegmentLists) -> None:
+def _select_group(rows: GroupRows, n: int, lists: SegmentLists) -> Iterator[Task]:
     # A sample can miss a NaN or an infinity; dense attention misses none.
     if lists.config.dense or not bool((rows.q.sum() + rows.k.sum()).isfinite()):
         lists.dense[n, rows.heads.start : rows.heads.stop] = True
     elif lists.config.chunk_tails is not None:
-        select_blocks(rows, n, lists)
+        yield partial(select_blocks, rows, n, lists)
     elif lists.config.segment is None:
-        select_whole(rows, n, lists)
+        yield partial(select_whole, rows, n, lists)
     else:
-        select_segments(rows, n, lists)
+        yield from select_segments(rows, n, lists)
 
 
 def _fill_probe(rows: GroupRows, held_out: Tensor, lse: Tensor) -> None:
-    """Dense log-sum-exp `[G, segments, R]` of the held-out rows; 0 where there is no row."""
-    for g, segment_rows in enumerate(held_out):
-        held = segment_rows[segment_rows >= 0].long()
-        if len(held):
-            lse[:, g, : len(held)] = rows.lse(held + rows.offset)
+    """Dense log-sum-exp `[G, R]` of a segment's held-out rows; 0 where there is no row."""
+    held = held_out[held_out >= 0].long()
+    if len(held):
+        lse[:, : len(held)] = rows.lse(held + rows.offset)

@@ -111,7 +111,7 @@ def _ranks(rows: GroupRows, segments: Segments) -> tuple[Tensor, Tensor]:
     first_order = mean * rows.scale - 2 * second * rows.centres(limits)
     both = torch.cat([first_order, second], -1) * CLASSES_PER_E
     rank = (both.flatten(0, 1) @ rows.powers[:limit].T).unflatten(0, both.shape[:2])
-    beyond = torch.arange(first, limit) >= limits[:, None]
+    beyond = torch.arange(first, limit, device="cpu") >= limits[:, None]
     rank[..., first:].masked_fill_(beyond.to(rank.device), -math.inf)
     finite = (rank.amax(-1) + rank[..., step - 1 :: step].amax(-1)).isfinite()
     if not bool(finite.all()):

@@ -2,18 +2,71 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ...errors import InvalidInput
+from ...models.tokens import encode, encode_prompt
 from ...records import read_lines
-from ..prompts import Metric, Sample, as_chat, encode_text, seeded
+from ..prompts import Metric, Sample, seeded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Record = dict[str, Any]
+LONGEST_SHOWN = 60
+"""Characters of a wrong value that an error shows."""
+
+KINDS: dict[str, tuple[type, ...]] = {"a text": (str,), "a text or a number": (str, int, float)}
+
+
+@dataclass(frozen=True)
+class Record:
+    """One line of a file, whose fields are checked as they are read.
+
+    Attributes:
+        where: its file and line.
+        fields: what it holds.
+    """
+
+    where: str
+    fields: dict[str, Any]
+
+    def text(self, name: str) -> str:
+        """The text of a field.
+
+        Raises:
+            InvalidInput: it is missing, or not a text.
+        """
+        if name not in self.fields:
+            raise InvalidInput(f"{self.where} has no field {name}")
+        return self._plain(name, self.fields[name], "a text")
+
+    def texts(self, name: str) -> tuple[str, ...]:
+        """The texts and numbers of a field: of a list all, else the one; none where it is null.
+
+        Raises:
+            InvalidInput: one is neither.
+        """
+        given = self.fields.get(name)
+        listed = given if isinstance(given, list) else [] if given is None else [given]
+        return tuple(self._plain(name, one, "a text or a number") for one in listed)
+
+    def refusal(self, name: str, accepted: str) -> InvalidInput:
+        """The error for a field that is not what is accepted."""
+        shown = repr(self.fields.get(name))
+        shown = shown if len(shown) <= LONGEST_SHOWN else f"{shown[:LONGEST_SHOWN]}..."
+        return InvalidInput(f"{self.where}: the field {name} is {shown}; accepted: {accepted}")
+
+    def _plain(self, name: str, value: object, kind: str) -> str:
+        if not isinstance(value, KINDS[kind]) or isinstance(value, bool):
+            raise self.refusal(name, kind)
+        try:
+            str(value).encode()
+        except UnicodeEncodeError as error:
+            raise self.refusal(name, f"{kind} in Unicode ({error.reason})") from error
+        return str(value)
 
 
 @dataclass(frozen=True)
@@ -40,31 +93,30 @@ class Question:
     chat: bool = True
 
 
-def read_questions(path: Path, needed: tuple[str, ...]) -> list[Record]:
-    """The records of a file of JSON lines.
+def read_questions(path: Path, question: Callable[[Record], Question]) -> list[Question]:
+    """The questions of a file of JSON lines, one per line: bad lines are found before any runs.
 
     Raises:
-        InvalidInput: a line is not a JSON object with the fields that are `needed`, or there is
-            none.
+        InvalidInput: a line is not a JSON object, or not what `question` needs; or there is none.
         OSError: the file cannot be read.
     """
-    found: list[Record] = []
-    for where, record in read_lines([path]):
-        missing = [x for x in needed if not isinstance(record, dict) or x not in record]
-        if missing:
-            raise InvalidInput(
-                f"{where} has no field {missing[0]}; accepted: an object with {', '.join(needed)}"
-            )
-        found.append(record)
+    found: list[Question] = []
+    for where, fields in read_lines([path]):
+        if not isinstance(fields, dict):
+            raise InvalidInput(f"{where} is not a JSON object")
+        made = question(Record(where, fields))
+        if not made.answers:
+            raise InvalidInput(f"{where} is a question without an answer; accepted: at least one")
+        found.append(made)
     if not found:
         raise InvalidInput(f"{path} holds no records")
     return found
 
 
-def choose_records(records: list[Record], n: int, seed: int) -> list[Record]:
-    """`n` of the records, the same for a seed, in their order; all when there are fewer."""
-    picks = seeded(seed, "records").sample(range(len(records)), min(n, len(records)))
-    return [records[i] for i in sorted(picks)]
+def choose_questions(questions: list[Question], n: int, seed: int) -> list[Question]:
+    """`n` of the questions, the same for a seed, in their order; all when there are fewer."""
+    picks = seeded(seed, "records").sample(range(len(questions)), min(n, len(questions)))
+    return [questions[i] for i in sorted(picks)]
 
 
 def sample_of(tokenizer: PreTrainedTokenizerBase, question: Question, length: int) -> Sample:
@@ -73,10 +125,8 @@ def sample_of(tokenizer: PreTrainedTokenizerBase, question: Question, length: in
     Raises:
         InvalidInput: the question does not fit without its text.
     """
-    if not question.answers:
-        raise InvalidInput("a question without an answer; accepted: at least one per question")
     room = length - question.max_new_tokens
-    text = list(encode_text(tokenizer, question.text))
+    text = list(encode(tokenizer, question.text))
     # What is decoded and encoded again may come out a few tokens longer.
     kept = len(text)
     while True:
@@ -88,7 +138,7 @@ def sample_of(tokenizer: PreTrainedTokenizerBase, question: Question, length: in
                 f"length is {length}; a question takes {len(prompt)} tokens without its text"
             )
         kept = max(0, kept - (len(prompt) - room))
-    target = encode_text(tokenizer, f" {question.answers[0]}")[: question.max_new_tokens]
+    target = encode(tokenizer, f" {question.answers[0]}")[: question.max_new_tokens]
     return Sample(prompt, question.answers, target, question.max_new_tokens, question.metric)
 
 
@@ -101,4 +151,4 @@ def _prompt(
         last = tokenizer.decode(text[len(text) - kept // 2 :])
         body = f"{first}{last}"
     content = f"{question.before}{body}{question.after}"
-    return encode_text(tokenizer, as_chat(tokenizer, content, "") if question.chat else content)
+    return encode_prompt(tokenizer, content, chat=question.chat).token_ids

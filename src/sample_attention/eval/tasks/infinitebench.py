@@ -10,19 +10,20 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ...errors import InvalidInput
 from .. import metrics
 from ..prompts import Metric, Sample
-from .files import Question, Record, choose_records, read_questions, sample_of
+from .files import Question, Record, choose_questions, read_questions, sample_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-FIELDS = ("context", "input", "answer")
 LETTERS = "ABCD"
+NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 
 
 @dataclass(frozen=True)
@@ -104,28 +105,29 @@ class InfiniteBenchTask:
                 f"'{self.path.name}' is not a file of InfiniteBench; accepted: "
                 f"{', '.join(f'{name}.jsonl' for name in KINDS)}"
             )
-        records = choose_records(read_questions(self.path, FIELDS), n, seed)
-        kind = KINDS[self.path.stem]
-        return [sample_of(tokenizer, _question(kind, record), length) for record in records]
+        question = partial(_question, KINDS[self.path.stem])
+        questions = choose_questions(read_questions(self.path, question), n, seed)
+        return [sample_of(tokenizer, one, length) for one in questions]
 
 
 def _question(kind: Kind, record: Record) -> Question:
-    options = [str(option) for option in record.get("options") or ()]
+    options = record.texts("options")
     listed = "\n".join(f"{letter}. {x}" for letter, x in zip(LETTERS, options, strict=False))
-    after = kind.after.replace("{options}", listed).replace("{input}", str(record["input"]))
-    answers = _answers(record["answer"])
+    after = kind.after.replace("{options}", listed).replace("{input}", record.text("input"))
+    answers = tuple(re.sub(r"\.0$", "", answer) for answer in record.texts("answer"))
     if kind.metric is metrics.option_letter:
-        answers = _letters(answers, options)
-    text = str(record["context"])
+        answers = _letters(record, answers, options)
+    if kind.metric is metrics.first_number and not all(map(NUMBER.fullmatch, answers)):
+        raise record.refusal("answer", "a number")
+    text = record.text("context")
     return Question(kind.before, text, after, answers, kind.metric, kind.max_new_tokens)
 
 
-def _answers(given: object) -> tuple[str, ...]:
-    values = given if isinstance(given, list) else [given]
-    return tuple(re.sub(r"\.0$", "", str(value)) for value in values)
-
-
-def _letters(answers: tuple[str, ...], options: list[str]) -> tuple[str, ...]:
+def _letters(record: Record, answers: tuple[str, ...], options: tuple[str, ...]) -> tuple[str, ...]:
     """Right options by letter: files give their text, or the letter itself."""
-    found = tuple(LETTERS[options.index(a)] for a in answers if a in options[: len(LETTERS)])
-    return found or answers
+    listed = options[: len(LETTERS)]
+    letters = [LETTERS[listed.index(a)] if a in listed else a for a in answers]
+    found = tuple(letter for letter in letters if letter in tuple(LETTERS))
+    if answers and not found:
+        raise record.refusal("answer", "one of the options, or its letter from A to D")
+    return found

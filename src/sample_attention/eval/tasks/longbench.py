@@ -13,15 +13,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ...errors import InvalidInput
 from .. import metrics
 from ..prompts import Metric, Sample
-from .files import Question, Record, choose_records, read_questions, sample_of
+from .files import Question, Record, choose_questions, read_questions, sample_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-FIELDS = ("input", "context", "answers", "dataset")
 
 
 @dataclass(frozen=True)
@@ -112,25 +109,26 @@ class LongBenchTask:
             InvalidInput: not such a file, or a data set that is not accepted.
             OSError: the file cannot be read.
         """
-        records = choose_records(read_questions(self.path, FIELDS), n, seed)
-        return [sample_of(tokenizer, _question(record), length) for record in records]
+        questions = choose_questions(read_questions(self.path, _question), n, seed)
+        return [sample_of(tokenizer, question, length) for question in questions]
 
 
 def _question(record: Record) -> Question:
-    name = str(record["dataset"]).removesuffix("_e")
+    name = record.text("dataset").removesuffix("_e")
     if name not in DATA_SETS:
-        raise InvalidInput(
-            f"the data set '{record['dataset']}' is not accepted; accepted: {', '.join(DATA_SETS)}"
-        )
+        raise record.refusal("dataset", ", ".join(DATA_SETS))
     data = DATA_SETS[name]
     metric = data.metric
     if metric is metrics.named_class:
-        metric = partial(metrics.named_class, classes=tuple(record.get("all_classes") or ()))
+        classes = record.texts("all_classes")
+        if not classes:
+            raise record.refusal("all_classes", "the names of all classes")
+        metric = partial(metrics.named_class, classes=classes)
     if data.first_line:
         metric = partial(_of_first_line, metric)
     return Question(
-        data.before, str(record["context"]), data.after.replace("{input}", str(record["input"])),
-        tuple(map(str, record["answers"])), metric, data.max_new_tokens, data.chat,
+        data.before, record.text("context"), data.after.replace("{input}", record.text("input")),
+        record.texts("answers"), metric, data.max_new_tokens, data.chat,
     )  # fmt: skip
 
 

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 from ...errors import InvalidInput
 from ...models import reference_text
-from ..prompts import encode_text, seeded
+from ...models.tokens import encode, start_tokens
+from ..prompts import seeded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -46,19 +47,19 @@ class TextTask:
         Raises:
             InvalidInput: the text is too short.
         """
-        text = reference_text(self.kind)
+        text, front = reference_text(self.kind), start_tokens(tokenizer)
         for i in range(n):
             rng = seeded(seed, self.name, length, i)
             start = rng.randrange(max(1, len(text) - CHARACTERS_PER_TOKEN * length))
-            found = encode_text(tokenizer, text[start : start + CHARACTERS_PER_TOKEN * length])
-            if len(found) < length:
+            found = encode(tokenizer, text[start : start + CHARACTERS_PER_TOKEN * length])
+            if len(front) + len(found) < length:
                 raise InvalidInput(
                     f"{self.name}: the text has {len(found)} tokens, {length} are needed; choose "
                     "a shorter length or the task ppl_code"
                 )
-            passage = found[:length]
+            passage = found[: length - len(front)]
             rows = measured_tokens(length)
-            yield with_quotations(passage, rows) if self.quoting else passage
+            yield (*front, *(with_quotations(passage, rows) if self.quoting else passage))
 
 
 def with_quotations(passage: tuple[int, ...], rows: int) -> tuple[int, ...]:
