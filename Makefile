@@ -16,7 +16,7 @@ KEY   := $(shell { pwd; cat pyproject.toml constraints.txt; \
 READY := $(VENV)/.ready-$(KEY)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-gpu sanitize-gpu lint types layers demo bench-cpu bench-cpu-busy \
+.PHONY: help setup test test-gpu sanitize-gpu lint types layers demo zoo bench-cpu bench-cpu-busy \
         bench-gpu docs clean
 
 help: ## list the targets
@@ -70,6 +70,12 @@ layers: setup ## import layers
 
 demo: setup ## a real model on a real long prompt, dense and sparse: writes demo/report.*
 	@$(VENV)/bin/sample-attention demo
+
+# `make zoo ZOO="--append --only llama,qwen2"` runs some types.
+ZOO ?=
+
+zoo: setup ## every model type of transformers, tiny: writes benchmarks/records/architectures.jsonl
+	@OMP_NUM_THREADS=1 $(PY) benchmarks/zoo.py $(ZOO)
 
 CPU_RECORDS := benchmarks/records/cpu_attention.jsonl
 BENCH_CPU   := $(VENV)/bin/sample-attention bench attention --device cpu --output $(CPU_RECORDS)

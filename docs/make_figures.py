@@ -20,6 +20,7 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
+from architecture_records import tables as architecture_pages
 from cpu_records import NO_RECORDS, Row, by_length, provenance, read_records, tables
 from eval_records import PICTURES, read_evaluation
 from eval_records import tables as evaluation_pages
@@ -372,6 +373,7 @@ def main() -> int:
     check = parser.parse_args().check
     gpu = {page: page.read_text("utf-8") for page in (GPU_PAGE, README)}
     pages = tables() | gpu_pages(gpu) | evaluation_pages() | tuned_pages()
+    pages |= architecture_pages()
     stale = [page for page, text in pages.items() if page.read_text("utf-8") != text]
     if check:
         sys.stderr.writelines(
