@@ -6,7 +6,7 @@ import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from sample_attention.errors import UnsupportedAttention
-from sample_attention.integrations.support import READ_AS_SEQUENCES, refuse_model
+from sample_attention.integrations.support import ANYWAY, refuse_model
 from sample_attention.integrations.transformers import NAME, register
 
 GPT = {"vocab_size": 99, "n_embd": 64, "n_layer": 2, "n_head": 4}
@@ -74,7 +74,7 @@ def _text_classes():
 @pytest.mark.parametrize(("config", "model"), list(_text_classes()))
 def test_every_causal_model_is_refused_or_serves_fused_attention(config, model):
     served = model._can_set_attn_implementation() and (
-        model._supports_flash_attn or config.model_type in READ_AS_SEQUENCES
+        model._supports_flash_attn or config.model_type in ANYWAY
     )
     if served:
         refuse_model(config())

@@ -82,6 +82,7 @@ def test_a_layer_of_a_model_that_was_seen_before_is_short(instant):
     instant(q)
     config, layer = SampleAttentionConfig(), torch.nn.Module()
     layer.layer_idx, layer.config = 1, SimpleNamespace(num_hidden_layers=4)
+    layer.is_causal = True
     given = {"scaling": 0.1, "position_ids": torch.arange(100)[None], "use_cache": True}
 
     def run():

@@ -60,7 +60,8 @@ def refuse(
     """
     if dropout:
         raise unsupported(module, "dropout", f"is {dropout}; accepted: 0", "call model.eval()")
-    if torch.is_grad_enabled() and any(x.requires_grad for x in tensors):
+    q, k, v = tensors
+    if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
         raise unsupported(
             module, "query, key or value", "needs gradients; there is no backward pass",
             "run under torch.no_grad(), or train with another attn_implementation",

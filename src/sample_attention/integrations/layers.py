@@ -17,9 +17,10 @@ from torch import Tensor
 
 from ..api import Measured, measured_attention
 from ..backends.dense import dense, dense_with_lse, limited
+from ..modes import autocast_dtype, outside_autocast
 from ..plan import Rule, fixed_rule
 from ..policy import Decision, decide
-from ..problem import Problem, Sequences
+from ..problem import Problem, Sequences, in_one_width
 from .layout import Row, Rows, sequences_of
 
 
@@ -30,7 +31,7 @@ class LayerCall:
     Attributes:
         q: `[B, H, Sq, D]`.
         k: `[B, Hkv, Skv, D]`.
-        v: like k.
+        v: like k, with any head dim.
         config: how keys are selected.
         scale: multiplies q.k; None: `D ** -0.5`.
         window: keys that a row sees, itself included; None: all.
@@ -69,8 +70,11 @@ def compute(call: LayerCall, rows: Rows | None) -> tuple[Tensor, list[LayerPart]
     """Attention of the sequences in `rows` (None: each batch row is one); other rows give zeros.
 
     Returns:
-        out like q, and one part, or two where some sequences run sparse and others dense.
+        out like q with the head dim of v, and one part, or two where some sequences run sparse and
+        others dense.
     """
+    if call.q.shape[-1] != call.v.shape[-1] or autocast_dtype(call.q.device) is not None:
+        return _compute_alike(call, rows)
     if rows is None:
         part = _compute_part(call, None)
         return part.measured.out, [part]
@@ -87,6 +91,15 @@ def compute(call: LayerCall, rows: Rows | None) -> tuple[Tensor, list[LayerPart]
             out[batch] += part.measured.out
         parts.append(part)
     return out, parts
+
+
+def _compute_alike(call: LayerCall, rows: Rows | None) -> tuple[Tensor, list[LayerPart]]:
+    """The same with tensors of one dtype and one head dim, as autocast and padding make them."""
+    scale = call.q.shape[-1] ** -0.5 if call.scale is None else call.scale
+    with outside_autocast(call.q.device) as cast:
+        q, k, v = in_one_width(cast(call.q), cast(call.k), cast(call.v))
+        out, parts = compute(replace(call, q=q, k=k, v=v, scale=scale), rows)
+    return out[..., : call.v.shape[-1]].to(call.q.dtype), parts
 
 
 def _groups(call: LayerCall, rows: Rows) -> list[Rows]:

@@ -18,9 +18,7 @@ from torch import Tensor, nn
 
 from .._extras import require
 from ..errors import UnsupportedAttention
-from ..modes import outside_autocast
 from ..plan import Rule, as_rule, rule_in_layer
-from ..problem import in_one_width
 from .arguments import layer_of, layout_of_call, refuse, rows_of_call, unsupported
 from .layers import LayerCall, compute
 from .layout import (
@@ -250,15 +248,11 @@ def _run(module: nn.Module, call: LayerCall, rows: Rows | None) -> Tensor:
     if layer is not None:
         rule = rule_in_layer(rule, layer, _layers_of(module))
     keep_plan = session is not None and session.recorder.active
-    scale = call.q.shape[-1] ** -0.5 if call.scale is None else call.scale
-    with outside_autocast(call.q.device) as cast:
-        q, k, v = in_one_width(cast(call.q), cast(call.k), cast(call.v))
-        same = replace(call, q=q, k=k, v=v, scale=scale, config=rule, keep_plan=keep_plan)
-        out, parts = compute(same, rows)
+    out, parts = compute(replace(call, config=rule, keep_plan=keep_plan), rows)
     if session is not None:
         for part in parts:
             session.recorder.add(-1 if layer is None else layer, part)
-    return out[..., : call.v.shape[-1]].to(call.q.dtype)
+    return out
 
 
 def _layers_of(module: nn.Module) -> int:
