@@ -7,6 +7,7 @@ from transformers import DynamicCache
 
 from sample_attention.errors import UnsupportedAttention
 from sample_attention.integrations.layout import recall_layout
+from sample_attention.integrations.masks import MaskParts
 from sample_attention.integrations.transformers import NAME, register
 
 SMALL = {
@@ -252,3 +253,36 @@ def test_copies_of_a_mask_keep_packed_sequences(tiny, prompt, budget, monkeypatc
     for part in (slice(0, 40), slice(40, LENGTH)):
         exact, limit = budget("llama", ids[:, part])
         assert (seen[:, part] - exact).abs().max() <= limit
+
+
+@pytest.mark.parametrize("family", ["phimoe", "qwen2_moe", "llama4"])
+def test_copies_of_packed_sequences_do_not_lose_a_window(family, tiny, prompt, monkeypatch):
+    """What the mask alone knew beside the sequences is refused, not forgotten."""
+    model, ids = llama4(16) if family == "llama4" else tiny(family), prompt()
+    model.set_attn_implementation(NAME)
+    copy_masks(monkeypatch)
+    positions = torch.cat([torch.arange(40), torch.arange(57)])[None]
+    with refused("is a copy of the mask"):
+        logits(model, ids, position_ids=positions, use_cache=False)
+
+
+def test_copies_of_a_refused_mask_are_refused(tiny, prompt, monkeypatch):
+    model, ids = tiny("llama"), prompt()
+    model.set_attn_implementation(NAME)
+    copy_masks(monkeypatch)
+    monkeypatch.setattr(
+        "sample_attention.integrations.transformers.read_mask_function",
+        lambda function: MaskParts(causal=True, unknown=function.__qualname__),
+    )
+    with refused("is a copy of a mask of pairs"):
+        logits(model, ids)
+
+
+def copy_masks(monkeypatch):
+    interface = transformers.AttentionInterface()
+    ours = interface[NAME]
+
+    def copied(module, q, k, v, mask, **options):
+        return ours(module, q, k, v, mask.clone(), **options)
+
+    monkeypatch.setitem(interface._global_mapping, NAME, copied)

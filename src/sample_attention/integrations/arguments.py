@@ -177,8 +177,11 @@ def _layout_of_copy(module: nn.Module, mask: Tensor, q: Tensor) -> Layout:
     Raises:
         UnsupportedAttention: what the mask alone knew is lost.
     """
-    if mask.dtype == torch.int32:
-        return layout_of_packed(mask)
+    if not mask.shape[1]:
+        raise unsupported(
+            module, "attention_mask", "is a copy of a mask of pairs of tokens, which is never "
+            "formed here", "use another attn_implementation",
+        )  # fmt: skip
     known, config = hasattr(module, "sliding_window"), getattr(module, "config", None)
     sizes = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
     if not known and any(size is not None and size < mask.shape[1] for size in sizes):
@@ -187,4 +190,6 @@ def _layout_of_copy(module: nn.Module, mask: Tensor, q: Tensor) -> Layout:
             "the layer is unknown", "keep the model on one device",
         )  # fmt: skip
     window: Any = module.sliding_window if known else None
+    if mask.dtype == torch.int32:
+        return layout_of_packed(mask, window)
     return layout_of_mask(mask.bool(), q.shape[2], window)
