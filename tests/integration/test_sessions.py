@@ -4,6 +4,7 @@ import itertools
 import threading
 
 import pytest
+import torch
 import transformers
 
 from sample_attention import SampleAttentionConfig
@@ -77,3 +78,12 @@ def test_a_model_that_cannot_be_switched_keeps_nothing():
     with refused, sample_attention_prefill(model):
         pass
     assert all(session_of(module) is None for module in model.modules())
+
+
+def test_what_is_no_model_is_refused(tiny):
+    model = tiny("llama")
+    others = torch.nn.DataParallel(model), model.model.layers[0], "smollm2-135m", None
+    for other in others:
+        refused = pytest.raises(UnsupportedAttention, match=f"got a {type(other).__name__}; acc")
+        with refused, sample_attention_prefill(other):
+            pass

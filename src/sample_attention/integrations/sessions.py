@@ -54,6 +54,11 @@ def open_session(model: PreTrainedModel, config: Rule, recorder: Recorder) -> Se
     Raises:
         UnsupportedAttention: another thread has a block open, or the model cannot be switched.
     """
+    if not hasattr(model, "set_attn_implementation"):
+        raise UnsupportedAttention(
+            f"got a {type(model).__name__}; accepted: a model of transformers. Where it is inside "
+            "a wrapper, such as DataParallel, pass what the wrapper holds"
+        )
     with _switching:
         before = {id(c): (c, c._attn_implementation) for c in _configs(model)}
         for other in _open_sessions():
