@@ -22,7 +22,10 @@ def plain(value: object) -> object:
         return value
     if isinstance(value, Integral):
         return int(value)
-    return float(value) if isinstance(value, Real) else value
+    try:
+        return float(value) if isinstance(value, Real) else value
+    except OverflowError:  # more than every number that is accepted
+        return value
 
 
 def as_length(name: str, value: object) -> int:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import itertools
-import math
+import sys
 from dataclasses import dataclass, field, replace
 from typing import TypeAlias
 
@@ -29,6 +29,9 @@ Row: TypeAlias = tuple[int, int, int, int, int]
 
 LARGEST = 2**31 - 1
 """Largest position: they are kept as int32."""
+
+_MOST = sys.float_info.max
+"""Largest factor on q.k; integers may be larger."""
 
 _INTEGERS = (torch.int32, torch.int64)
 
@@ -250,7 +253,7 @@ class Problem:
         if scale is None:
             return self.head_dim**-0.5
         x = plain(scale)
-        if isinstance(x, bool) or not isinstance(x, int | float) or not 0 < x < math.inf:
+        if isinstance(x, bool) or not isinstance(x, int | float) or not 0 < x <= _MOST:
             raise InvalidInput(f"scale must be a positive finite number, got {scale!r}")
         return float(x)
 

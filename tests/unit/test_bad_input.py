@@ -116,7 +116,7 @@ def test_values(v, words):
 
 
 SCALES = [float("nan"), float("inf"), -1.0, 0, "big", [1.0], True, 1j, torch.tensor(0.5)]
-SCALES += [np.float32("nan"), np.int64(-1), np.bool_(True)]
+SCALES += [np.float32("nan"), np.int64(-1), np.bool_(True), 10**309, Fraction(10**309)]
 
 
 @pytest.mark.parametrize("scale", SCALES, ids=repr)
@@ -228,6 +228,7 @@ CONFIGS = [
     ({"coverage": np.array(0.5)}, ["coverage", "array"]),
     ({"window": np.float64(12)}, ["window", "integer", "12.0"]),
     ({"window": np.int64(-1)}, ["window", "from 0", "-1"]),
+    ({"coverage": Fraction(10**309)}, ["coverage", "(0, 1]"]),
     ({"window": np.bool_(True)}, ["window", "True"]),
     ({"residual": np.bool_(True)}, ["residual", "True or False"]),
     ({"head_coverage": np.array([0.5])}, ["head_coverage", "each query head", "array"]),
