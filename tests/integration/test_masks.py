@@ -3,10 +3,11 @@
 import pytest
 import torch
 import transformers
-from transformers import DynamicCache
+from transformers import DynamicCache, masking_utils
 
 from sample_attention.errors import UnsupportedAttention
 from sample_attention.integrations.layout import recall_layout
+from sample_attention.integrations.masks import read_mask_function
 from sample_attention.integrations.transformers import NAME, register
 
 SMALL = {
@@ -252,3 +253,33 @@ def test_copies_of_a_mask_keep_packed_sequences(tiny, prompt, budget, monkeypatc
     for part in (slice(0, 40), slice(40, LENGTH)):
         exact, limit = budget("llama", ids[:, part])
         assert (seen[:, part] - exact).abs().max() <= limit
+
+
+def remap_positions_for_packed_sequence(mask_function, position_ids):
+    """As in transformers 5.24, which puts it between a mask and its packed sequences."""
+
+    def inner_mask(b, h, q, k):
+        return mask_function(b, h, position_ids[b, q], position_ids[b, k])
+
+    return inner_mask
+
+
+MASKS = {
+    "causal": masking_utils.causal_mask_function,
+    "sliding": masking_utils.sliding_window_causal_mask_function(8),
+    "chunked": masking_utils.chunked_causal_mask_function(8, torch.zeros(1, dtype=torch.int32)),
+    "bidirectional": masking_utils.bidirectional_mask_function,
+}
+
+
+@pytest.mark.parametrize("kind", MASKS)
+def test_positions_within_packed_sequences_change_no_mask(kind):
+    positions = torch.tensor([[0, 1, 2, 0, 1]])
+    packed = masking_utils.packed_sequence_mask_function(torch.tensor([[0, 0, 0, 1, 1]]))
+    remapped = remap_positions_for_packed_sequence(MASKS[kind], positions)
+    plain, moved = (
+        read_mask_function(masking_utils.and_masks(mask, packed))
+        for mask in (MASKS[kind], remapped)
+    )
+    assert moved == plain
+    assert moved.packed is not None
