@@ -107,7 +107,7 @@ def test_unknown_command_and_missing_argument(cli):
 
 def test_missing_extra(cli, monkeypatch):
     monkeypatch.setitem(sys.modules, "typer", None)
-    one_line(cli("doctor"), "typer", "pip install '.[cli]'")
+    one_line(cli("doctor"), "typer", "pip install '.[demo]'")
 
 
 def test_missing_plot_extra_is_found_before_the_model_is_loaded(

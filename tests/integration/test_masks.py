@@ -3,11 +3,11 @@
 import pytest
 import torch
 import transformers
-from transformers import DynamicCache
+from transformers import DynamicCache, masking_utils
 
 from sample_attention.errors import UnsupportedAttention
 from sample_attention.integrations.layout import recall_layout
-from sample_attention.integrations.masks import MaskParts
+from sample_attention.integrations.masks import MaskParts, read_mask_function
 from sample_attention.integrations.transformers import NAME, register
 
 SMALL = {
@@ -216,7 +216,10 @@ def test_a_layer_without_an_index(prompt):
     assert (seen - exact).abs().max() <= limit
 
 
-@pytest.mark.parametrize("family", ["qwen2", "mistral", "gemma2", "phimoe", "qwen2_moe", "gpt_oss"])
+COPIED = ["qwen2", "mistral", "phi3", "gemma2", "phimoe", "qwen2_moe", "gpt_oss"]
+
+
+@pytest.mark.parametrize("family", COPIED)
 def test_copies_of_a_mask_keep_the_window(family, tiny, prompt, budget, monkeypatch):
     """As on the second device of a spread model; refused where the mask alone knew the window."""
     model, ids = tiny(family), prompt(2)
@@ -286,3 +289,33 @@ def copy_masks(monkeypatch):
         return ours(module, q, k, v, mask.clone(), **options)
 
     monkeypatch.setitem(interface._global_mapping, NAME, copied)
+
+
+def remap_positions_for_packed_sequence(mask_function, position_ids):
+    """As in transformers 5.24, which puts it between a mask and its packed sequences."""
+
+    def inner_mask(b, h, q, k):
+        return mask_function(b, h, position_ids[b, q], position_ids[b, k])
+
+    return inner_mask
+
+
+MASKS = {
+    "causal": masking_utils.causal_mask_function,
+    "sliding": masking_utils.sliding_window_causal_mask_function(8),
+    "chunked": masking_utils.chunked_causal_mask_function(8, torch.zeros(1, dtype=torch.int32)),
+    "bidirectional": masking_utils.bidirectional_mask_function,
+}
+
+
+@pytest.mark.parametrize("kind", MASKS)
+def test_positions_within_packed_sequences_change_no_mask(kind):
+    positions = torch.tensor([[0, 1, 2, 0, 1]])
+    packed = masking_utils.packed_sequence_mask_function(torch.tensor([[0, 0, 0, 1, 1]]))
+    remapped = remap_positions_for_packed_sequence(MASKS[kind], positions)
+    plain, moved = (
+        read_mask_function(masking_utils.and_masks(mask, packed))
+        for mask in (MASKS[kind], remapped)
+    )
+    assert moved == plain
+    assert moved.packed is not None

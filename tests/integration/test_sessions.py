@@ -1,5 +1,6 @@
 """Blocks of `sample_attention_prefill`: what a model names comes back, however they overlap."""
 
+import asyncio
 import itertools
 import threading
 
@@ -27,7 +28,7 @@ def test_a_second_thread_is_refused(tiny):
     thread = threading.Thread(target=other)
     thread.start()
     inside.wait()
-    refused = pytest.raises(UnsupportedAttention, match="block of another thread")
+    refused = pytest.raises(UnsupportedAttention, match="block of another thread or task")
     with refused, sample_attention_prefill(model):
         pass
     assert model.config._attn_implementation == NAME  # the refused one changed nothing
@@ -37,6 +38,36 @@ def test_a_second_thread_is_refused(tiny):
     assert model.config._attn_implementation == "eager"
     with sample_attention_prefill(model):  # and it is free again
         assert model.config._attn_implementation == NAME
+
+
+@pytest.mark.parametrize("outside", [False, True])
+def test_a_second_task_is_refused(outside, tiny):
+    """But for a block around the loop, in which each task may open its own after another."""
+    model = tiny("llama")
+    reached = []
+
+    async def task(name, wait):
+        with sample_attention_prefill(model):
+            reached.append(name)
+            await asyncio.sleep(wait)
+
+    async def both():
+        return await asyncio.gather(task("a", 0.2), task("b", 0), return_exceptions=True)
+
+    async def in_turn():
+        await task("a", 0)
+        await asyncio.gather(task("b", 0))
+
+    if outside:
+        with sample_attention_prefill(model):
+            asyncio.run(in_turn())
+        assert reached == ["a", "b"]
+    else:
+        _, second = asyncio.run(both())
+        assert isinstance(second, UnsupportedAttention)
+        assert "another thread or task" in str(second)
+        assert reached == ["a"]
+    assert model.config._attn_implementation == "eager"
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))

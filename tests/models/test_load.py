@@ -81,7 +81,7 @@ def test_layers_of_several_kinds_state_the_longest():
     assert load.trained_length(types.SimpleNamespace()) == 0
 
 
-@pytest.mark.parametrize("module", ["transformers", "gguf"])
+@pytest.mark.parametrize("module", ["transformers", "gguf", "numpy"])
 def test_a_missing_extra_is_named(tiny, monkeypatch, module):
     monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(MissingExtra, match=module):

@@ -40,8 +40,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(arguments: Sequence[str] | None) -> int:
-    typer = require("typer", "cli")
-    require("rich", "cli")
+    # The extra with all that a command can use: with `cli` alone most would ask for the next one.
+    typer = require("typer", "demo")
+    require("rich", "demo")
     from .app import app
 
     # The base of every complaint about the command line; older typers take it from click.

@@ -132,7 +132,9 @@ def parse_indices(name: str, text: str | None) -> tuple[int, ...] | None:
         return None
     parts = [part.strip() for part in text.split(",")]
     if not all(part.isdecimal() for part in parts):
-        raise InvalidInput(f"--{name} {text}: write indices with commas between them, as in 0,5,12")
+        raise InvalidInput(
+            f"--{name} {text}: write whole numbers with commas between them, as in 0,5,12"
+        )
     return tuple(sorted({int(part) for part in parts}))
 
 

@@ -93,7 +93,7 @@ def layout_of_call(
     Raises:
         UnsupportedAttention: they say nothing that can be computed.
     """
-    layout = Layout(k.shape[2]) if mask is None else _read_mask(module, mask, q, k)
+    layout = Layout(k.shape[2]) if mask is None else _read_mask(module, mask, q, k, others)
     cu_q, cu_k = others.get("cu_seq_lens_q"), others.get("cu_seq_lens_k")
     positions = others.get("position_ids")
     padded = layout.holes is not None or (layout.rows is not None and not layout.packed)
@@ -143,7 +143,9 @@ def rows_of_call(module: nn.Module, cu_q: Tensor, cu_k: Tensor) -> Rows:
     return rows or ()
 
 
-def _read_mask(module: nn.Module, mask: Tensor, q: Tensor, k: Tensor) -> Layout:
+def _read_mask(
+    module: nn.Module, mask: Tensor, q: Tensor, k: Tensor, others: Mapping[str, Any]
+) -> Layout:
     if not isinstance(mask, Tensor) or mask.dim() != 2:  # pyright: ignore[reportUnnecessaryIsInstance]
         shape = tuple(getattr(mask, "shape", ()))
         raise unsupported(
@@ -152,7 +154,7 @@ def _read_mask(module: nn.Module, mask: Tensor, q: Tensor, k: Tensor) -> Layout:
         )  # fmt: skip
     layout = recall_layout(mask)
     if layout is None:
-        layout = _layout_of_copy(module, mask, q)
+        layout = _layout_of_copy(module, mask, q, others.get("sliding_window"))
     if layout.refusal is not None:
         raise unsupported(
             module, "attention_mask", layout.refusal, "use another attn_implementation"
@@ -171,7 +173,9 @@ def _read_mask(module: nn.Module, mask: Tensor, q: Tensor, k: Tensor) -> Layout:
     return layout
 
 
-def _layout_of_copy(module: nn.Module, mask: Tensor, q: Tensor) -> Layout:
+def _layout_of_copy(
+    module: nn.Module, mask: Tensor, q: Tensor, sliding_window: int | None
+) -> Layout:
     """What a copy of a mask still says, as on another device of a spread model.
 
     Raises:
@@ -182,14 +186,16 @@ def _layout_of_copy(module: nn.Module, mask: Tensor, q: Tensor) -> Layout:
             module, "attention_mask", "is a copy of a mask of pairs of tokens, which is never "
             "formed here", "use another attn_implementation",
         )  # fmt: skip
-    known, config = hasattr(module, "sliding_window"), getattr(module, "config", None)
-    sizes = [getattr(config, name, None) for name in ("sliding_window", "attention_chunk_size")]
-    if not known and any(size is not None and size < mask.shape[1] for size in sizes):
+    config, width = getattr(module, "config", None), mask.shape[1]
+    window: Any = getattr(module, "sliding_window", sliding_window)
+    known = window is not None or hasattr(module, "sliding_window")
+    limit = None if known else getattr(config, "sliding_window", None)
+    chunk = getattr(config, "attention_chunk_size", None)
+    if (limit is not None and limit < width) or (chunk is not None and chunk <= width):
         raise unsupported(
             module, "attention_mask", "is a copy of the mask that was made, so that the window of "
             "the layer is unknown", "keep the model on one device",
         )  # fmt: skip
-    window: Any = module.sliding_window if known else None
     if mask.dtype == torch.int32:
         return layout_of_packed(mask, window)
     return layout_of_mask(mask.bool(), q.shape[2], window)

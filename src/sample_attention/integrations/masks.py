@@ -54,7 +54,8 @@ def read_mask_function(function: Callable[..., Any]) -> MaskParts:
         if name == "causal_mask_function":
             parts = replace(parts, causal=True)
         elif name == "sliding_window_overlay.<locals>.inner_mask":
-            parts = replace(parts, window=int(held["sliding_window"]))
+            window = int(held["sliding_window"])
+            parts = replace(parts, window=min(window, parts.window or window))
         elif name == "packed_sequence_mask_function.<locals>.inner_mask":
             parts = replace(parts, packed=held["packed_sequence_mask"])
         elif name == "chunked_overlay.<locals>.inner_mask":
@@ -69,6 +70,10 @@ def _flatten(function: Callable[..., Any]) -> list[Callable[..., Any]]:
     name, held = function.__qualname__, inspect.getclosurevars(function).nonlocals
     if name == "and_masks.<locals>.and_mask":
         return [leaf for part in held["mask_functions"] for leaf in _flatten(part)]
+    if name == "remap_positions_for_packed_sequence.<locals>.inner_mask":
+        # Since transformers 5.24: positions within each packed sequence, whose order and distances
+        # are the same; chunks, whose places are not, are refused together with packing.
+        return _flatten(held["mask_function"])
     if name == "or_masks.<locals>.or_mask":
         some = [part for part in held["mask_functions"] if not _lets_nothing_through(part)]
         if len(some) == 1:

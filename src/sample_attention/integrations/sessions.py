@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -28,12 +29,19 @@ class Session:
         recorder: collects statistics.
         before: the configurations of the model, by identity, with what they named before any block.
         thread: that opened the block.
+        task: of asyncio that opened it, or None.
     """
 
     config: Rule
     recorder: Recorder
     before: dict[int, tuple[Any, str | None]]
     thread: int
+    task: asyncio.Task[Any] | None
+
+    def hinders(self, other: Session) -> bool:
+        """Whether the other block would run beside this one rather than inside it."""
+        beside = self.task is not None and self.task is not other.task
+        return self.thread != other.thread or beside
 
 
 _sessions: WeakKeyDictionary[nn.Module, list[Session]] = WeakKeyDictionary()
@@ -52,7 +60,8 @@ def open_session(model: PreTrainedModel, config: Rule, recorder: Recorder) -> Se
     """Switch a model, and remember what it named before the first of its blocks that are open.
 
     Raises:
-        UnsupportedAttention: another thread has a block open, or the model cannot be switched.
+        UnsupportedAttention: another thread or task has a block open, or the model cannot be
+            switched.
     """
     if not hasattr(model, "set_attn_implementation"):
         raise UnsupportedAttention(
@@ -61,15 +70,15 @@ def open_session(model: PreTrainedModel, config: Rule, recorder: Recorder) -> Se
         )
     with _switching:
         before = {id(c): (c, c._attn_implementation) for c in _configs(model)}
+        session = Session(config, recorder, before, threading.get_ident(), _current_task())
         for other in _open_sessions():
             shared = other.before.keys() & before.keys()
-            if shared and other.thread != threading.get_ident():
+            if shared and other.hinders(session):
                 raise UnsupportedAttention(
                     f"{type(model).__name__} is inside a sample_attention_prefill block of another "
-                    "thread, and a block changes the model for all threads; open one around them"
+                    "thread or task, and a block changes the model for all; open one around them"
                 )
             before |= {key: other.before[key] for key in shared}
-        session = Session(config, recorder, before, threading.get_ident())
         for module in model.modules():
             _sessions.setdefault(module, []).append(session)
     try:
@@ -93,6 +102,13 @@ def close_session(session: Session) -> None:
         for key, (config, implementation) in session.before.items():
             if key not in still:  # parents first: they also set their parts
                 config._attn_implementation = implementation
+
+
+def _current_task() -> asyncio.Task[Any] | None:
+    try:
+        return asyncio.current_task()
+    except RuntimeError:  # no loop runs in this thread
+        return None
 
 
 def _open_sessions() -> set[Session]:

@@ -160,7 +160,8 @@ def _attention(  # noqa: PLR0913, PLR0917
             module, "attention_mask", "is None, and the layer does not say that it is causal",
             "pass is_causal=True where it is; cross attention needs another attn_implementation",
         )  # fmt: skip
-    layout = layout_of_call(module, attention_mask, query, key, kwargs)
+    said = {**kwargs, "sliding_window": sliding_window}
+    layout = layout_of_call(module, attention_mask, query, key, said)
     if layout.width < key.shape[2]:
         key, value = key[:, :, : layout.width], value[:, :, : layout.width]
     window = sliding_window or layout.window

@@ -11,7 +11,6 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, Final
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -169,7 +168,7 @@ def decode_tensor(header: GGUFHeader, info: TensorInfo) -> Tensor:
     Raises:
         UnsupportedGGUF: a type that the `gguf` package cannot decode, or a file that is cut off.
     """
-    gguf = require("gguf", "gguf")
+    gguf, np = require("gguf", "gguf"), require("numpy", "gguf")
     try:
         kind = gguf.GGMLQuantizationType(info.type_id)
         stored_shape = gguf.quant_shape_to_byte_shape(info.shape, kind)
