@@ -4,7 +4,7 @@
 #          threads meet after every operator and wait by spinning, on the processor which the other
 #          needs. With GOMP_SPINCOUNT=0 in the environment they sleep instead.
 # Matters: choosing keys for sparse attention is many small operators, dense attention is one large
-#          one: beside other programs, only the sparse side of a comparison on CPUs gets slow.
+#          one: beside other programs it is the sparse side of a comparison on CPUs that gets slow.
 # torch 2.13.0 (Linux, its own OpenMP runtime); two processors, two busy loops of at most 60 s
 set -euo pipefail
 work=$(mktemp -d)
@@ -39,7 +39,7 @@ finally:
 one, two = ([statistics.median(c) for c in zip(*r)] for r in zip(*rounds))
 print(f"torch {torch.__version__}, GOMP_SPINCOUNT={os.environ.get('GOMP_SPINCOUNT', '')}: processor "
       f"seconds {one[0]:.3f} and {two[0]:.3f}, wall {one[1]:.3f} and {two[1]:.3f} with 1 and 2 threads")
-spins = two[0] > 5 * one[0]
+spins = two[0] > 10 * one[0]
 assert spins == (sys.argv[1] == "spins"), "the behaviour has changed"
 EOF
 

@@ -42,7 +42,7 @@ print("triton", triton.__version__, "interpreted:" if os.environ["TRITON_INTERPR
 assert seen == sys.argv[1], "the behaviour has changed"
 EOF
 
-show() { TRITON_INTERPRET=$1 TRITON_CACHE_DIR="$work" "$work/venv/bin/python" "$work/show.py" "$2"; }
+show() { TRITON_INTERPRET=$1 TRITON_CACHE_DIR="$work" "$work/venv/bin/python" -W ignore "$work/show.py" "$2"; }
 "$work/venv/bin/pip" install -q --no-deps triton==3.6.0
 show 0 "right"
 show 1 "right"
