@@ -34,11 +34,12 @@ def interpreted():
     copy[(1,)](torch.arange(8.0), out, 1, 5, 8)
     return out.tolist() == [0, 1, 2, 3, 4, 0, 0, 0]
 
+way = interpreted if os.environ["TRITON_INTERPRET"] == "1" else compiled
 try:
-    seen = "right" if (interpreted if os.environ["TRITON_INTERPRET"] == "1" else compiled)() else "wrong"
+    seen = "right" if way() else "wrong"
 except Exception as error:
     seen = str(error.__cause__ or error)
-print("triton", triton.__version__, "interpreted:" if os.environ["TRITON_INTERPRET"] == "1" else "compiled:", seen)
+print("triton", triton.__version__, f"{way.__name__}:", seen)
 assert seen == sys.argv[1], "the behaviour has changed"
 EOF
 
