@@ -173,10 +173,10 @@ def _read_mask(
     return layout
 
 
-def _layout_of_copy(
-    module: nn.Module, mask: Tensor, q: Tensor, sliding_window: int | None
-) -> Layout:
+def _layout_of_copy(module: nn.Module, mask: Tensor, q: Tensor, window: int | None) -> Layout:
     """What a copy of a mask still says, as on another device of a spread model.
+
+    `window`: of the call, or None where it names none.
 
     Raises:
         UnsupportedAttention: what the mask alone knew is lost.
@@ -187,8 +187,8 @@ def _layout_of_copy(
             "formed here", "use another attn_implementation",
         )  # fmt: skip
     config, width = getattr(module, "config", None), mask.shape[1]
-    window: Any = getattr(module, "sliding_window", sliding_window)
     known = window is not None or hasattr(module, "sliding_window")
+    window = getattr(module, "sliding_window", window)
     limit = None if known else getattr(config, "sliding_window", None)
     chunk = getattr(config, "attention_chunk_size", None)
     if (limit is not None and limit < width) or (chunk is not None and chunk <= width):
