@@ -1,8 +1,8 @@
-"""SampleAttention as an attention implementation of Hugging Face transformers (tried with 5.17).
+"""SampleAttention as an attention implementation of Hugging Face transformers.
 
-`register()` makes `attn_implementation="sample_attention"` and `"paged|sample_attention"` known;
-`sample_attention_prefill(model)` uses them for a while. Long prompts run sparse, everything else
-exactly as the model defines it, or it is refused with a reason.
+`register()` makes `attn_implementation="sample_attention"` known; `sample_attention_prefill(model)`
+uses it for a while, also for continuous batching. Long prompts run sparse, everything else exactly
+as the model defines it, or it is refused with a reason.
 """
 
 from __future__ import annotations
@@ -32,7 +32,11 @@ if TYPE_CHECKING:
 __all__ = ["NAME", "LayerStatistics", "Recorder", "register", "sample_attention_prefill"]
 
 NAME = "sample_attention"
-"""The attention implementation; `paged|` before it is that of continuous batching."""
+"""The attention implementation."""
+
+_BATCHED = f"flash|{NAME}"
+"""The one for continuous batching, which since transformers 5.19 takes no name but of its own and
+those with "flash", for which it makes no mask of all pairs; until 5.18 `paged|` before NAME."""
 
 
 @dataclass(frozen=True)
@@ -60,9 +64,12 @@ def register(config: Rule | str = "default") -> None:
     interfaces: Any = require("transformers", "transformers")
     # What is read from masks depends on their values, which a compiled graph does not know.
     eagerly: Any = torch.compiler.disable
-    forward, paged = eagerly(partial(_attention, settings)), eagerly(partial(_paged, settings))
+    forward, paged, batched = (
+        eagerly(partial(function, settings)) for function in (_attention, _paged, _batched)
+    )
     interfaces.AttentionInterface.register(NAME, forward)
     interfaces.AttentionInterface.register(f"paged|{NAME}", paged)
+    interfaces.AttentionInterface.register(_BATCHED, batched)
     interfaces.AttentionMaskInterface.register(NAME, _mask)
 
 
@@ -126,15 +133,23 @@ def _switch(model: PreTrainedModel) -> None:
     """Choose the implementation for the text decoder; other towers are not causal."""
     config: Any = model.config
     text = config.get_text_config(decoder=True)
-    name = f"paged|{NAME}" if "paged|" in (text._attn_implementation or "") else NAME
+    previous = text._attn_implementation or ""
     keys = [key for key in config.sub_configs if getattr(config, key, None) is text]
     if text is config or keys:
-        model.set_attn_implementation({keys[0]: name} if keys else name)
-    if text._attn_implementation != name:
+        model.set_attn_implementation({keys[0]: NAME} if keys else NAME)
+    if text._attn_implementation != NAME:
         raise UnsupportedAttention(
             f"the attention implementation of {type(model).__name__} cannot be chosen; accepted: "
             "models of transformers that use AttentionInterface"
         )
+    if "paged|" in previous:
+        # Set here: set_attn_implementation would look for a kernel of the name in the hub.
+        text._attn_implementation = _batched_name()
+
+
+def _batched_name() -> str:
+    interface: Any = require("transformers", "transformers").AttentionInterface()
+    return f"paged|{NAME}" if "paged|sdpa" in interface.valid_keys() else _BATCHED
 
 
 def _mask(
@@ -218,16 +233,45 @@ def _paged(  # noqa: PLR0913, PLR0917
     layer: Any = module.layer_idx
     indices = {name: kwargs[name] for name in ("read_index", "write_index")}
     k, v = cache.update(key_states=key, value_states=value, layer_idx=layer, **indices)
-    window = cache.sliding_windows[layer]  # 1 stands for none
+    window = _window_of_cache(module)
     cu_q, cu_k = kwargs["cu_seq_lens_q"], kwargs["cu_seq_lens_k"]
     if isinstance(cu_k, dict):
-        cu_k = cu_k["full_attention" if window == 1 else "sliding_attention"]
+        cu_k = cu_k["full_attention" if window is None else "sliding_attention"]
     call = LayerCall(
         query, k.transpose(0, 1)[None], v.transpose(0, 1)[None], config, scaling,
-        None if window == 1 else window, softcap or None, s_aux,
+        window, softcap or None, s_aux,
     )  # fmt: skip
     rows = rows_of_call(module, cu_q, cu_k)
     return _run(module, call, rows).transpose(1, 2).contiguous(), None
+
+
+def _batched(
+    config: Rule, module: nn.Module, query: Tensor, key: Tensor, value: Tensor,
+    attention_mask: Tensor | None, **kwargs: Any,  # noqa: ANN401
+) -> tuple[Tensor, None]:  # fmt: skip
+    """What continuous batching calls since transformers 5.19: packed sequences for `_attention`.
+
+    Until 5.23 the keys of earlier tokens are still in the cache, which also changes `kwargs`.
+    """
+    del attention_mask  # none is made for this name
+    if kwargs.get("read_index") is None:
+        raise unsupported(
+            module, "read_index", "is not what continuous batching passes to this implementation",
+            f"use attn_implementation='{NAME}' outside generate_batch",
+        )  # fmt: skip
+    cache = kwargs.pop("cache", None)
+    if cache is not None:
+        key, value = cache.update(key, value, module.layer_idx, kwargs=kwargs)
+    kwargs["sliding_window"] = _window_of_cache(module)
+    return _attention(config, module, query, key, value, None, **kwargs)
+
+
+def _window_of_cache(module: nn.Module) -> int | None:
+    """The window for which the paged cache keeps a layer's keys; some models tell masks alone."""
+    config: Any = module.config
+    kinds = getattr(config, "layer_types", None)
+    sliding = kinds is None or kinds[module.layer_idx] == "sliding_attention"
+    return getattr(config, "sliding_window", None) if sliding else None
 
 
 def _layers_of(module: nn.Module) -> int:
