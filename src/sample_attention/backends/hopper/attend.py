@@ -12,17 +12,27 @@ from torch import Tensor
 
 from ...plan import StripePlan
 from ...problem import Problem, Sequences
+from ..triton.attend import RELEASE
 from ..triton.layout import LOG2E, needs_int64, page_table_stride
 from . import BLOCK_M
 from .gather_kernel import gather_attend_kernel
 from .merge_kernel import merge_runs_kernel
 from .work_kernel import LAST_TILES
 
+COPIES_OPERANDS = RELEASE >= (3, 8)
+"""Triton copies what a product reads from registers: queries that stay in them take twice as many.
+
+From 3.8 on they are read from shared memory instead, and the registers suffice again."""
+
+_SHARES = {"REGISTERS": 216, "GATHER_REGISTERS": 80} if COPIES_OPERANDS else {
+    "REGISTERS": 208, "GATHER_REGISTERS": 88,
+}  # fmt: skip
 TILES = {
-    64: {"BLOCK_N": 64, "STAGES": 8, "REGISTERS": 208, "GATHER_REGISTERS": 88},
-    128: {"BLOCK_N": 64, "STAGES": 5, "REGISTERS": 208, "GATHER_REGISTERS": 88},
+    64: {"BLOCK_N": 64, "STAGES": 8, "QUERIES_STAY": COPIES_OPERANDS, **_SHARES},
+    128: {"BLOCK_N": 64, "STAGES": 5, "QUERIES_STAY": COPIES_OPERANDS, **_SHARES},
 }
-"""By head dim: keys in a tile, tiles in shared memory, registers of a thread by role.
+"""By head dim: keys in a tile, tiles in shared memory, whether queries stay there, and registers of
+a thread by role.
 
 Small tiles leave registers for the queries, and most of the shared memory waits for copies."""
 

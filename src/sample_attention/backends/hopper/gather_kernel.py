@@ -266,7 +266,7 @@ def write_rows(out_base, stride, lse_base, x, lse, first, last):
 def attend_rows(
     out, shared,
     PART: gl.constexpr, NUM_HEADS: gl.constexpr, HEAD_DIM: gl.constexpr, BLOCK_N: gl.constexpr,
-    STAGES: gl.constexpr,
+    STAGES: gl.constexpr, QUERIES_STAY: gl.constexpr,
 ):  # fmt: skip
     """Attend from rows `64 PART ..` of tile after tile; results go to Out and Lse.
 
@@ -306,8 +306,10 @@ def attend_rows(
         open_steps = gl.minimum(gl.maximum(row + 1 - shift, 0) // BLOCK_N, steps - 1)
         reach = (row - shift - (steps - 1) * BLOCK_N) + (quad_rows[:, None] - 2 * lane[None, :])
         mbarrier.wait(q_full, tile_phase)
-        q = q_smem.slice(PART * HALF, HALF).load(q_layout)
-        mbarrier.arrive(q_free)
+        q = q_smem.slice(PART * HALF, HALF)
+        if not QUERIES_STAY:
+            q = q.load(q_layout)
+            mbarrier.arrive(q_free)
         mbarrier.wait(full.index(stage), phase)
         s = scores(q, k_smem, stage, BLOCK_N)
         s = warpgroup_mma_wait(0, [s])
@@ -327,6 +329,8 @@ def attend_rows(
                 acc, weights, shrink, m, total, q, k_smem, v_smem, full, free, stage, phase,
                 reach, scale, BLOCK_N, STAGES, False,
             )  # fmt: skip
+        if QUERIES_STAY:
+            mbarrier.arrive(q_free)
         acc = rescaled(acc, shrink)
         mbarrier.wait(full.index(stage), phase)
         acc = warpgroup_mma(
@@ -377,14 +381,14 @@ def gather_attend_kernel(
     NUM_KV_HEADS: gl.constexpr, GROUP: gl.constexpr, HEAD_DIM: gl.constexpr,
     BLOCK_N: gl.constexpr, STAGES: gl.constexpr, PAGE_SIZE: gl.constexpr, WIDE: gl.constexpr,
     ALIKE: gl.constexpr, RUN: gl.constexpr, REGISTERS: gl.constexpr,
-    GATHER_REGISTERS: gl.constexpr,
+    GATHER_REGISTERS: gl.constexpr, QUERIES_STAY: gl.constexpr,
 ):  # fmt: skip
     """Tiles of 128 rows until the counter has passed the last; the counter starts at 0.
 
     PAGE_SIZE 0: PageTable is None and keys lie one after another. WIDE: offsets need 64 bits.
-    ALIKE: k and v have the same strides. REGISTERS: of a thread that attends. RUN: keys of a run;
-    a sequence has at most num_runs, a batch total_runs. See `find_work` for RunEnds and
-    `write_run` for RunOut and RunLse.
+    ALIKE: k and v have the same strides. REGISTERS: of a thread that attends. QUERIES_STAY:
+    products read them from shared memory. RUN: keys of a run; a sequence has at most num_runs, a
+    batch total_runs. See `find_work` for RunEnds and `write_run` for RunOut and RunLse.
     """
     dtype: gl.constexpr = Q.dtype.element_ty
     tiled: gl.constexpr = gl.NVMMASharedLayout.get_default_for([BLOCK_N, HEAD_DIM], dtype)
@@ -410,8 +414,8 @@ def gather_attend_kernel(
     heads: gl.constexpr = NUM_KV_HEADS * GROUP
     gl.warp_specialize(
         [
-            (attend_rows, (out, shared, 0, heads, HEAD_DIM, BLOCK_N, STAGES)),
-            (attend_rows, (out, shared, 1, heads, HEAD_DIM, BLOCK_N, STAGES)),
+            (attend_rows, (out, shared, 0, heads, HEAD_DIM, BLOCK_N, STAGES, QUERIES_STAY)),
+            (attend_rows, (out, shared, 1, heads, HEAD_DIM, BLOCK_N, STAGES, QUERIES_STAY)),
             (
                 gather_tiles,
                 (

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import triton
 import triton.language as tl
 
-INTERPRETED = tl.constexpr(os.environ.get("TRITON_INTERPRET") == "1")
+if os.environ.get("TRITON_INTERPRET") == "1":
 
+    def bound(n: Any) -> Any:
+        """`n` for `range`: Triton 3.6 makes it an array of one number, which numpy 2.4 refuses."""
+        return n.handle.data.item() if isinstance(n, tl.tensor) else n
 
-@triton.jit
-def bound(n):
-    """`n` for `range`: Triton 3.6 interprets scalars as arrays of one, which numpy 2.4 refuses."""
-    if INTERPRETED:
-        n = tl.max(n + tl.zeros([1], tl.int32), 0)
-    return n
+else:
+
+    @triton.jit
+    def bound(n):
+        """`n` for `range`."""
+        return n
