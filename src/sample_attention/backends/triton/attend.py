@@ -14,9 +14,6 @@ from ...problem import Problem
 from .attend_kernel import attend_kernel
 from .layout import LOG2E, needs_int64, padded_dim, page_table_stride
 
-RELEASE = tuple(map(int, triton.__version__.split(".")[:2]))
-"""Of Triton. From 3.8 on it copies what a product reads from registers."""
-
 
 def attend(
     q: Tensor, k: Tensor, v: Tensor, problem: Problem, plan: StripePlan, scale: float
@@ -58,14 +55,10 @@ def tile_shape(
     On other GPUs nothing was measured. A paged cache takes one
     stage more, in which the page is looked up; with fewer, the loads of keys wait for the lookup.
     """
-    # Newer releases take more registers: tiles of 64 keys spill, with pages earlier.
-    narrow = head_dim > 64 and capability[0] == 9 and ((3, 7) if paged else (3, 8)) <= RELEASE
-    keys = 32 if narrow else 64
     if block_m < 64:
         return {"BLOCK_N": 64, "num_warps": 4, "num_stages": 2 + paged}
     if head_dim <= 128 and capability[0] == 9:
-        stages = 3 + paged + narrow
-        return {"BLOCK_N": keys, "num_warps": 8, "num_stages": stages, "maxnreg": 128}
+        return {"BLOCK_N": 64, "num_warps": 8, "num_stages": 3 + paged, "maxnreg": 128}
     return {"BLOCK_N": 64, "num_warps": 8, "num_stages": 2 + paged}
 
 
