@@ -153,7 +153,7 @@ def attend_kernel(
     list_tiles = shared * KEY_BLOCK // BLOCK_N
     masked_list = tl.cdiv(listed * KEY_BLOCK - list_tiles * BLOCK_N, BLOCK_N)
 
-    for i in tl.range(0, bound(masked_band + masked_list), num_stages=2):
+    for i in range(0, bound(masked_band + masked_list)):
         in_list = i >= masked_band
         j = tl.where(
             i < edge_tiles, edge_min + i * BLOCK_N, diagonal_from + (i - edge_tiles) * BLOCK_N
@@ -162,8 +162,8 @@ def attend_kernel(
         there = tl.where(in_list, slot < listed * KEY_BLOCK, False)
         keys = list_keys(list_ptr, slot, there, kv_len, KEY_BLOCK)
         keys = tl.where(in_list, keys, j + step)
-        lowest, highest = tl.where(in_list, 0, edges), tl.where(in_list, edges - 1, rows)
-        keep = (keys[None, :] >= lowest[:, None]) & (keys[None, :] <= highest[:, None])
+        right = keys[None, :] >= edges[:, None]
+        keep = (right != in_list) & (keys[None, :] <= rows[:, None])
         acc, total, m = fold_tile(
             acc, total, m, q, k_base, v_base, k_strides, v_strides, pages, keys, keys < kv_len,
             keep, scale, HEAD_DIM, BLOCK_D, PAGE_SIZE, WIDE, ALIKE, True,
@@ -179,14 +179,6 @@ def attend_kernel(
             open_tile, scale, HEAD_DIM, BLOCK_D, PAGE_SIZE, WIDE, ALIKE, False,
         )  # fmt: skip
 
-    # Read again, so that nothing of each row has to stay in registers through the loops.
-    start, b = tl.load(Table + n * 5 + 1, volatile=True), tl.load(Table + n * 5, volatile=True)
-    b = b.to(tl.int64)
-    d = tl.arange(0, BLOCK_D)
-    low, high = start + first - offset, start + last - offset
-    at = start + (t * BLOCK_M - offset) + tl.arange(0, BLOCK_M)
-    valid = (at >= low) & (at < high)
-    at = at.to(tl.int64)
     out = acc / tl.where(total > 0, total, 1.0)[:, None]
     out_ptr = (
         Out + b * out_strides[0] + head * out_strides[1] + at[:, None] * out_strides[2] + d[None, :]
