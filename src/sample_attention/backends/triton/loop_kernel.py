@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import triton
 import triton.language as tl
 
-if os.environ.get("TRITON_INTERPRET") == "1":
+from . import interpreted
+
+if interpreted():
 
     def bound(n: Any) -> Any:
         """`n` for `range`: Triton 3.6 makes it an array of one number, which numpy 2.4 refuses."""
