@@ -97,6 +97,8 @@ class AsyncCopy:
         smem.copying.fill_(True)
         self._of.block.running.copies.append(Copy(smem, memory, offsets, active))
 
+    async_load = async_copy_global_to_shared  # its name in newer releases of Triton
+
     def mbarrier_arrive(self, mbarrier: Shared, increment_count: bool = True) -> None:
         block = self._of.block
         barrier, threads = block.barrier(mbarrier), block.running.num_threads

@@ -22,9 +22,7 @@ TILES = {
     64: {"BLOCK_N": 64, "STAGES": 8, "REGISTERS": 208, "GATHER_REGISTERS": 88},
     128: {"BLOCK_N": 64, "STAGES": 5, "REGISTERS": 208, "GATHER_REGISTERS": 88},
 }
-"""By head dim: keys in a tile, tiles in shared memory, registers of a thread by role.
-
-Small tiles leave registers for the queries, and most of the shared memory waits for copies."""
+"""By head dim: keys in a tile, tiles in shared memory, registers of a thread by role."""
 
 
 RUN = 8192

@@ -279,7 +279,6 @@ def attend_rows(
     full, free = shared[8], shared[9]
     s_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, BLOCK_N, 16])
     o_layout: gl.constexpr = gl.NVMMADistributedLayout([3, 0], [WARPS, 1], [16, HEAD_DIM, 16])
-    q_layout: gl.constexpr = gl.DotOperandLayout(0, s_layout, 2)
     s_rows: gl.constexpr = gl.SliceLayout(1, s_layout)
     o_rows: gl.constexpr = gl.SliceLayout(1, o_layout)
     quad_rows = gl.arange(0, HALF, gl.SliceLayout(1, QUAD))
@@ -306,8 +305,7 @@ def attend_rows(
         open_steps = gl.minimum(gl.maximum(row + 1 - shift, 0) // BLOCK_N, steps - 1)
         reach = (row - shift - (steps - 1) * BLOCK_N) + (quad_rows[:, None] - 2 * lane[None, :])
         mbarrier.wait(q_full, tile_phase)
-        q = q_smem.slice(PART * HALF, HALF).load(q_layout)
-        mbarrier.arrive(q_free)
+        q = q_smem.slice(PART * HALF, HALF)
         mbarrier.wait(full.index(stage), phase)
         s = scores(q, k_smem, stage, BLOCK_N)
         s = warpgroup_mma_wait(0, [s])
@@ -327,6 +325,7 @@ def attend_rows(
                 acc, weights, shrink, m, total, q, k_smem, v_smem, full, free, stage, phase,
                 reach, scale, BLOCK_N, STAGES, False,
             )  # fmt: skip
+        mbarrier.arrive(q_free)
         acc = rescaled(acc, shrink)
         mbarrier.wait(full.index(stage), phase)
         acc = warpgroup_mma(

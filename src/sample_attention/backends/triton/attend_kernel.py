@@ -11,6 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .loop_kernel import bound
 from .paging_kernel import key_offsets
 
 FLOOR = tl.constexpr(-1.0e30)
@@ -152,13 +153,14 @@ def attend_kernel(
     list_tiles = shared * KEY_BLOCK // BLOCK_N
     masked_list = tl.cdiv(listed * KEY_BLOCK - list_tiles * BLOCK_N, BLOCK_N)
 
-    for i in range(0, masked_band + masked_list):
+    for i in range(0, bound(masked_band + masked_list)):
         in_list = i >= masked_band
         j = tl.where(
             i < edge_tiles, edge_min + i * BLOCK_N, diagonal_from + (i - edge_tiles) * BLOCK_N
         )
         slot = (list_tiles + i - masked_band) * BLOCK_N + step
-        keys = list_keys(list_ptr, slot, in_list & (slot < listed * KEY_BLOCK), kv_len, KEY_BLOCK)
+        there = tl.where(in_list, slot < listed * KEY_BLOCK, False)
+        keys = list_keys(list_ptr, slot, there, kv_len, KEY_BLOCK)
         keys = tl.where(in_list, keys, j + step)
         right = keys[None, :] >= edges[:, None]
         keep = (right != in_list) & (keys[None, :] <= rows[:, None])
@@ -166,10 +168,11 @@ def attend_kernel(
             acc, total, m, q, k_base, v_base, k_strides, v_strides, pages, keys, keys < kv_len,
             keep, scale, HEAD_DIM, BLOCK_D, PAGE_SIZE, WIDE, ALIKE, True,
         )  # fmt: skip
-    for i in range(0, band_tiles + list_tiles):
+    for i in range(0, bound(band_tiles + list_tiles)):
         in_list = i >= band_tiles
         slot = (i - band_tiles) * BLOCK_N + step
-        keys = list_keys(list_ptr, slot, in_list & (slot >= 0), kv_len, KEY_BLOCK)
+        there = tl.where(in_list, slot >= 0, False)
+        keys = list_keys(list_ptr, slot, there, kv_len, KEY_BLOCK)
         keys = tl.where(in_list, keys, open_from + i * BLOCK_N + step)
         acc, total, m = fold_tile(
             acc, total, m, q, k_base, v_base, k_strides, v_strides, pages, keys, open_tile,

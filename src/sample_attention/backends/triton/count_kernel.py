@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 
 from .filter_kernel import close_list, flag_columns, list_columns, mass_needed
+from .loop_kernel import bound
 from .mass_kernel import FLOOR, key_pointer, load_keys, page_pointer
 from .spread_kernel import distance_of_probes, lists_of_tile, octaves_of_probes, segment_rows
 
@@ -90,7 +91,7 @@ def heavy_lse_kernel(
     # a running softmax of every entry of the tile: nothing is reduced before the last one
     m = tl.zeros([BLOCK_N, ROWS], tl.float32) + FLOOR
     total = tl.zeros([BLOCK_N, ROWS], tl.float32)
-    for i in range(0, tl.cdiv(count, BLOCK_N)):
+    for i in range(0, bound(tl.cdiv(count, BLOCK_N))):
         slot = i * BLOCK_N + tl.arange(0, BLOCK_N)
         keys = tl.load(Heavy + slot, mask=slot < count, other=0)
         k = load_keys(
@@ -140,7 +141,7 @@ def probe_lse_kernel(
     pages = page_pointer(PageTable, n, page_table_stride, PAGE_SIZE)
     lane = tl.arange(0, BLOCK_N)
     end = tl.max(tl.where(limit > 0, stop, 0))
-    for j in range(nearest // BLOCK_N * BLOCK_N, end, BLOCK_N):
+    for j in range(bound(nearest // BLOCK_N * BLOCK_N), bound(end), BLOCK_N):
         keys = j + lane
         k = load_keys(
             K, keys, keys < end, pages, k_strides, HEAD_DIM, BLOCK_D, PAGE_SIZE, WIDE, True
@@ -159,13 +160,13 @@ def probe_lse_kernel(
     while step <= distance_of_probes(furthest, PROBES):
         reach = tl.where(steps == step, limit, 0)
         full = tl.where(alike, nearest // step // BLOCK_N * BLOCK_N, 0)
-        for t in range(0, full, BLOCK_N):
+        for t in range(0, bound(full), BLOCK_N):
             ends = (t + lane + 1) * step
             k = load_keys(
                 K, ends - 1, ends > 0, pages, k_strides, HEAD_DIM, BLOCK_D, PAGE_SIZE, WIDE, False
             )
             far += tl.exp2(tl.dot(q, tl.trans(k)) * scale - m[:, None])
-        for t in range(full, tl.max(reach) // step, BLOCK_N):
+        for t in range(bound(full), bound(tl.max(reach) // step), BLOCK_N):
             ends = (t + lane + 1) * step
             k = load_keys(
                 K, ends - 1, ends <= furthest, pages, k_strides, HEAD_DIM, BLOCK_D, PAGE_SIZE,
@@ -215,7 +216,7 @@ def probe_mass_kernel(
     steps = 1 << octaves_of_probes(limit, furthest, PROBES)
     while step <= distance_of_probes(furthest, PROBES):
         reach = tl.where(steps == step, limit, 0)
-        for first in range(0, tl.max(reach) // step, BLOCK_N):
+        for first in range(0, bound(tl.max(reach) // step), BLOCK_N):
             t = first + tl.arange(0, BLOCK_N)
             ends = (t + 1) * step
             k = load_keys(
@@ -275,7 +276,7 @@ def decide_kernel(
     shift = tl.load(Shift + scratch * ROWS + r)
     K = key_pointer(K, Table, n, h, k_strides, GROUP)
     pages = page_pointer(PageTable, n, page_table_stride, PAGE_SIZE)
-    for i in range(0, tl.cdiv(count, BLOCK_N)):
+    for i in range(0, bound(tl.cdiv(count, BLOCK_N))):
         slot = i * BLOCK_N + tl.arange(0, BLOCK_N)
         keys = tl.load(Heavy + slot, mask=slot < count, other=0)
         k = load_keys(

@@ -8,6 +8,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .loop_kernel import bound
+
 
 @triton.jit
 def load_block(X, start, limit, pitch, BLOCK: tl.constexpr):
@@ -25,7 +27,7 @@ def sums_from(Class, Mass, limit, pitch, low, step, BLOCK: tl.constexpr):
     """Mass of all columns, and of those of classes >= low + step, low + 2 step, low + 3 step."""
     every = tl.zeros([BLOCK], tl.float32)
     one, two, three = every, every, every
-    for j in range(0, limit, BLOCK):
+    for j in range(0, bound(limit), BLOCK):
         above, _ = load_block(Class, j, limit, pitch, BLOCK)
         mass, inside = load_block(Mass, j, limit, pitch, BLOCK)
         above = above.to(tl.int32) - low
@@ -104,13 +106,13 @@ def list_columns(Bits, limit, Out, room, BLOCK: tl.constexpr):
     is done per column.
     """
     used = 0
-    for start in range(0, tl.cdiv(limit, 32), BLOCK):
+    for start in range(0, bound(tl.cdiv(limit, 32)), BLOCK):
         at = start + tl.arange(0, BLOCK)
         words = clear_from(tl.load(Bits + at, mask=at * 32 < limit, other=0), at, limit)
         counts = count_bits(words)
         place = used + tl.cumsum(counts, 0) - counts
         used += tl.sum(counts)
-        for _ in range(0, tl.max(counts)):
+        for _ in range(0, bound(tl.max(counts))):
             lowest = words & -words
             column = at * 32 + count_bits(lowest - 1)
             tl.store(Out + place, column, mask=(words != 0) & (place < room))
@@ -159,7 +161,7 @@ def flag_columns(Class, Bits, Peaks, limit, pitch, threshold, BLOCK: tl.constexp
     counts = tl.zeros([BLOCK // 32], tl.int32)
     some = threshold < 256
     stop = tl.where(some, limit, 0) if Peaks is None else limit
-    for j in range(0, stop, BLOCK):
+    for j in range(0, bound(stop), BLOCK):
         fours, _ = load_block(Class, j // 4, limit, pitch // 4, BLOCK // 4)
         reached = (fours | 0x80808080) - lower
         reached = tl.where(threshold < 128, fours | reached, fours & reached) & 0x80808080
@@ -232,7 +234,7 @@ def place_kernel(
     One program for all. List i of the launch is segment `i % per_head` of a head and sequence.
     """
     used = tl.load(Used)
-    for j in range(0, lists, BLOCK):
+    for j in range(0, bound(lists), BLOCK):
         i = j + tl.arange(0, BLOCK)
         entry = i // per_head * num_segments + first_segment + i % per_head
         count = tl.load(Counts + entry, mask=i < lists, other=0).to(tl.int64)

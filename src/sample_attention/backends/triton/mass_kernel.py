@@ -14,6 +14,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .loop_kernel import bound
 from .paging_kernel import key_offsets
 
 FLOOR = tl.constexpr(-1.0e30)
@@ -35,7 +36,7 @@ def mean_query_kernel(
     d = tl.arange(0, BLOCK_D)
     base = Q + b * q_strides[0] + h.to(tl.int64) * q_strides[1]
     total = tl.zeros([BLOCK_D], tl.float32)
-    for first in range(low, high, BLOCK_M):
+    for first in range(bound(low), bound(high), BLOCK_M):
         p = first + tl.arange(0, BLOCK_M)
         at = base + (q_start + p).to(tl.int64)[:, None] * q_strides[2] + d[None, :]
         q = tl.load(at, mask=(p < high)[:, None] & (d < HEAD_DIM)[None, :], other=0.0)
@@ -67,7 +68,7 @@ def finite_kernel(
     wrong = tl.where(tl.abs(x.to(tl.float32)) < float("inf"), 0, 1)
     if tl.max(tl.max(wrong, 1), 0) > 0:
         first = (n * tl.num_programs(1) + h).to(tl.int64) * GROUP * num_segments
-        for g in range(0, GROUP * num_segments):
+        for g in range(0, bound(GROUP * num_segments)):
             tl.store(Dense + first + g, 1)
 
 
@@ -150,7 +151,7 @@ def row_lse_kernel(
     stop = tl.minimum(tl.max(tl.where(there, position, -1)) + 1, start + CHUNK)
     open_to = tl.maximum(tl.minimum(tl.min(position) + 1, stop), start)
     open_to = start + (open_to - start) // BLOCK_N * BLOCK_N
-    for j in range(start, open_to, BLOCK_N):
+    for j in range(bound(start), bound(open_to), BLOCK_N):
         k = load_keys(
             K, j + step, step >= 0, pages, k_strides, HEAD_DIM, BLOCK_D, PAGE_SIZE, WIDE, False
         )
@@ -158,7 +159,7 @@ def row_lse_kernel(
         m_new = tl.maximum(m, tl.max(s, 1) * scale)
         total = total * tl.exp2(m - m_new) + tl.sum(tl.exp2(s * scale - m_new[:, None]), 1)
         m = m_new
-    for j in range(open_to, stop, BLOCK_N):
+    for j in range(bound(open_to), bound(stop), BLOCK_N):
         keys = j + step
         k = load_keys(
             K, keys, keys < kv_len, pages, k_strides, HEAD_DIM, BLOCK_D, PAGE_SIZE, WIDE, True
@@ -188,7 +189,7 @@ def merge_lse_kernel(
     m = tl.zeros([BLOCK], tl.float32) + FLOOR
     total = tl.zeros([BLOCK], tl.float32)
     step = tl.num_programs(2).to(tl.int64) * tl.num_programs(1) * num_rows
-    for c in range(0, chunks):
+    for c in range(0, bound(chunks)):
         part = tl.load(Parts + c * step + head * num_rows + flat, mask=inside, other=FLOOR)
         m_new = tl.maximum(m, part)
         total = total * tl.exp2(m - m_new) + tl.exp2(part - m_new)
@@ -265,7 +266,7 @@ def segment_mass_kernel(
     step = tl.arange(0, BLOCK_N)
     # keys left of every row's edge need no mask
     open_to = start + tl.maximum(tl.minimum(tl.min(edge), stop) - start, 0) // BLOCK_N * BLOCK_N
-    for j in range(start, open_to, BLOCK_N):
+    for j in range(bound(start), bound(open_to), BLOCK_N):
         k = load_keys(
             K, j + step, step >= 0, pages, k_strides, HEAD_DIM, BLOCK_D, PAGE_SIZE, WIDE, False
         )
@@ -273,7 +274,7 @@ def segment_mass_kernel(
         mass = tl.sum(tl.reshape(p, [BLOCK_N, ROWS, SEGMENTS]), 1) * share[None, :]
         write = inside[None, :] & (step >= 0)[:, None]
         store_mass(Mass, Class, out + (j + step)[:, None], mass, write, LOWEST_BITS, HIGHEST_CLASS)
-    for j in range(open_to, stop, BLOCK_N):
+    for j in range(bound(open_to), bound(stop), BLOCK_N):
         keys = j + step
         k = load_keys(
             K, keys, keys < kv_len, pages, k_strides, HEAD_DIM, BLOCK_D, PAGE_SIZE, WIDE, True
@@ -324,12 +325,12 @@ def column_mass_kernel(
     )
     c = tl.arange(0, BLOCK_M)
     mass = tl.zeros([BLOCK_N], tl.float32)
-    for i in range(some_from, all_from):
+    for i in range(bound(some_from), bound(all_from)):
         row = i * BLOCK_M + c
         q = load_rows(Q, tl.load(At + row), q_strides[2], HEAD_DIM, BLOCK_D)
         p = tl.exp2(tl.dot(k, tl.trans(q)) * scale - tl.load(Lse + row)[None, :])
         mass += tl.sum(tl.where(keys[:, None] < tl.load(Edge + row)[None, :], p, 0.0), 1)
-    for i in range(all_from, tiles):
+    for i in range(bound(all_from), bound(tiles)):
         row = i * BLOCK_M + c
         q = load_rows(Q, tl.load(At + row), q_strides[2], HEAD_DIM, BLOCK_D)
         p = tl.exp2(tl.dot(k, tl.trans(q)) * scale - tl.load(Lse + row)[None, :])

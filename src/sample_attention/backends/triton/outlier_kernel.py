@@ -9,6 +9,7 @@ import triton
 import triton.language as tl
 
 from .count_kernel import load_sampled
+from .loop_kernel import bound
 from .mass_kernel import key_pointer, load_keys, open_limits, page_pointer
 
 
@@ -88,7 +89,7 @@ def peak_kernel(
     Peaks += (head * (last_segment - first_segment) + start + s - first_segment) * (pitch // 16)
     lane, word = tl.arange(0, BLOCK_N), tl.arange(0, BLOCK_N // 16)
     bit = (1 << lane % 16)[:, None]
-    for j in range(begin, stop, BLOCK_N):
+    for j in range(bound(begin), bound(stop), BLOCK_N):
         keys = j + lane
         k = load_keys(
             K, keys, keys < kv_len, pages, k_strides, HEAD_DIM, BLOCK_D, PAGE_SIZE, WIDE, True

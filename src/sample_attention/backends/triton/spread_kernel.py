@@ -12,6 +12,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from .loop_kernel import bound
 from .mass_kernel import key_pointer, load_keys, open_limits, page_pointer
 
 HEAVY_BIN = tl.constexpr(128)
@@ -68,9 +69,10 @@ def load_centre(
     """Mean `[BLOCK_D]` of the sampled keys in the whole runs among the first `limit`; 0 of none."""
     runs, d, lane = limit // RUN, tl.arange(0, BLOCK_D), tl.arange(0, RUNS)
     KeySums += (n * kv_heads + kv_head).to(tl.int64) * num_runs * BLOCK_D
-    sums = tl.load(KeySums + (runs - 1) * BLOCK_D + d, mask=runs > 0, other=0.0)
+    some = d < tl.where(runs > 0, BLOCK_D, 0)
+    sums = tl.load(KeySums + (runs - 1) * BLOCK_D + d, mask=some, other=0.0)
     ends = tl.maximum(runs - 1, 0) // RUNS  # sums that are whole
-    for first in range(0, ends, RUNS):
+    for first in range(0, bound(ends), RUNS):
         last = (first + lane + 1) * RUNS - 1
         whole = (first + lane < ends)[:, None]
         at = last[:, None] * BLOCK_D + d[None, :]
@@ -209,7 +211,7 @@ def probe_kernel(
     first = 0  # the probe that follows those of half the distance
     while first * step < stop:
         end = tl.minimum(stop, PROBES * step)
-        for t in range(first + part * BLOCK_N, tl.cdiv(end, step), PARTS * BLOCK_N):
+        for t in range(bound(first + part * BLOCK_N), bound(tl.cdiv(end, step)), PARTS * BLOCK_N):
             ends = (t + 1 + tl.arange(0, BLOCK_N)) * step
             k = load_keys(
                 K, ends - 1, ends <= end, pages, k_strides, HEAD_DIM, BLOCK_D, PAGE_SIZE, WIDE, True
@@ -279,7 +281,7 @@ def rank_kernel(
     out = scratch[:, None] * pitch
     step = tl.arange(0, BLOCK_N)
     bit = (1 << step % 32)[None, :]
-    for j in range(start, stop, BLOCK_N):
+    for j in range(bound(start), bound(stop), BLOCK_N):
         keys = j + step
         k = load_keys(
             K, keys, keys < kv_len, pages, k_strides, HEAD_DIM, BLOCK_D, PAGE_SIZE, WIDE, True
