@@ -340,8 +340,9 @@ def as_config(config: object) -> SampleAttentionConfig:
         return config
     if not isinstance(config, str):
         raise InvalidConfig(
-            "config must be a SampleAttentionConfig, the name of a preset or, where nothing is "
-            f"compiled, a tuned configuration, its path, or a selector; got {type(config)!r}"
+            "config must be a SampleAttentionConfig, the name of a preset "
+            f"({', '.join(sorted(PRESETS))}) or, outside of torch.compile, a tuned configuration, "
+            f"its path, or a selector; got {type(config)!r}"
         )
     return SampleAttentionConfig.preset(config)
 

@@ -7,7 +7,8 @@ from typing import Protocol, TypeAlias, cast, runtime_checkable
 
 from torch import Tensor
 
-from ..config import SampleAttentionConfig, as_config
+from ..config import PRESETS, SampleAttentionConfig, as_config
+from ..errors import InvalidConfig
 from ..problem import Problem
 from .stripe import StripePlan
 from .tuned import Tuned, names_tuned
@@ -47,6 +48,11 @@ def as_rule(rule: object) -> Rule:
         return rule
     if not plain and isinstance(rule, os.PathLike):
         return Tuned.load(cast("os.PathLike[str]", rule))
+    if isinstance(rule, str) and rule not in PRESETS:
+        raise InvalidConfig(
+            f"unknown preset {rule!r}; accepted: {', '.join(sorted(PRESETS))}, tuned:NAME, or the "
+            "path of a tuned file, which ends in .json"
+        )
     return as_config(rule)
 
 
