@@ -15,35 +15,54 @@ NO_RECORDS = "No records yet: `make test-versions` makes them."
 
 Row = dict[str, Any]
 PACKAGES = ("torch", "transformers", "triton", "numpy", "python")
-ENDS = ("passed", "failed", "error", "skipped", "xfailed")
-TITLES = {"error": "errors", "xfailed": "expected to fail"}
+ENDS = {"passed": "passed", "failed": "failed", "error": "errors", "skipped": "skipped"}
+ENDS |= {"xfailed": "expected to fail"}
 
 
 def read_versions(path: Path = RECORDS) -> list[Row]:
-    """The latest record of each set, the oldest versions first."""
+    """The latest record of each set and choice of tests, the oldest versions first."""
     if not path.exists():
         return []
-    latest = {row["set"]: row for _, row in read_lines([path])}
-    return [latest[name] for name in ("oldest", "newest") if name in latest]
+    latest = {(row["set"], row["interpreted"], *row["tests"]): row for _, row in read_lines([path])}
+    return sorted(latest.values(), key=lambda row: row["set"], reverse=True)
 
 
 def body(rows: list[Row]) -> str:
     """What the record says, as Markdown."""
     if not rows:
         return NO_RECORDS
-    cells = [
-        ["", *(row["set"] for row in rows)],
-        ["---", *("--:" for _ in rows)],
-        *([name, *(row[name] for row in rows)] for name in PACKAGES),
-        *([f"tests {TITLES.get(end, end)}", *(f"{row[end]:,}" for row in rows)] for end in ENDS),
-        ["minutes", *(f"{row['seconds'] / 60:.0f}" for row in rows)],
+    sets = {row["set"]: row for row in rows}
+    versions = [
+        ["", *sets],
+        ["---", *("--:" for _ in sets)],
+        *([name, *(row[name] for row in sets.values())] for name in PACKAGES),
     ]
-    lines = [f"| {' | '.join(map(str, line))} |" for line in cells]
-    made = "; ".join(
-        f"{row['set']}: {row['date'][:10]}, commit {str(row['commit'] or 'unknown')[:10]}, "
-        f"{row['platform']}" for row in rows
-    )  # fmt: skip
-    return "\n".join([*lines, "", f"{made}; records: `benchmarks/records/versions.jsonl`."])
+    runs = [
+        ["set", "tests", *ENDS.values(), "minutes"],
+        ["---", "---", *("--:" for _ in ENDS), "--:"],
+        *(
+            [row["set"], _tests(row), *(row[end] for end in ENDS), f"{row['seconds'] / 60:.0f}"]
+            for row in rows
+        ),
+    ]
+    return "\n\n".join([_table(versions), _table(runs), _provenance(rows)])
+
+
+def _tests(row: Row) -> str:
+    named = ", ".join(f"`{path.removeprefix('tests/')}`" for path in row["tests"])
+    return named + (", interpreted" if row["interpreted"] else "")
+
+
+def _table(lines: list[list[Any]]) -> str:
+    return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
+
+
+def _provenance(rows: list[Row]) -> str:
+    platforms, dates, commits = (
+        " / ".join(dict.fromkeys(str(row[name] or "unknown")[:most] for row in rows))
+        for name, most in (("platform", None), ("date", 10), ("commit", 10))
+    )
+    return f"{platforms}, {dates}, commit {commits}; records: `benchmarks/records/versions.jsonl`."
 
 
 def tables() -> dict[Path, str]:
