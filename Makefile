@@ -3,21 +3,27 @@
 PYTHON ?= python3
 VENV   := .venv
 PY     := $(VENV)/bin/python
+# What it holds: the extras of the package, at the versions of this file.
+EXTRAS      := demo,test,lint,docs
+CONSTRAINTS := constraints.txt
 # `make test PYTEST="-x -k plan"` narrows or widens the run.
 PYTEST ?=
 
 # torch is installed by its exact version, in a step of its own: a range would let pip take a newer
-# build with several gigabytes of GPU libraries on machines that have no GPU.
-TORCH := $(shell sed -n 's/^\(torch==[^ ;]*\).*/\1/p' constraints.txt)
+# build with several gigabytes of GPU libraries on machines that have no GPU. So is triton, without
+# what it depends on: builds of torch for GPUs ask for a release of their own.
+pinned = $(shell sed -n 's/^\($(1)==[^ ;]*\).*/\1/p' $(CONSTRAINTS))
+TORCH  := $(call pinned,torch)
+TRITON := $(call pinned,triton)
 
 # The environment is ready when the stamp of this folder, these requirements and this version exists.
-KEY   := $(shell { pwd; cat pyproject.toml constraints.txt; \
+KEY   := $(shell { pwd; cat pyproject.toml $(CONSTRAINTS); \
            grep __version__ src/sample_attention/__init__.py 2>/dev/null; } | cksum | cut -d' ' -f1)
 READY := $(VENV)/.ready-$(KEY)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-gpu sanitize-gpu lint types layers demo zoo bench-cpu bench-cpu-busy \
-        bench-gpu docs clean
+.PHONY: help setup test test-versions test-gpu sanitize-gpu lint types layers demo zoo bench-cpu \
+        bench-cpu-busy bench-gpu docs clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -31,8 +37,11 @@ $(READY):
 	  { echo "python3 could not create $(VENV) (on Debian: apt install python3-venv)"; exit 1; }
 	@echo "== setup: $(TORCH)"
 	@$(PY) -m pip install --quiet 'pip>=23' '$(TORCH)'
-	@echo "== setup: sample-attention[dev]"
-	@$(PY) -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@echo "== setup: sample-attention[$(EXTRAS)]"
+	@grep -v '^triton==' $(CONSTRAINTS) > $(VENV)/constraints.txt
+	@$(PY) -m pip install --quiet --constraint $(VENV)/constraints.txt --editable '.[$(EXTRAS)]'
+	@echo "== setup: $(TRITON)"
+	@$(PY) -m pip install --quiet --no-deps '$(TRITON); platform_system == "Linux"'
 	@rm -f $(VENV)/.ready-*
 	@touch $@
 
@@ -43,6 +52,17 @@ test: setup ## all checks: style, types, layers, then every test and documentati
 	  tests/kernels/test_triton_select.py
 	@echo "== tests"
 	@$(PY) -m pytest -m 'not gpu' $(PYTEST)
+
+# `make test-versions VERSIONS=newest` runs one set.
+VERSIONS ?= newest oldest
+
+test-versions: ## the newest and oldest versions: adds to benchmarks/records/versions.jsonl
+	@for set in $(VERSIONS); do \
+	  $(MAKE) --no-print-directory setup VENV=.venv-$$set EXTRAS=demo,test \
+	    CONSTRAINTS=constraints-$$set.txt && \
+	  echo "== tests with the $$set versions" && \
+	  .venv-$$set/bin/python benchmarks/versions.py $$set || exit 1; \
+	done
 
 test-gpu: setup ## the tests that need a GPU: writes benchmarks/records/gpu_tests.json
 	@$(PY) -m pytest -m gpu --record benchmarks/records/gpu_tests.json $(PYTEST)

@@ -30,6 +30,7 @@ from gpu_records import provenance as gpu_provenance
 from PIL import Image
 from torch import Tensor
 from tuned_files import tables as tuned_pages
+from version_records import tables as version_pages
 
 from sample_attention import SampleAttentionConfig, Sequences, StripePlan, reference, select
 from sample_attention.backends.eager.mass import GroupRows, ScoreBuffer, column_mass
@@ -373,7 +374,7 @@ def main() -> int:
     check = parser.parse_args().check
     gpu = {page: page.read_text("utf-8") for page in (GPU_PAGE, README)}
     pages = tables() | gpu_pages(gpu) | evaluation_pages() | tuned_pages()
-    pages |= architecture_pages()
+    pages |= architecture_pages() | version_pages()
     stale = [page for page, text in pages.items() if page.read_text("utf-8") != text]
     if check:
         sys.stderr.writelines(

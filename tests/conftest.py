@@ -39,7 +39,7 @@ def pytest_terminal_summary(terminalreporter, config):
     path = config.getoption("--record")
     if path is None:
         return
-    ends = ("passed", "failed", "error", "skipped")
+    ends = ("passed", "failed", "error", "skipped", "xfailed")
     row = {end: len(terminalreporter.stats.get(end, [])) for end in ends}
     row |= {"seconds": round(time.monotonic() - STARTED), "triton": installed_version("triton")}
     row |= Provenance.collect("cuda" if torch.cuda.is_available() else "cpu").as_row()

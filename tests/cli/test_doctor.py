@@ -3,10 +3,15 @@
 import re
 from pathlib import Path
 
-from sample_attention.backends import NAMES
-from sample_attention.cli.doctor import EXTRAS
+import pytest
 
-PYPROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
+from sample_attention.backends import NAMES
+from sample_attention.cli.doctor import EXTRAS, TESTED
+from sample_attention.records import read_lines
+
+ROOT = Path(__file__).resolve().parents[2]
+PYPROJECT = ROOT / "pyproject.toml"
+VERSIONS = ROOT / "benchmarks" / "records" / "versions.jsonl"
 
 
 def test_json_holds_environment_and_verdicts(cli):
@@ -40,3 +45,36 @@ def test_extras_are_those_of_the_package():
         line = re.search(rf"^{extra} = \[(.*)\]$", text, re.M)
         assert line, extra
         assert re.findall(r'"([\w-]+)[>=]', line[1]) == list(packages)
+
+
+@pytest.mark.parametrize(
+    ("version", "position"),
+    [
+        ("2.5.1", "older than tested"),
+        ("2.6.0+cu124", "within the tested range"),
+        ("2.13.0", "within the tested range"),
+        ("2.14.1+cpu", "within the tested range"),
+        ("2.14.2", "newer than tested"),
+        ("2.15.0.dev20270101", "newer than tested"),
+        ("10.0", "newer than tested"),
+        (None, "not installed"),
+    ],
+)
+def test_releases_beside_the_tested_ones(version, position, cli, monkeypatch):
+    monkeypatch.setattr("sample_attention.cli.doctor.installed_version", lambda _: version)
+    monkeypatch.setattr("sample_attention.cli.doctor.TESTED", {"any": ("2.6.0", "2.14.1")})
+    assert cli("doctor", "--json").json["tested"]["any"]["position"] == position
+    assert f"{position} (2.6.0 to 2.14.1)" in " ".join(cli("doctor").out.split())
+
+
+@pytest.mark.parametrize("name", TESTED)
+def test_tested_releases_are_those_of_the_record_and_the_bounds(name):
+    latest = {row["set"]: row for _, row in read_lines([VERSIONS])}
+    recorded = tuple(latest[which][name].split("+")[0] for which in ("oldest", "newest"))
+    assert recorded == TESTED[name]
+    for which, version in zip(("oldest", "newest"), TESTED[name], strict=True):
+        pins = (ROOT / f"constraints-{which}.txt").read_text("utf-8").splitlines()
+        assert f"{name}=={version}" in pins
+    bound = re.search(rf'"{name}>=([\d.]+)', PYPROJECT.read_text("utf-8"))
+    assert bound, name
+    assert TESTED[name][0].startswith(f"{bound[1]}.")

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import transformers
+from packaging.version import Version
 from transformers import DynamicCache, masking_utils
 
 from sample_attention.errors import UnsupportedAttention
@@ -16,6 +17,8 @@ SMALL = {
     "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2,
 }  # fmt: skip
 LENGTH = 97
+NO_MASK_WITHOUT_PADDING = Version("5.18")
+"""From this release of transformers on, `generate` drops a mask that is all ones."""
 
 
 @pytest.fixture(autouse=True)
@@ -110,15 +113,23 @@ def test_a_mask_that_ends_before_the_tokens(cached, tiny, prompt):
 
 
 def test_generate_on_a_cache_that_holds_the_prompt(tiny, prompt, generated):
+    """Its mask ends too early; newer releases pass none where no token is padding, to any."""
     model, ids = tiny("llama"), prompt()
     expected = generated(model, ids)
+
+    def after(held):
+        cache = DynamicCache(config=model.config)
+        logits(model, ids[:, :held], past_key_values=cache)
+        return generated(model, ids, past_key_values=cache)
+
+    eager = after(LENGTH)
     model.set_attn_implementation(NAME)
-    cache = DynamicCache(config=model.config)
-    logits(model, ids, past_key_values=cache)
-    with refused("was the prompt already in the cache"):
-        generated(model, ids, past_key_values=cache)
-    cache.crop(LENGTH - 1)
-    assert generated(model, ids, past_key_values=cache) == expected
+    if Version(transformers.__version__) >= NO_MASK_WITHOUT_PADDING:
+        assert after(LENGTH) == eager
+    else:
+        with refused("was the prompt already in the cache"):
+            after(LENGTH)
+    assert after(LENGTH - 1) == expected
 
 
 def test_a_window_that_only_the_mask_of_generate_knows(prompt, generated):

@@ -10,6 +10,11 @@ from triton.experimental.gluon.language.nvidia.hopper import (
     warpgroup_mma_wait,
 )
 
+load_async = getattr(async_copy, "async_load", None) or async_copy.async_copy_global_to_shared
+"""Its name since triton 3.9, and before."""
+thread_barrier = getattr(gl, "barrier", None) or gl.thread_barrier
+"""Its name since triton 3.7, and before."""
+
 
 @gluon.jit
 def copy_kernel(X, Y, n, ahead, BLOCK: gl.constexpr, MASKED: gl.constexpr):
@@ -44,7 +49,7 @@ def copy_group_kernel(X, Y, n, WAIT: gl.constexpr, COUNTED: gl.constexpr, L: gl.
     shared = gl.allocate_shared_memory(gl.float32, [128], gl.SwizzledSharedLayout(1, 1, 1, [0]))
     bar = gl.allocate_shared_memory(gl.int64, [1], mbarrier.MBarrierLayout())
     mbarrier.init(bar, count=1)
-    async_copy.async_copy_global_to_shared(shared, X + at, mask=at < n)
+    load_async(shared, X + at, mask=at < n)
     if WAIT == "early":
         async_copy.wait_group(0)
         async_copy.commit_group()
@@ -56,7 +61,7 @@ def copy_group_kernel(X, Y, n, WAIT: gl.constexpr, COUNTED: gl.constexpr, L: gl.
         if WAIT == "barrier":
             mbarrier.arrive(bar, count=1)
         mbarrier.wait(bar, 0)
-    gl.thread_barrier()
+    thread_barrier()
     gl.store(Y + at, shared.load(L))
 
 
@@ -114,11 +119,9 @@ def load_rows(
             mbarrier.wait(empty.index(stage), phase ^ (FAULT != "wrong phase"))
         pointers = X + rows[:, None] * stride + d[None, :]
         if FAULT == "rows are not masked":
-            async_copy.async_copy_global_to_shared(buffers.index(stage), pointers)
+            load_async(buffers.index(stage), pointers)
         else:
-            async_copy.async_copy_global_to_shared(
-                buffers.index(stage), pointers, mask=there[:, None]
-            )
+            load_async(buffers.index(stage), pointers, mask=there[:, None])
         async_copy.mbarrier_arrive(full.index(stage), increment_count=False)
 
 
@@ -201,9 +204,9 @@ def load_keys(
         at = keys[:, None] * stride + d[None, :]
         there = (keys < kv_len)[:, None]
         mbarrier.wait(empty.index(stage), t // STAGES & 1 ^ 1)
-        async_copy.async_copy_global_to_shared(k_tiles.index(stage), K + at, mask=there)
+        load_async(k_tiles.index(stage), K + at, mask=there)
         async_copy.mbarrier_arrive(full_k.index(stage), increment_count=False)
-        async_copy.async_copy_global_to_shared(v_tiles.index(stage), V + at, mask=there)
+        load_async(v_tiles.index(stage), V + at, mask=there)
         async_copy.mbarrier_arrive(full_v.index(stage), increment_count=False)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 from dataclasses import asdict
 from typing import Any
 
@@ -28,6 +29,13 @@ EXTRAS = {
 }
 """What the extras for users install."""
 
+TESTED = {
+    "torch": ("2.6.0", "2.14.1"),
+    "transformers": ("5.17.0", "5.24.0"),
+    "triton": ("3.6.0", "3.9.0"),
+}
+"""The oldest and newest releases that `make test-versions` tests with."""
+
 TYPICAL = {"num_heads": 32, "num_kv_heads": 8, "tokens": 8192, "head_dim": 128}
 """The problem that backends are asked about: one layer of an 8B model on a prompt of 8K."""
 
@@ -50,6 +58,7 @@ def examine() -> dict[str, Any]:
         "python": platform.python_version(),
         "system": platform.platform(),
         "torch": torch.__version__,
+        "tested": {name: _compare(name) for name in TESTED},
         "threads": torch.get_num_threads(),
         "cores": os.cpu_count(),
         "extras": {
@@ -59,6 +68,26 @@ def examine() -> dict[str, Any]:
         "devices": [_examine_device(torch.device(name)) for name in devices],
         "crossovers": {kind: asdict(row) for kind, row in CROSSOVERS.items()},
     }
+
+
+def _compare(name: str) -> dict[str, str | None]:
+    """An installed release beside the tested ones; `position` says where it lies."""
+    installed, (oldest, newest) = installed_version(name), TESTED[name]
+    if installed is None:
+        position = "not installed"
+    elif _release(installed) < _release(oldest):
+        position = "older than tested"
+    elif _release(installed) > _release(newest):
+        position = "newer than tested"
+    else:
+        position = "within the tested range"
+    return {"installed": installed, "oldest": oldest, "newest": newest, "position": position}
+
+
+def _release(version: str) -> tuple[int, ...]:
+    """The numbers that a version begins with: (2, 13, 0) of 2.13.0+cpu."""
+    found = re.match(r"\d+(\.\d+)*", version)
+    return tuple(map(int, found[0].split("."))) if found else ()
 
 
 def _examine_device(device: torch.device) -> dict[str, Any]:
@@ -97,6 +126,10 @@ def _print_facts(facts: dict[str, Any]) -> None:
     table.add_row(
         "torch", f"{facts['torch']}, {facts['threads']} threads on {facts['cores']} cores"
     )
+    for name, said in facts["tested"].items():
+        found = f"{said['installed']}, " if said["installed"] else ""
+        tested = f"{found}{said['position']} ({said['oldest']} to {said['newest']})"
+        table.add_row(f"tested {name}", tested)
     for extra, packages in facts["extras"].items():
         missing = [name for name, version in packages.items() if version is None]
         found = ", ".join(f"{name} {version}" for name, version in packages.items() if version)

@@ -23,7 +23,7 @@ BATCHED = f"flash|{NAME}"
 """The one for continuous batching, which since transformers 5.19 takes no name but of its own and
 those with "flash", for which it makes no mask of all pairs; until 5.18 `paged|` before NAME."""
 
-ANYWAY = frozenset({"evolla", "llama4_text", "step3p5"})
+ANYWAY = frozenset({"evolla", "llama4_text", "mllama_text_model", "step3p5"})
 """Model types whose decoder needs no mask of pairs, although their classes decline fused attention:
 for a part beside it, or for chunks, which are read here."""
 

@@ -125,7 +125,8 @@ def _mask(  # noqa: PLR0913
         mask = parts.packed.to(torch.int32)
         layout = layout_of_packed(mask, parts.window)
     elif attention_mask is not None:
-        mask = _tokens_so_far(attention_mask, q_length, end)[:, kv_offset:].bool()
+        # Contiguous, or `generate` copies it (transformers 5.24), and the copy knows no layout.
+        mask = _tokens_so_far(attention_mask, q_length, end)[:, kv_offset:].bool().contiguous()
         layout = layout_of_mask(mask, q_length, parts.window)
     else:
         mask = torch.ones(batch_size, end - kv_offset, dtype=torch.bool, device=device)

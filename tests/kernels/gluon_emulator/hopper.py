@@ -31,6 +31,8 @@ class Partitions:
     def thread_barrier(self) -> None:
         """Nothing to do: the warps of a partition are not emulated one by one."""
 
+    barrier = thread_barrier  # its name in newer releases of Triton
+
     def allocate_shared_memory(
         self, element_ty: Any, shape: Sequence[int], layout: Any, value: Value | None = None
     ) -> Shared:
