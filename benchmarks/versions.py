@@ -45,7 +45,8 @@ def run_tests(versions: str, tests: list[str], **settings: str) -> int:
         subprocess.run(command, cwd=ROOT, env={**os.environ, **settings}, check=False)
         ends = json.loads(record.read_text("utf-8"))
     row = {"set": versions, "tests": tests, "interpreted": "TRITON_INTERPRET" in settings}
-    facts = {"numpy": installed_version("numpy"), "platform": f"{platform.system()} {platform.machine()}"}
+    system = f"{platform.system()} {platform.machine()}"
+    facts = {"numpy": installed_version("numpy"), "platform": system}
     append_record(RECORDS, {**row, **ends, **facts})
     return ends["failed"] + ends["error"]
 
