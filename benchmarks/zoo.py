@@ -88,13 +88,13 @@ def main() -> int:
     transformers.logging.set_verbosity_error()
     torch.set_num_threads(1)
     names = options.only.split(",") if options.only else model_types()
-    if not (options.only or options.append):
+    facts, counts = origin(torch.device("cpu"), SEED), collections.Counter[str]()
+    if not (options.only or options.append):  # from here on the checkout differs from its commit
         options.output.unlink(missing_ok=True)
     if options.append and options.output.exists():
         lines = options.output.read_text("utf-8").split("\n")
         known = {json.loads(line)["type"] for line in lines if line.strip()}
         names = [name for name in names if name not in known]
-    facts, counts = origin(torch.device("cpu"), SEED), collections.Counter[str]()
     for number, found in enumerate(examine_all(names), 1):
         append_record(options.output, grouped(found) | facts)
         counts[found["verdict"]] += 1
