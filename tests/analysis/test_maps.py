@@ -95,5 +95,5 @@ def test_missing_matplotlib_is_named(monkeypatch):
 
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
     monkeypatch.setitem(__import__("sys").modules, "matplotlib.figure", None)
-    with pytest.raises(MissingExtra, match=r"sample-attention\[plot\]"):
+    with pytest.raises(MissingExtra, match=r"pip install .\.\[plot\]"):
         draw_report("T", "S", [0], [Panel.density(torch.ones(1, 1))])
