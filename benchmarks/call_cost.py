@@ -10,15 +10,16 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers.masking_utils import causal_mask_function
 
 from sample_attention import SampleAttentionConfig, measured_attention, sample_attention
 from sample_attention.backends.dense import attention, flash_attention
-from sample_attention.integrations.transformers import _attention
+from sample_attention.integrations.transformers import _attention, _mask
 from sample_attention.plan import fixed_rule
 from sample_attention.policy import decide
 from sample_attention.problem import Problem
@@ -55,15 +56,18 @@ def stages(qkv: Inputs) -> dict[str, Callable[[], object]]:
     layers = [nn.Module() for _ in range(LAYERS)]
     for index, layer in enumerate(layers):
         layer.layer_idx, layer.is_causal = index, True
+        layer.config = SimpleNamespace(num_hidden_layers=LAYERS)
+    length = q.shape[2]
+    mask = _mask(len(q), length, length, mask_function=causal_mask_function)
     given: dict[str, Any] = {
-        "scaling": 0.1, "use_cache": True, "position_ids": torch.arange(q.shape[2])[None]
+        "scaling": 0.1, "use_cache": True, "position_ids": torch.arange(length)[None]
     }  # fmt: skip
     turn = iter(range(sys.maxsize))
     return {
         "sample_attention": lambda: sample_attention(q, k, v, config),
         "measured_attention": lambda: measured_attention(q, k, v, config),
         "a layer of a model": lambda: _attention(
-            config, layers[next(turn) % LAYERS], q, k, v, None, **given
+            config, layers[next(turn) % LAYERS], q, k, v, mask, **given
         ),
         "  check and describe": lambda: Problem.of(q, k, v),
         "  resolve the rule": lambda: fixed_rule(config, problem),

@@ -92,6 +92,11 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
     return torch.get_autocast_dtype(kind)
 
 
+def autocasts(x: Tensor) -> bool:
+    """Whether autocast is on for the device of a tensor; most often it is on for none."""
+    return _state._is_any_autocast_enabled() and autocast_dtype(x.device) is not None
+
+
 def as_autocast(x: R, dtype: torch.dtype) -> R:
     """A tensor as autocast passes it on; fp64, what is not floating and no tensor stay."""
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.dtype == torch.float64:

@@ -7,7 +7,7 @@ from packaging.version import Version
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from sample_attention.errors import UnsupportedAttention
-from sample_attention.integrations.support import ANYWAY, refuse_model
+from sample_attention.integrations.support import SERVED_ANYWAY, refuse_model
 from sample_attention.integrations.transformers import NAME, register
 
 GPT = {"vocab_size": 99, "n_embd": 64, "n_layer": 2, "n_head": 4}
@@ -95,7 +95,7 @@ def test_every_causal_model_is_refused_or_serves_fused_attention(config, model):
     """By its base: what a model with images declines for them is refused in its masks."""
     base = next(x for x in reversed(model.__mro__) if getattr(x, "config_class", None) is config)
     served = base._can_set_attn_implementation() and (
-        base._supports_flash_attn or config.model_type in ANYWAY
+        base._supports_flash_attn or config.model_type in SERVED_ANYWAY
     )
     asked = config.__new__(config)  # some cannot be made without arguments
     if served:

@@ -86,14 +86,17 @@ def refuse(
 
 
 def layout_of_call(
-    module: nn.Module, mask: Tensor | None, q: Tensor, k: Tensor, others: Mapping[str, Any]
-) -> Layout:
+    module: nn.Module, mask: Tensor | None, q: Tensor, k: Tensor, others: Mapping[str, Any],
+    window: int | None = None,
+) -> Layout:  # fmt: skip
     """Where the sequences of a call lie: from its totals, its mask or its positions.
+
+    `window`: the sliding window that the call names, or None.
 
     Raises:
         UnsupportedAttention: they say nothing that can be computed.
     """
-    layout = Layout(k.shape[2]) if mask is None else _read_mask(module, mask, q, k, others)
+    layout = Layout(k.shape[2]) if mask is None else _read_mask(module, mask, q, k, window)
     cu_q, cu_k = others.get("cu_seq_lens_q"), others.get("cu_seq_lens_k")
     positions = others.get("position_ids")
     padded = layout.holes is not None or (layout.rows is not None and not layout.packed)
@@ -143,9 +146,7 @@ def rows_of_call(module: nn.Module, cu_q: Tensor, cu_k: Tensor) -> Rows:
     return rows or ()
 
 
-def _read_mask(
-    module: nn.Module, mask: Tensor, q: Tensor, k: Tensor, others: Mapping[str, Any]
-) -> Layout:
+def _read_mask(module: nn.Module, mask: Tensor, q: Tensor, k: Tensor, window: int | None) -> Layout:
     if not isinstance(mask, Tensor) or mask.dim() != 2:  # pyright: ignore[reportUnnecessaryIsInstance]
         shape = tuple(getattr(mask, "shape", ()))
         raise unsupported(
@@ -154,7 +155,7 @@ def _read_mask(
         )  # fmt: skip
     layout = recall_layout(mask)
     if layout is None:
-        layout = _layout_of_copy(module, mask, q, others.get("sliding_window"))
+        layout = _layout_of_copy(module, mask, q, window)
     if layout.refusal is not None:
         raise unsupported(
             module, "attention_mask", layout.refusal, "use another attn_implementation"

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..api import Measured, measured_attention
 from ..backends.dense import dense, dense_with_lse, limited
-from ..modes import autocast_dtype, outside_autocast
+from ..modes import autocasts, outside_autocast
 from ..plan import Rule, fixed_rule
 from ..policy import Decision, decide
 from ..problem import Problem, Sequences, in_one_width
@@ -73,7 +73,7 @@ def compute(call: LayerCall, rows: Rows | None) -> tuple[Tensor, list[LayerPart]
         out like q with the head dim of v, and one part, or two where some sequences run sparse and
         others dense.
     """
-    if call.q.shape[-1] != call.v.shape[-1] or autocast_dtype(call.q.device) is not None:
+    if call.q.shape[-1] != call.v.shape[-1] or autocasts(call.q):
         return _compute_alike(call, rows)
     if rows is None:
         part = _compute_part(call, None)

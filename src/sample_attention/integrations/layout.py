@@ -158,19 +158,21 @@ def sequences_of(rows: Rows, device: torch.device) -> Sequences:
     return Sequences(table, *bounds, host_rows=rows)
 
 
-_layouts: WeakIdKeyDictionary = WeakIdKeyDictionary()
+_BESIDE = "_sample_attention_layout"
+"""Attribute of a mask that holds its layout; what an operator makes of the mask has none."""
+
 _rows: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
 
 def remember_layout(mask: Tensor, layout: Layout) -> Tensor:
     """Keep the layout for as long as the mask lives; the mask must not be written to."""
-    _layouts[mask] = layout
+    setattr(mask, _BESIDE, layout)
     return mask
 
 
 def recall_layout(mask: Tensor) -> Layout | None:
     """What `remember_layout` kept for this very tensor."""
-    return _layouts.get(mask)
+    return getattr(mask, _BESIDE, None)
 
 
 def remembered_rows(

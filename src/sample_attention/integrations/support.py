@@ -23,7 +23,7 @@ BATCHED = f"flash|{NAME}"
 """The one for continuous batching, which since transformers 5.19 takes no name but of its own and
 those with "flash", for which it makes no mask of all pairs; until 5.18 `paged|` before NAME."""
 
-ANYWAY = frozenset({"evolla", "llama4_text", "mllama_text_model", "step3p5"})
+SERVED_ANYWAY = frozenset({"evolla", "llama4_text", "mllama_text_model", "step3p5"})
 """Model types whose decoder needs no mask of pairs, although their classes decline fused attention:
 for a part beside it, or for chunks, which are read here."""
 
@@ -49,7 +49,7 @@ def _refusal(config: type) -> str | None:
                 f"{name} computes attention in its own code, which does not call the "
                 "implementation that was chosen; use attn_implementation='eager'"
             )
-        if not model._supports_flash_attn and kind not in ANYWAY:  # pyright: ignore[reportPrivateUsage]
+        if not model._supports_flash_attn and kind not in SERVED_ANYWAY:  # pyright: ignore[reportPrivateUsage]
             return (
                 f"{name} works on a mask of pairs of tokens, which is never formed here; use "
                 "attn_implementation='eager' or 'sdpa'"

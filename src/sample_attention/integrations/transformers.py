@@ -161,8 +161,7 @@ def _attention(  # noqa: PLR0913, PLR0917
             module, "attention_mask", "is None, and the layer does not say that it is causal",
             "pass is_causal=True where it is; cross attention needs another attn_implementation",
         )  # fmt: skip
-    said = {**kwargs, "sliding_window": sliding_window}
-    layout = layout_of_call(module, attention_mask, query, key, said)
+    layout = layout_of_call(module, attention_mask, query, key, kwargs, sliding_window)
     if layout.width < key.shape[2]:
         key, value = key[:, :, : layout.width], value[:, :, : layout.width]
     window = sliding_window or layout.window
@@ -247,8 +246,9 @@ def _window_of_cache(module: nn.Module) -> int | None:
 def _run(module: nn.Module, call: LayerCall, rows: Rows | None) -> Tensor:
     session, layer = session_of(module), layer_of(module)
     rule = call.config if session is None else session.config
-    if layer is not None:
-        rule = rule_in_layer(rule, layer, _layers_of(module))
+    layers = _layers_of(module)
+    if layer is not None and layers is not None:
+        rule = rule_in_layer(rule, layer, layers)
     keep_plan = session is not None and session.recorder.active
     out, parts = compute(replace(call, config=rule, keep_plan=keep_plan), rows)
     if session is not None:
@@ -257,6 +257,7 @@ def _run(module: nn.Module, call: LayerCall, rows: Rows | None) -> Tensor:
     return out
 
 
-def _layers_of(module: nn.Module) -> int:
-    config: Any = module.config
-    return int(config.num_hidden_layers)
+def _layers_of(module: nn.Module) -> int | None:
+    """Layers of the model that a layer belongs to; None where it does not say."""
+    layers: Any = getattr(getattr(module, "config", None), "num_hidden_layers", None)
+    return None if layers is None else int(layers)
