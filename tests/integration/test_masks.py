@@ -6,10 +6,12 @@ import transformers
 from packaging.version import Version
 from transformers import DynamicCache, masking_utils
 
+from sample_attention import sample_attention
 from sample_attention.errors import UnsupportedAttention
 from sample_attention.integrations.layout import recall_layout
 from sample_attention.integrations.masks import MaskParts, read_mask_function
 from sample_attention.integrations.transformers import NAME, register
+from sample_attention.testing import make_qkv
 
 SMALL = {
     "vocab_size": 199, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 4,
@@ -330,3 +332,14 @@ def test_positions_within_packed_sequences_change_no_mask(kind):
     )
     assert moved == plain
     assert moved.packed is not None
+
+
+def test_a_layer_of_no_configuration():
+    """As attention modules of other code: only tables for layers need to know the model."""
+    layer = torch.nn.Module()
+    layer.layer_idx, layer.is_causal = 3, True
+    q, k, v = make_qkv(40, num_heads=2, num_kv_heads=1)
+    attention = transformers.AttentionInterface()[NAME]
+    with torch.no_grad():
+        out, _ = attention(layer, q, k, v, None)
+        assert torch.equal(out, sample_attention(q, k, v).transpose(1, 2))
