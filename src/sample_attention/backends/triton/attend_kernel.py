@@ -153,17 +153,24 @@ def attend_kernel(
     list_tiles = shared * KEY_BLOCK // BLOCK_N
     masked_list = tl.cdiv(listed * KEY_BLOCK - list_tiles * BLOCK_N, BLOCK_N)
 
-    for i in range(0, bound(masked_band + masked_list)):
+    # Two stages: these tiles are few, and a third would take registers from all.
+    for i in tl.range(0, bound(masked_band + masked_list), num_stages=2):
         in_list = i >= masked_band
         j = tl.where(
             i < edge_tiles, edge_min + i * BLOCK_N, diagonal_from + (i - edge_tiles) * BLOCK_N
         )
-        slot = (list_tiles + i - masked_band) * BLOCK_N + step
-        there = tl.where(in_list, slot < listed * KEY_BLOCK, False)
-        keys = list_keys(list_ptr, slot, there, kv_len, KEY_BLOCK)
+        slot = (list_tiles + i - masked_band) * BLOCK_N
+        remaining = listed * KEY_BLOCK - slot
+        there = tl.where(in_list, step < remaining, False)
+        keys = list_keys(list_ptr, slot + step, there, kv_len, KEY_BLOCK)
         keys = tl.where(in_list, keys, j + step)
-        right = keys[None, :] >= edges[:, None]
-        keep = (right != in_list) & (keys[None, :] <= rows[:, None])
+        if LISTS_LEFT:  # each row keeps a range of the tile, so no key stays in a register
+            lowest = tl.where(in_list, 0, edges - j)
+            highest = tl.where(in_list, remaining - 1, rows - j)
+            keep = (step[None, :] >= lowest[:, None]) & (step[None, :] <= highest[:, None])
+        else:
+            right = keys[None, :] >= edges[:, None]
+            keep = (right != in_list) & (keys[None, :] <= rows[:, None])
         acc, total, m = fold_tile(
             acc, total, m, q, k_base, v_base, k_strides, v_strides, pages, keys, keys < kv_len,
             keep, scale, HEAD_DIM, BLOCK_D, PAGE_SIZE, WIDE, ALIKE, True,
@@ -179,6 +186,13 @@ def attend_kernel(
             open_tile, scale, HEAD_DIM, BLOCK_D, PAGE_SIZE, WIDE, ALIKE, False,
         )  # fmt: skip
 
+    # Found again, so that nothing of a row stays in registers through the loops.
+    b = tl.load(Table + n * 5, volatile=True).to(tl.int64)
+    q_start = tl.load(Table + n * 5 + 1, volatile=True)
+    d = tl.arange(0, BLOCK_D)
+    at = q_start - offset + t * BLOCK_M + tl.arange(0, BLOCK_M)
+    valid = (at >= q_start - offset + first) & (at < q_start - offset + last)
+    at = at.to(tl.int64)
     out = acc / tl.where(total > 0, total, 1.0)[:, None]
     out_ptr = (
         Out + b * out_strides[0] + head * out_strides[1] + at[:, None] * out_strides[2] + d[None, :]
