@@ -142,7 +142,8 @@ class SampleAttentionConfig:
 
     def __post_init__(self) -> None:
         """Check ranges and combinations; numbers of other libraries become Python's own."""
-        self.__dict__.update({name: plain(getattr(self, name)) for name in _FIELDS})
+        for name in _FIELDS:  # one by one: torch.compile of torch 2.7 and 2.8 traces no update
+            self.__dict__[name] = plain(getattr(self, name))
         for name in ("coverage", "slash_coverage", "dense_above", "window_ratio", "guard", "runs"):
             check_share(name, getattr(self, name))
         for name, lowest in _LOWEST.items():
