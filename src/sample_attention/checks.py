@@ -45,7 +45,7 @@ def check_share(name: str, value: object) -> None:
     if value is None and name not in ("coverage", "dense_above", "head_coverage"):
         return
     number = plain(value)
-    if isinstance(number, bool) or not isinstance(number, int | float) or not 0 < number <= 1:
+    if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 < number <= 1:
         raise InvalidConfig(f"{name} must be a number in (0, 1], got {value!r}")
 
 
@@ -63,7 +63,7 @@ def check_contrast(value: object) -> None:
     number = plain(value)
     if (
         isinstance(number, bool)
-        or not isinstance(number, int | float)
+        or not isinstance(number, (int, float))
         or not 1 <= number <= MOST_CONTRAST
     ):
         raise InvalidConfig(

@@ -142,8 +142,8 @@ class SampleAttentionConfig:
 
     def __post_init__(self) -> None:
         """Check ranges and combinations; numbers of other libraries become Python's own."""
-        for name in _FIELDS:  # one by one: torch.compile of torch 2.7 and 2.8 traces no update
-            self.__dict__[name] = plain(getattr(self, name))
+        for name in _FIELDS:  # torch.compile of 2.7 and 2.8 traces no __dict__
+            object.__setattr__(self, name, plain(getattr(self, name)))
         for name in ("coverage", "slash_coverage", "dense_above", "window_ratio", "guard", "runs"):
             check_share(name, getattr(self, name))
         for name, lowest in _LOWEST.items():
@@ -152,11 +152,11 @@ class SampleAttentionConfig:
             if not isinstance(getattr(self, name), bool):
                 raise InvalidConfig(f"{name} must be True or False, got {getattr(self, name)!r}")
         check_contrast(self.depth_contrast)
-        self.__dict__["head_coverage"] = _shares_of_heads(self.head_coverage)
+        object.__setattr__(self, "head_coverage", _shares_of_heads(self.head_coverage))
         self._check_combinations()
         # Kept from the start: torch.compile reads one text where it would trace every number.
         pairs = [f'"{name}": {_literal(getattr(self, name))}' for name in _FIELDS]
-        self.__dict__["_json"] = "{" + ", ".join(pairs) + "}"
+        object.__setattr__(self, "_json", "{" + ", ".join(pairs) + "}")
 
     def _check_combinations(self) -> None:
         self._check_ranking()
@@ -370,7 +370,7 @@ def _shares_of_heads(value: object) -> tuple[float, ...] | None:
     """`head_coverage` as it is kept, from a tuple, or a list as JSON has it."""
     if value is None:
         return None
-    if not isinstance(value, tuple | list) or not value:
+    if not isinstance(value, (tuple, list)) or not value:
         raise InvalidConfig(f"head_coverage must be a share for each query head; got {value!r}")
     shares = tuple([cast("float", plain(share)) for share in cast("Sequence[object]", value)])
     for share in shares:

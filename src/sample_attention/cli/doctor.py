@@ -30,7 +30,7 @@ EXTRAS = {
 """What the extras for users install."""
 
 TESTED = {
-    "torch": ("2.6.0", "2.14.1"),
+    "torch": ("2.7.1", "2.14.1"),
     "transformers": ("5.17.0", "5.24.0"),
     "triton": ("3.6.0", "3.9.0"),
 }
