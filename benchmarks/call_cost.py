@@ -18,11 +18,11 @@ from torch import Tensor, nn
 from transformers.masking_utils import causal_mask_function
 
 from sample_attention import SampleAttentionConfig, measured_attention, sample_attention
-from sample_attention.backends.dense import attention, flash_attention
+from sample_attention.dense import attention, flash_attention
 from sample_attention.integrations.transformers import _attention, _mask
-from sample_attention.plan import fixed_rule
-from sample_attention.policy import decide
 from sample_attention.problem import Problem
+from sample_attention.routing.policy import decide
+from sample_attention.selection.rule import fixed_rule
 
 ROUNDS = 200
 LAYERS = 28

@@ -24,13 +24,13 @@ from pathlib import Path
 import torch
 
 from sample_attention import attend, sample_attention, select
-from sample_attention.backends.dense import dense
-from sample_attention.bench.capture import Prompt, captured_inputs
-from sample_attention.bench.gate import check_attend, check_dense
-from sample_attention.bench.origin import Row, origin
-from sample_attention.bench.timing import Times, summary, wall_clock
+from sample_attention.dense import dense
+from sample_attention.lab.bench.capture import Prompt, captured_inputs
+from sample_attention.lab.bench.gate import check_attend, check_dense
+from sample_attention.lab.bench.origin import Row, origin
+from sample_attention.lab.bench.timing import Times, summary, wall_clock
+from sample_attention.lab.records import append_record, commit_of_checkout
 from sample_attention.problem import Problem
-from sample_attention.records import append_record, commit_of_checkout
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 RECORDS = CHECKOUT / "benchmarks" / "records" / "cpu_busy.jsonl"

@@ -73,11 +73,11 @@ def hashes(kind: str) -> Iterator[tuple[str, str]]:
     device, dtype = ("cuda", torch.bfloat16) if kind == "gpu" else ("cpu", torch.float32)
     backends = {"eager": ("eager",), "interpreter": ("triton",), "gpu": ("triton", "hopper")}[kind]
     rules = {name: _preset(name) for name in PRESETS}
-    for name in rules:
+    for name, rule in rules.items():
         for length in LENGTHS[kind]:
             qkv = _inputs((8, 2, 128), length, device, dtype)
             for backend in backends if name not in ("paper", "mlsys") else backends[:1]:
-                yield f"{name}, {length}, {backend}", _results(qkv, rules[name], backend)
+                yield f"{name}, {length}, {backend}", _results(qkv, rule, backend)
     for model, (heads, kv_heads, dim, layers) in MODELS.items():
         length = LENGTHS[kind][-1]
         qkv = _inputs((heads, kv_heads, dim), length, device, dtype)
@@ -121,8 +121,8 @@ def _results(qkv: list[Tensor], rule: object, backend: str) -> str:
     plan = sa.select(q, k, rule, backend=backend)
     out, lse = sa.attend(q, k, v, plan, backend=backend)
     parts = [plan.counts, plan.dense, plan.window, out, lse]
-    lists = [plan.columns(0, h, g) for h in (0, q.shape[1] - 1) for g in range(plan.counts.shape[2])]
-    parts += lists
+    heads, segments = (0, q.shape[1] - 1), range(plan.counts.shape[2])
+    parts += [plan.columns(0, h, g) for h in heads for g in segments]
     digest = hashlib.sha256()
     for x in parts:
         digest.update(x.detach().contiguous().cpu().view(torch.uint8).numpy().tobytes())

@@ -73,9 +73,9 @@ def measure() -> None:
     import triton
 
     from sample_attention import SampleAttentionConfig, attend, select
-    from sample_attention.bench.gate import check_attend
-    from sample_attention.bench.inputs import Shape, planted_inputs
-    from sample_attention.records import Provenance
+    from sample_attention.lab.bench.gate import check_attend
+    from sample_attention.lab.bench.inputs import Shape, planted_inputs
+    from sample_attention.lab.records import Provenance
 
     device, config = torch.device("cuda"), SampleAttentionConfig()
     for heads, kv_heads, length in CASES:

@@ -17,7 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from sample_attention.records import append_record, installed_version
+from sample_attention.lab.records import append_record, installed_version
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDS = ROOT / "benchmarks" / "records" / "versions.jsonl"

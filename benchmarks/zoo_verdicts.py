@@ -34,8 +34,9 @@ from zoo_models import SEED, construct, tiny_model
 
 from sample_attention import SampleAttentionConfig
 from sample_attention.errors import UnsupportedAttention
-from sample_attention.integrations.transformers import NAME, register, sample_attention_prefill
-from sample_attention.policy import always_sparse
+from sample_attention.integrations.support import NAME
+from sample_attention.integrations.transformers import register, sample_attention_prefill
+from sample_attention.routing.policy import always_sparse
 
 FACTOR = 8
 """How many times what rounding costs eager attention is accepted."""

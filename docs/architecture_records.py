@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from sample_attention.records import read_lines
+from sample_attention.lab.records import read_lines
 
 DOCS = Path(__file__).resolve().parent
 RECORDS = DOCS.parent / "benchmarks" / "records" / "architectures.jsonl"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from sample_attention.bench.tables import coverage_shown
+from sample_attention.lab.bench.tables import coverage_shown
 
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent

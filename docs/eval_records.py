@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sample_attention.bench.tables import Record, RecordTable
-from sample_attention.eval.plots import draw_accuracy, draw_needles
-from sample_attention.eval.records import label_of, read_rows, turned_to
-from sample_attention.eval.tables import evaluation_tables, skipped_notes
+from sample_attention.lab.bench.tables import Record, RecordTable
+from sample_attention.lab.eval.plots import draw_accuracy, draw_needles
+from sample_attention.lab.eval.records import label_of, read_rows, turned_to
+from sample_attention.lab.eval.tables import evaluation_tables, skipped_notes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from sample_attention import SampleAttentionConfig
-from sample_attention.bench.tables import best_dense, coverage_shown, read_records, rule_of
-from sample_attention.plan.tuned import names_tuned
+from sample_attention.config import names_tuned
+from sample_attention.lab.bench.tables import best_dense, coverage_shown, read_records, rule_of
 
 DOCS = Path(__file__).resolve().parent
 ROOT = DOCS.parent

@@ -33,7 +33,7 @@ from tuned_files import tables as tuned_pages
 from version_records import tables as version_pages
 
 from sample_attention import SampleAttentionConfig, Sequences, StripePlan, reference, select
-from sample_attention.backends.eager.mass import GroupRows, ScoreBuffer, column_mass
+from sample_attention.selection.eager.column_mass import GroupRows, ScoreBuffer, column_mass
 from sample_attention.selection.rows import held_out_rows, strided_rows
 
 DOCS = Path(__file__).resolve().parent

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from sample_attention import Tuned
-from sample_attention.bench.tables import RecordTable
-from sample_attention.plan import tuned
+from sample_attention.config import tuned
+from sample_attention.lab.bench.tables import RecordTable
 
 PAGE = Path(__file__).resolve().parent / "cli.md"
 START, END = "<!-- shipped:start -->", "<!-- shipped:end -->"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sample_attention.records import read_lines
+from sample_attention.lab.records import read_lines
 
 DOCS = Path(__file__).resolve().parent
 RECORDS = DOCS.parent / "benchmarks" / "records" / "versions.jsonl"

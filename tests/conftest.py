@@ -9,12 +9,11 @@ import torch
 from hypothesis import HealthCheck, settings
 
 import sample_attention as sa
-from sample_attention import policy
-from sample_attention.backends import NAMES
 from sample_attention.config import as_config
-from sample_attention.dispatch import backend_of
+from sample_attention.lab.records import Provenance, installed_version
 from sample_attention.problem import Problem
-from sample_attention.records import Provenance, installed_version
+from sample_attention.routing import policy
+from sample_attention.routing.dispatch import NAMES, backend_of
 from sample_attention.testing import nan_poison
 
 settings.register_profile(

@@ -9,8 +9,8 @@ from .api import (
     sample_attention,
     select,
 )
-from .config import SampleAttentionConfig
-from .plan import StripePlan, Tuned
+from .config import SampleAttentionConfig, Tuned
+from .plan import StripePlan
 from .problem import Sequences
 
 __version__ = "0.1.0"

@@ -14,16 +14,17 @@ from typing import NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from .backends.dense import dense, dense_with_lse, provider, provider_verdicts
 from .config import SampleAttentionConfig
-from .dispatch import choose, selector_of, verdicts
+from .dense import dense, dense_with_lse, provider, provider_verdicts
 from .errors import InvalidInput, UnsupportedProblem
-from .modes import entrance, with_out
-from .ops import operator, untraced
-from .plan import FixedRule, NamedRule, StripePlan, fixed_rule
-from .policy import Decision, decide
+from .plan import StripePlan
 from .problem import Problem, Sequences, as_batched, in_one_width, keys_of
-from .spans import rule_of_span, spans
+from .problem.modes import entrance, with_out
+from .routing.compile import operator, untraced
+from .routing.dispatch import choose, selector_of, verdicts
+from .routing.policy import Decision, decide
+from .routing.row_spans import rule_of_span, spans
+from .selection.rule import FixedRule, NamedRule, fixed_rule
 
 R = TypeVar("R")
 
@@ -123,7 +124,7 @@ def select(
         config: a preset's name (`default`, `fast`, `pooled`, `paper`, `mlsys`), a configuration, a
             tuned one (also as `tuned:NAME`, or as the path of a JSON file, as text or a
             `pathlib.Path`, which is read on every call), or a selector such as those of
-            `sample_attention.baselines`, which no backend is asked to carry out.
+            `sample_attention.methods`, which no backend is asked to carry out.
         scale: multiplies q.k; None: `D ** -0.5`.
         sequences: where sequences lie in a packed, paged or padded batch; None: one per batch row.
         backend: `auto` or a backend's name; a name never falls back.

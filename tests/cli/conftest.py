@@ -10,9 +10,9 @@ tokenizers = pytest.importorskip("tokenizers")
 
 import torch  # noqa: E402
 
-from sample_attention import policy  # noqa: E402
 from sample_attention.cli import main  # noqa: E402
-from sample_attention.models import load_model  # noqa: E402
+from sample_attention.lab.models import load_model  # noqa: E402
+from sample_attention.routing import policy  # noqa: E402
 
 CONTEXT = 1024
 WORDS = [f"w{i}" for i in range(60)]

@@ -5,8 +5,8 @@ import shutil
 
 import pytest
 
-from sample_attention.bench.tables import MARKERS
-from sample_attention.eval.records import NEEDED
+from sample_attention.lab.bench.tables import MARKERS
+from sample_attention.lab.eval.records import NEEDED
 
 MODEL_COMMANDS = {
     "run": ("run", "{model}", "{prompt}"),

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from sample_attention.backends import NAMES
 from sample_attention.cli.doctor import EXTRAS, TESTED
-from sample_attention.records import read_lines
+from sample_attention.lab.records import read_lines
+from sample_attention.routing.dispatch import NAMES
 
 ROOT = Path(__file__).resolve().parents[2]
 PYPROJECT = ROOT / "pyproject.toml"

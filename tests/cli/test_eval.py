@@ -23,7 +23,7 @@ METHOD = "default:coverage=0.6,dense_prefix=0,dense_tail=0,window=16"
 def short_text(monkeypatch):
     """Words of the tiny model's tokenizer."""
     words = " ".join(f"w{i * i % 60}" for i in range(9000))
-    monkeypatch.setattr("sample_attention.eval.tasks.texts.reference_text", lambda _: words)
+    monkeypatch.setattr("sample_attention.lab.eval.tasks.texts.reference_text", lambda _: words)
 
 
 @pytest.fixture

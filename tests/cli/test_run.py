@@ -7,8 +7,7 @@ import pytest
 import torch
 
 from sample_attention.cli.setup import build_rule
-from sample_attention.config import SampleAttentionConfig
-from sample_attention.plan import Tuned
+from sample_attention.config import SampleAttentionConfig, Tuned
 
 pytestmark = pytest.mark.usefixtures("sparse_early")
 LAYERS, HEADS = 3, 4

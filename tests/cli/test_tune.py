@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from sample_attention import SampleAttentionConfig, Tuned
+from sample_attention.config import Interval
 from sample_attention.integrations.transformers import sample_attention_prefill
-from sample_attention.plan import Interval
-from sample_attention.tuning import Reading
+from sample_attention.lab.tuning import Reading
 
 LAYERS, HEADS = 3, 4
 FAST = ("--lengths", "300,600", "--requests", "4", "--device", "cpu", "--threads", "1",
@@ -23,9 +23,9 @@ FAST = ("--lengths", "300,600", "--requests", "4", "--device", "cpu", "--threads
 def short_search(monkeypatch):
     """Words of the tiny model's tokenizer, and few shapes."""
     words = " ".join(f"w{(i * i + i // 60) % 60}" for i in range(9000))
-    monkeypatch.setattr("sample_attention.tuning.passages.reference_text", lambda _: words)
+    monkeypatch.setattr("sample_attention.lab.tuning.passages.reference_text", lambda _: words)
     monkeypatch.setattr(
-        "sample_attention.tuning.search.SHAPES", {"row_stride": (4, 8), "window": (16, 32)}
+        "sample_attention.lab.tuning.search.SHAPES", {"row_stride": (4, 8), "window": (16, 32)}
     )
 
 
@@ -130,7 +130,7 @@ def worse_later(monkeypatch):
         kl = (1 - config.coverage) * (1 if profile is first[0] else 2)
         return Reading(0.3 * config.coverage, kl, 1.0)
 
-    monkeypatch.setattr("sample_attention.tuning.profile._Profile.read", read)
+    monkeypatch.setattr("sample_attention.lab.tuning.profile._Profile.read", read)
 
 
 @pytest.mark.usefixtures("worse_later")
@@ -180,7 +180,9 @@ def test_bad_options(cli, command, options, complaint):
 
 
 def test_texts_that_are_too_short_are_named(cli, command, monkeypatch):
-    monkeypatch.setattr("sample_attention.tuning.passages.reference_text", lambda _: "w1 " * 500)
+    monkeypatch.setattr(
+        "sample_attention.lab.tuning.passages.reference_text", lambda _: "w1 " * 500
+    )
     done = cli(*command)
     assert done.code == 2
     assert "the text 'prose' has 500 tokens; 2 passages of 600 with other" in done.err

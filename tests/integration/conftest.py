@@ -5,7 +5,8 @@ import functools
 import pytest
 import torch
 
-from sample_attention import SampleAttentionConfig, policy
+from sample_attention import SampleAttentionConfig
+from sample_attention.routing import policy
 
 transformers = pytest.importorskip("transformers")
 

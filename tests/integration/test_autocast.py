@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from sample_attention.integrations.transformers import NAME, register
+from sample_attention.integrations.support import NAME
+from sample_attention.integrations.transformers import register
 
 
 @pytest.mark.parametrize("sparse", [False, True])

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from sample_attention.baselines import METHODS, StreamingLLM
 from sample_attention.integrations.transformers import sample_attention_prefill
+from sample_attention.methods import METHODS, StreamingLLM
 
 
 @pytest.fixture(autouse=True)

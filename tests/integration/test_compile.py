@@ -9,8 +9,9 @@ import torch
 from torch import library
 
 import sample_attention as sa
-from sample_attention import SampleAttentionConfig, Sequences, ops
+from sample_attention import SampleAttentionConfig, Sequences
 from sample_attention.errors import InvalidInput
+from sample_attention.routing import compile as ops
 from sample_attention.testing import make_qkv
 
 SMALL = SampleAttentionConfig.preset(
@@ -22,7 +23,8 @@ OPERATOR = torch.ops.sample_attention.sample_attention.default
 FIRST_CALL = """
 import sys, torch
 import sample_attention as sa
-from sample_attention import SampleAttentionConfig, policy
+from sample_attention import SampleAttentionConfig
+from sample_attention.routing import policy
 
 assert "torch._dynamo" not in sys.modules, "importing the package imports the compiler"
 policy.CROSSOVERS[sys.argv[1]] = policy.Crossover(150, 150, "a test")

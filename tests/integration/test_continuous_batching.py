@@ -4,8 +4,9 @@ import pytest
 import torch
 from transformers import ContinuousBatchingConfig, GenerationConfig
 
-from sample_attention import policy
-from sample_attention.integrations.transformers import NAME, sample_attention_prefill
+from sample_attention.integrations.support import NAME
+from sample_attention.integrations.transformers import sample_attention_prefill
+from sample_attention.routing import policy
 
 LENGTHS = (97, 20, 61, 5)
 PLAIN = {"num_blocks": 64, "block_size": 16, "max_batch_tokens": 512}

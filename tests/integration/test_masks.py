@@ -10,7 +10,8 @@ from sample_attention import sample_attention
 from sample_attention.errors import UnsupportedAttention
 from sample_attention.integrations.layout import recall_layout
 from sample_attention.integrations.masks import MaskParts, read_mask_function
-from sample_attention.integrations.transformers import NAME, register
+from sample_attention.integrations.support import NAME
+from sample_attention.integrations.transformers import register
 from sample_attention.testing import make_qkv
 
 SMALL = {

@@ -4,9 +4,10 @@ import pytest
 import torch
 import transformers
 
-from sample_attention import SampleAttentionConfig, policy
+from sample_attention import SampleAttentionConfig
 from sample_attention.integrations import arguments
 from sample_attention.integrations.transformers import sample_attention_prefill
+from sample_attention.routing import policy
 
 LENGTHS = (97, 30, 64)
 

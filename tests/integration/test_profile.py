@@ -5,8 +5,8 @@ import torch
 
 from sample_attention import SampleAttentionConfig
 from sample_attention.errors import UnsupportedAttention
-from sample_attention.models import LoadedModel
-from sample_attention.tuning.heads import HEAD_COVERAGES, profile_heads
+from sample_attention.lab.models import LoadedModel
+from sample_attention.lab.tuning.heads import HEAD_COVERAGES, profile_heads
 
 CONFIG = SampleAttentionConfig(
     coverage=0.9,

@@ -5,8 +5,8 @@ import torch
 
 from sample_attention import SampleAttentionConfig
 from sample_attention.integrations.transformers import sample_attention_prefill
-from sample_attention.models import WeightsError, fetch_weights, load_model, needle_prompt
-from sample_attention.policy import CROSSOVERS
+from sample_attention.lab.models import WeightsError, fetch_weights, load_model, needle_prompt
+from sample_attention.routing.policy import CROSSOVERS
 
 TOKENS = CROSSOVERS["cpu"].min_kv_len + 200
 

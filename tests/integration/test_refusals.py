@@ -5,7 +5,8 @@ import torch
 import transformers
 
 from sample_attention.errors import InvalidConfig, MissingExtra, UnsupportedAttention
-from sample_attention.integrations.transformers import NAME, register, sample_attention_prefill
+from sample_attention.integrations.support import NAME
+from sample_attention.integrations.transformers import register, sample_attention_prefill
 
 SMALL = {
     "vocab_size": 99, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,

@@ -11,7 +11,8 @@ import transformers
 from sample_attention import SampleAttentionConfig
 from sample_attention.errors import UnsupportedAttention
 from sample_attention.integrations.sessions import session_of
-from sample_attention.integrations.transformers import NAME, sample_attention_prefill
+from sample_attention.integrations.support import NAME
+from sample_attention.integrations.transformers import sample_attention_prefill
 
 
 def test_a_second_thread_is_refused(tiny):

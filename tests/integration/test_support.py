@@ -7,8 +7,8 @@ from packaging.version import Version
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from sample_attention.errors import UnsupportedAttention
-from sample_attention.integrations.support import SERVED_ANYWAY, refuse_model
-from sample_attention.integrations.transformers import NAME, register
+from sample_attention.integrations.support import NAME, SERVED_ANYWAY, refuse_model
+from sample_attention.integrations.transformers import register
 
 GPT = {"vocab_size": 99, "n_embd": 64, "n_layer": 2, "n_head": 4}
 PLAIN = {"vocab_size": 99, "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}

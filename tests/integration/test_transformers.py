@@ -5,10 +5,12 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sample_attention import SampleAttentionConfig, Tuned, policy
+from sample_attention import SampleAttentionConfig, Tuned
+from sample_attention.config import Interval
 from sample_attention.errors import InvalidConfig
-from sample_attention.integrations.transformers import NAME, register, sample_attention_prefill
-from sample_attention.plan import Interval
+from sample_attention.integrations.support import NAME
+from sample_attention.integrations.transformers import register, sample_attention_prefill
+from sample_attention.routing import policy
 
 DENSE = SampleAttentionConfig(coverage=1.0)
 SPECIAL = {"mistral", "gemma2", "phi3", "phimoe"}  # no layer that may run sparse

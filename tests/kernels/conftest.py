@@ -71,6 +71,6 @@ def _ranks(q, k, rows, config):
     if config.spread:
         return torch.exp(reference.spread_exponent(q[rows], k, int(outside[0].sum()))) * outside[0]
     if config.pool is not None:
-        return reference._pooled_rank(q[rows], k, p[rows], outside, config, None)
+        return reference.oracle._pooled_rank(q[rows], k, p[rows], outside, config, None)
     probability = reference.probabilities(q[None], k[None])[0, rows] * outside
     return probability[(p[rows, 0] % config.row_stride) == config.row_stride // 2].mean(0)

@@ -5,9 +5,9 @@ import torch
 
 import sample_attention as sa
 from sample_attention import SampleAttentionConfig, Sequences
-from sample_attention.backends.dense import dense, dense_with_lse
-from sample_attention.backends.dense.base import Facts
-from sample_attention.backends.dense.registry import PROVIDERS, choose_provider
+from sample_attention.dense import dense, dense_with_lse
+from sample_attention.dense.base import Facts
+from sample_attention.dense.registry import PROVIDERS, choose_provider
 from sample_attention.problem import Problem
 from sample_attention.testing import assert_matches_oracle, make_qkv, nan_poison
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from sample_attention import SampleAttentionConfig, attend, sample_attention, select
-from sample_attention.bench.attention import extra_bytes
-from sample_attention.bench.inputs import Shape, planted_inputs
+from sample_attention.lab.bench.attention import extra_bytes
+from sample_attention.lab.bench.inputs import Shape, planted_inputs
 from sample_attention.testing import assert_matches_mask
 
 pytestmark = [

@@ -5,10 +5,12 @@ import torch
 from torch import library
 
 import sample_attention as sa
-from sample_attention import SampleAttentionConfig, Sequences, ops, policy
-from sample_attention.baselines import METHODS
+from sample_attention import SampleAttentionConfig, Sequences
 from sample_attention.errors import InvalidInput
+from sample_attention.methods import METHODS
 from sample_attention.problem import Problem
+from sample_attention.routing import compile as ops
+from sample_attention.routing import policy
 from sample_attention.testing import assert_matches_oracle, make_pages, make_qkv
 
 SMALL = SampleAttentionConfig.preset(

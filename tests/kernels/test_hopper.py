@@ -10,9 +10,9 @@ import torch
 pytest.importorskip("triton.experimental.gluon", reason="no triton with Gluon is installed")
 
 from sample_attention import SampleAttentionConfig, Sequences, select
-from sample_attention.backends import hopper
-from sample_attention.backends.hopper import attend as launches
-from sample_attention.backends.hopper import softmax_kernel
+from sample_attention.attention import hopper
+from sample_attention.attention.hopper import attend as launches
+from sample_attention.attention.hopper import softmax_kernel
 from sample_attention.problem import Problem, as_batched
 from sample_attention.testing import (
     assert_matches_oracle,

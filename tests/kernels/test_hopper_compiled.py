@@ -11,9 +11,9 @@ gluon = pytest.importorskip("triton.experimental.gluon._runtime", reason="this t
 
 from triton.backends.compiler import GPUTarget  # noqa: E402
 
-from sample_attention.backends.hopper.attend import MERGED_ROWS, RUN, TILES  # noqa: E402
-from sample_attention.backends.hopper.gather_kernel import gather_attend_kernel  # noqa: E402
-from sample_attention.backends.hopper.merge_kernel import merge_runs_kernel  # noqa: E402
+from sample_attention.attention.hopper.attend import MERGED_ROWS, RUN, TILES  # noqa: E402
+from sample_attention.attention.hopper.gather_kernel import gather_attend_kernel  # noqa: E402
+from sample_attention.attention.hopper.merge_kernel import merge_runs_kernel  # noqa: E402
 
 SHARED_BYTES = 227 * 1024
 THREADS = 128

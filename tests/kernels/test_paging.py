@@ -7,8 +7,8 @@ import torch
 
 import sample_attention as sa
 from sample_attention import SampleAttentionConfig, Sequences
-from sample_attention.analysis import measure_retained_mass
-from sample_attention.backends.dense import dense_with_lse, limited
+from sample_attention.dense import dense_with_lse, limited
+from sample_attention.lab.analysis import measure_retained_mass
 from sample_attention.problem import Problem, as_batched, keys_of
 from sample_attention.testing import assert_matches_oracle, make_pages, make_qkv
 

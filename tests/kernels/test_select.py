@@ -226,7 +226,7 @@ def column_ranks(q, k, rows, config):
     if config.pool is None:
         prob = reference.probabilities(q[None], k[None])[0, rows] * outside
         return prob[(p[rows] % config.row_stride == config.row_stride // 2)[:, 0]].mean(0)
-    return reference._pooled_rank(q[rows], k, p[rows], outside, config, None)
+    return reference.oracle._pooled_rank(q[rows], k, p[rows], outside, config, None)
 
 
 DENSE = {

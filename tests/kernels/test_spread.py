@@ -11,8 +11,8 @@ import sample_attention as sa
 from sample_attention import SampleAttentionConfig, reference
 from sample_attention.config import CLASSES_PER_OCTAVE, MOST_HEAVY
 from sample_attention.plan import segment_starts
-from sample_attention.selection.probes import probe_step
 from sample_attention.selection.rows import strided_rows
+from sample_attention.selection.sampled_keys import probe_step
 from sample_attention.testing import make_qkv, plan_masks
 
 

@@ -13,25 +13,23 @@ triton = pytest.importorskip("triton", reason="the extra `triton` is not install
 from triton.backends.compiler import GPUTarget  # noqa: E402
 from triton.compiler import ASTSource  # noqa: E402
 
-from sample_attention.backends.triton import (  # noqa: E402
-    attend_kernel,
-    blocks_kernel,
-    count_kernel,
-    counting,
-    filter_kernel,
-    filtering,
-    mass,
-    mass_kernel,
-    outlier_kernel,
-    outliers,
-    spread,
-    spread_kernel,
-)
-from sample_attention.backends.triton.attend import tile_shape  # noqa: E402
-from sample_attention.backends.triton.blocks import MASS_LAUNCH  # noqa: E402
-from sample_attention.backends.triton.filtering import BLOCK_CLASSES  # noqa: E402
-from sample_attention.backends.triton.rows import TILE_ROWS  # noqa: E402
-from sample_attention.selection.classes import LOWEST_BITS, NUM_CLASSES  # noqa: E402
+from sample_attention.attention.triton import attend_kernel  # noqa: E402
+from sample_attention.attention.triton.attend import tile_shape  # noqa: E402
+from sample_attention.selection.bins import LOWEST_BITS, NUM_CLASSES  # noqa: E402
+from sample_attention.selection.triton import column_mass as mass  # noqa: E402
+from sample_attention.selection.triton import column_mass_kernel as mass_kernel  # noqa: E402
+from sample_attention.selection.triton import lists as filtering  # noqa: E402
+from sample_attention.selection.triton import lists_kernel as filter_kernel  # noqa: E402
+from sample_attention.selection.triton import moments as spread  # noqa: E402
+from sample_attention.selection.triton import moments_kernel as spread_kernel  # noqa: E402
+from sample_attention.selection.triton import peaks as outliers  # noqa: E402
+from sample_attention.selection.triton import peaks_kernel as outlier_kernel  # noqa: E402
+from sample_attention.selection.triton import published_kernel as blocks_kernel  # noqa: E402
+from sample_attention.selection.triton import sampled_mass as counting  # noqa: E402
+from sample_attention.selection.triton import sampled_mass_kernel as count_kernel  # noqa: E402
+from sample_attention.selection.triton.lists import BLOCK_CLASSES  # noqa: E402
+from sample_attention.selection.triton.published import MASS_LAUNCH  # noqa: E402
+from sample_attention.selection.triton.row_tables import TILE_ROWS  # noqa: E402
 
 SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 """Most shared memory a block may take, by capability."""

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from sample_attention import SampleAttentionConfig, Sequences, attend, select
-from sample_attention.backends.triton import DTYPES_INTERPRETED
-from sample_attention.baselines import METHODS
-from sample_attention.dispatch import backend_of
 from sample_attention.errors import UnsupportedProblem
+from sample_attention.kernels.device import DTYPES_INTERPRETED
+from sample_attention.methods import METHODS
 from sample_attention.problem import Problem
+from sample_attention.routing.dispatch import backend_of
 from sample_attention.testing import assert_matches_oracle, make_pages, make_qkv, nan_poison
 
 pytestmark = pytest.mark.skipif(

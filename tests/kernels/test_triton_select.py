@@ -220,7 +220,7 @@ def test_chunks_of_a_prompt_change_nothing(name):
 
 
 def module(name):
-    return importlib.import_module(f"sample_attention.backends.triton.{name}")
+    return importlib.import_module(f"sample_attention.selection.triton.{name}")
 
 
 @pytest.mark.parametrize(
@@ -232,7 +232,7 @@ def test_groups_of_segments_change_nothing(monkeypatch, name):
     monkeypatch.setattr(module("geometry"), "SCRATCH_BYTES", 1)
     together = 2 if CONFIGS[name].segment < 256 else 1
     monkeypatch.setattr(module("select"), "FILTERED_TOGETHER", together)
-    monkeypatch.setattr(module("spread"), "RANKED_TOGETHER", 16)
+    monkeypatch.setattr(module("moments"), "RANKED_TOGETHER", 16)
     again = select(q, k, CONFIGS[name], sequences=sequences)
     assert every_list(again) == every_list(expected)
 
@@ -243,7 +243,7 @@ def test_lists_that_share_probes_share_tiles(monkeypatch, assert_selected, heads
     """Of heads that share keys, and of segments side by side, whose distances may differ."""
     q, k, _ = make_qkv(200, 330, num_heads=heads[0], num_kv_heads=heads[1], head_dim=16)
     alone = select(q[:, :, 62:126], k[:, :, :256], CONFIGS["spread"])  # the second of four
-    monkeypatch.setattr(module("counting"), "TILE_ROWS", 2 * tile)
+    monkeypatch.setattr(module("sampled_mass"), "TILE_ROWS", 2 * tile)
     plan = select(q, k, CONFIGS["spread"])
     assert_selected(plan, q[0], k[0], CONFIGS["spread"])
     assert [head[1:2] for head in lists_of(plan, 0)] == lists_of(alone, 0)
@@ -252,7 +252,7 @@ def test_lists_that_share_probes_share_tiles(monkeypatch, assert_selected, heads
 @pytest.mark.parametrize("runs", [1, 2, 16])
 def test_sums_of_keys_are_joined(monkeypatch, assert_selected, runs):
     """Seven whole runs of keys, whose mean is far from zero."""
-    monkeypatch.setitem(module("spread").CENTRES, "RUNS", runs)
+    monkeypatch.setitem(module("moments").CENTRES, "RUNS", runs)
     q, k, _ = make_qkv(64, 1000, num_heads=2, num_kv_heads=1, head_dim=12)
     k += 2
     plan = select(q, k, CONFIGS["spread"])
@@ -274,7 +274,7 @@ def test_heavy_probes_stand_for_themselves(assert_selected):
 
 @pytest.mark.parametrize("name", ["segments of 16", "two tiles of sampled rows"])
 def test_normalisers_are_merged_from_chunks_of_the_keys(monkeypatch, assert_selected, name):
-    monkeypatch.setattr(module("mass"), "LSE_CHUNK", 128)
+    monkeypatch.setattr(module("column_mass"), "LSE_CHUNK", 128)
     q, k, _ = make_qkv(300, num_kv_heads=1, head_dim=16)
     assert_selected(select(q, k, CONFIGS[name]), q[0], k[0], CONFIGS[name])
 

@@ -22,7 +22,7 @@ MAX_FUNCTION_LINES = 60
 MAX_PARAMETERS = 8
 MAX_README_LINES = 120
 MAX_ENVIRONMENT_VARIABLES = 3
-KERNEL_FOLDERS = ("backends/triton/", "backends/hopper/")
+KERNEL_FOLDERS = ("attention/triton/", "attention/hopper/", "selection/triton/", "kernels/")
 DRAWERS = {"utils", "util", "common", "helpers", "helper", "misc"}
 
 # docs/glossary.md: the word on the right is the project's, those on the left are not used.
@@ -54,7 +54,7 @@ ADAPTERS = {"integrations/transformers.py"}
 # What torch makes on the default device, where no other is named.
 FACTORIES = {f.__name__ for f in _device_constructors()}
 # Functions whose open keywords end in a dataclass, which rejects those it does not have.
-CHECKED_KEYWORDS = {"config.py:preset"}
+CHECKED_KEYWORDS = {"config/default.py:preset"}
 
 
 @dataclass(frozen=True)
@@ -258,7 +258,7 @@ TESTS = [s for s in _read(ROOT / "tests") if ROOT / "tests" / s.name != SELF]
 
 
 def test_there_is_something_to_check():
-    assert {"__init__.py", "api.py", "reference.py"} <= {s.name for s in SOURCES}
+    assert {"__init__.py", "api.py", "reference/oracle.py"} <= {s.name for s in SOURCES}
     assert any(s.name.startswith("unit/") for s in TESTS)
 
 
@@ -335,9 +335,9 @@ def test_check_accepts(check, text):
 
 
 def _protocol_methods():
-    """The operations that every backend must offer, under the same names."""
-    base = next(s for s in SOURCES if s.name == "backends/base.py")
-    classes = [n for n in base.tree.body if isinstance(n, ast.ClassDef) and n.name == "Backend"]
+    """The operations that every engine must offer, under the same names."""
+    engines = next(s for s in SOURCES if s.name == "routing/engines.py")
+    classes = [n for n in engines.tree.body if isinstance(n, ast.ClassDef)]
     return {n.name for c in classes for n in c.body if isinstance(n, ast.FunctionDef)}
 
 
@@ -347,12 +347,12 @@ def test_public_names_have_one_home():
         for node in source.tree.body:
             if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
                 homes[node.name].add(source.name)
-    # The public function, its specification and the backends' own are one operation.
-    shared = {"api.py", "reference.py"}
+    # The public function, its specification and the engines' own are one operation.
+    shared, folders = {"api.py", "reference/oracle.py"}, ("selection/", "attention/")
     protocol = _protocol_methods()
-    assert protocol, "backends/base.py defines no Backend protocol"
+    assert protocol, "routing/engines.py defines no protocol"
     for name in protocol:
-        homes[name] = {m for m in homes[name] if m not in shared and "backends/" not in m}
+        homes[name] = {m for m in homes[name] if m not in shared and not m.startswith(folders)}
     twice = {name: sorted(modules) for name, modules in homes.items() if len(modules) > 1}
     assert not twice, f"defined in more than one module: {twice}"
 

@@ -8,9 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sample_attention import SampleAttentionConfig, reference
-from sample_attention.backends.eager.filtering import smallest_classes, smallest_set
 from sample_attention.config import CLASSES_PER_OCTAVE, LOWEST_OCTAVE
-from sample_attention.selection.classes import NUM_CLASSES, rank_classes
+from sample_attention.selection.bins import NUM_CLASSES, rank_classes
+from sample_attention.selection.eager.lists import smallest_classes, smallest_set
 from sample_attention.testing import make_qkv, plan_masks
 
 ROUNDING = 1000 * torch.finfo(torch.float64).eps
@@ -221,7 +221,7 @@ def test_smallest_set_equals_the_reference(masses, share):
     mass = torch.tensor(masses, dtype=torch.float64)
     need = share * mass.sum()
     keep = smallest_set(mass[None], need[None])[0]
-    assert torch.equal(keep, reference._smallest_set(mass, mass, need))
+    assert torch.equal(keep, reference.oracle._smallest_set(mass, mass, need))
     if 0 < share < 1 and mass.sum() > 0:
         assert mass[keep].sum() >= need - ROUNDING
         assert mass[keep].sum() - mass[keep].min() < need
@@ -235,7 +235,7 @@ def test_smallest_classes_equal_the_reference(masses, random, share):
     need = share * mass.sum()
     classes = rank_classes(rank.float()[None])
     keep = classes[0] >= smallest_classes(classes, mass[None], need[None])
-    expected = reference._smallest_classes(reference._class(rank), mass, float(need))
+    expected = reference.oracle._smallest_classes(reference.oracle._class(rank), mass, float(need))
     assert torch.equal(mass[keep], mass[keep & expected])
     assert torch.equal(mass[expected], mass[keep & expected])
 
@@ -252,7 +252,7 @@ def test_nothing_needed_keeps_nothing():
 def test_classes_equal_the_reference(rank):
     x = torch.tensor([rank], dtype=torch.float32)
     lowest, highest = LOWEST_OCTAVE * CLASSES_PER_OCTAVE, 0
-    assert int(rank_classes(x.clone())) == int(reference._class(x)) - lowest
+    assert int(rank_classes(x.clone())) == int(reference.oracle._class(x)) - lowest
     assert 0 <= int(rank_classes(x.clone())) <= highest - lowest == NUM_CLASSES - 1
 
 

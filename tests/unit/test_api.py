@@ -7,15 +7,13 @@ import torch
 import torch.nn.functional as F
 
 import sample_attention as sa
-from sample_attention import SampleAttentionConfig, Sequences, dispatch, policy
-from sample_attention.backends import NAMES
-from sample_attention.backends.dense import dense, dense_with_lse, limited, provider
-from sample_attention.errors import (
-    InvalidConfig,
-    UnsupportedProblem,
-)
-from sample_attention.policy import CROSSOVERS, decide
+from sample_attention import SampleAttentionConfig, Sequences
+from sample_attention.dense import dense, dense_with_lse, limited, provider
+from sample_attention.errors import InvalidConfig, UnsupportedProblem
 from sample_attention.problem import Problem
+from sample_attention.routing import dispatch, policy
+from sample_attention.routing.dispatch import NAMES
+from sample_attention.routing.policy import CROSSOVERS, decide
 from sample_attention.testing import assert_matches_oracle, make_qkv
 
 SMALL = SampleAttentionConfig.preset(

@@ -9,7 +9,7 @@ import torch
 
 import sample_attention as sa
 from sample_attention import SampleAttentionConfig, Sequences, Tuned
-from sample_attention.backends import NAMES
+from sample_attention.config import Interval
 from sample_attention.errors import (
     InvalidConfig,
     InvalidInput,
@@ -18,7 +18,7 @@ from sample_attention.errors import (
     SampleAttentionError,
     UnsupportedProblem,
 )
-from sample_attention.plan import Interval
+from sample_attention.routing.dispatch import NAMES
 from sample_attention.testing import make_qkv
 
 LAYERED = torch.zeros(1, 2, 8, 4)

@@ -7,8 +7,9 @@ import re
 
 import pytest
 
-from sample_attention import SampleAttentionConfig, config
+from sample_attention import SampleAttentionConfig
 from sample_attention.config import PRESETS, as_config
+from sample_attention.config import default as config
 from sample_attention.errors import InvalidConfig
 
 PUBLISHED = {

@@ -10,24 +10,13 @@ from torch import library
 
 import sample_attention as sa
 from sample_attention import SampleAttentionConfig, Sequences
-from sample_attention.backends.dense import (
-    attention,
-    dense,
-    dense_with_lse,
-    flash_attention,
-    provider,
-)
-from sample_attention.backends.dense.base import Facts
-from sample_attention.backends.dense.flash_attention import FlashAttention3, FlashAttention4
-from sample_attention.backends.dense.fused import CUDNN_VERSION, CudnnAttention, FlashAttention2
-from sample_attention.backends.dense.gpu import (
-    ALIGNMENT,
-    aligned,
-    import_first,
-    on_device_of,
-)
-from sample_attention.backends.dense.registry import PROVIDERS, choose_provider, provider_verdicts
-from sample_attention.backends.dense.sdpa import MergedAttention
+from sample_attention.dense import attention, dense, dense_with_lse, flash_attention, provider
+from sample_attention.dense.base import Facts
+from sample_attention.dense.flash_attention import FlashAttention3, FlashAttention4
+from sample_attention.dense.fused import CUDNN_VERSION, CudnnAttention, FlashAttention2
+from sample_attention.dense.gpu import ALIGNMENT, aligned, import_first, on_device_of
+from sample_attention.dense.registry import PROVIDERS, choose_provider, provider_verdicts
+from sample_attention.dense.sdpa import MergedAttention
 from sample_attention.problem import Problem
 from sample_attention.testing import assert_matches_oracle, make_qkv
 

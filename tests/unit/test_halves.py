@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from sample_attention import reference
-from sample_attention.backends.dense import dense_with_lse, limited
-from sample_attention.backends.dense.sdpa import MergedAttention, SdpaAttention
-from sample_attention.backends.eager.flash import attention_with_lse
+from sample_attention.dense import dense_with_lse, limited
+from sample_attention.dense.flash import attention_with_lse
+from sample_attention.dense.sdpa import MergedAttention, SdpaAttention
 from sample_attention.problem import Problem
 from sample_attention.testing import make_qkv
 

@@ -8,13 +8,14 @@ from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import sample_attention as sa
-from sample_attention import SampleAttentionConfig, Sequences, policy, reference
-from sample_attention.backends.dense import limited
-from sample_attention.baselines import METHODS
+from sample_attention import SampleAttentionConfig, Sequences, reference
+from sample_attention.dense import limited
 from sample_attention.errors import InvalidInput
 from sample_attention.integrations.layout import sequences_of
-from sample_attention.modes import autocast_dtype, outside_autocast
+from sample_attention.methods import METHODS
 from sample_attention.problem import Problem
+from sample_attention.problem.modes import autocast_dtype, outside_autocast
+from sample_attention.routing import policy
 from sample_attention.testing import (
     assert_matches_oracle,
     make_pages,

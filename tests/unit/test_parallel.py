@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from sample_attention import SampleAttentionConfig, Sequences, attend, select
-from sample_attention.backends.eager import spread
-from sample_attention.backends.eager.parallel import run_all
+from sample_attention.kernels.parallel import run_all
+from sample_attention.selection.eager import moments as spread
 from sample_attention.testing import make_qkv
 
 CPU = torch.device("cpu")

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import sample_attention
-from sample_attention import records
 from sample_attention.errors import InvalidInput
-from sample_attention.records import Provenance, append_record, read_lines
+from sample_attention.lab import records
+from sample_attention.lab.records import Provenance, append_record, read_lines
 
 
 def test_provenance_states_versions_threads_and_seed():

@@ -6,11 +6,11 @@ import pytest
 import torch
 
 from sample_attention import SampleAttentionConfig
-from sample_attention.backends import hopper, triton
-from sample_attention.backends.triton import DTYPES, DTYPES_INTERPRETED
-from sample_attention.dispatch import backend_of
-from sample_attention.forms import DTYPES as EVERY
+from sample_attention.attention import hopper, triton
+from sample_attention.kernels.device import DTYPES, DTYPES_INTERPRETED, interpreted
 from sample_attention.problem import Problem
+from sample_attention.problem.forms import DTYPES as EVERY
+from sample_attention.routing.dispatch import backend_of
 from sample_attention.testing import make_qkv
 
 pytest.importorskip("triton")
@@ -41,8 +41,8 @@ def test_dtypes_by_how_kernels_run(facts, monkeypatch, value, subject):
         on_hopper = backend_of("hopper").refusal(facts(dtype), subject)
         assert (on_hopper is None) == (value not in SPELLINGS and dtype in DTYPES), on_hopper
     if value in SPELLINGS:
-        assert "bfloat16 in Triton's interpreter" in triton.backend.refusal(facts(torch.bfloat16))
-        assert "Gluon" in hopper.backend.refusal(facts(torch.bfloat16))
+        assert "bfloat16 in Triton's interpreter" in triton.engine.refusal(facts(torch.bfloat16))
+        assert "Gluon" in hopper.engine.refusal(facts(torch.bfloat16))
 
 
 @pytest.mark.parametrize("value", ["0", "", "off", "2", *SPELLINGS])
@@ -50,4 +50,4 @@ def test_the_variable_is_read_as_triton_reads_it(monkeypatch, value):
     from triton import knobs
 
     monkeypatch.setenv("TRITON_INTERPRET", value)
-    assert triton.interpreted() == knobs.runtime.interpret
+    assert interpreted() == knobs.runtime.interpret

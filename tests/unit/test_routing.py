@@ -10,12 +10,13 @@ import pytest
 import torch
 
 import sample_attention as sa
-from sample_attention import SampleAttentionConfig, Tuned, policy
-from sample_attention.backends.dense import attention
+from sample_attention import SampleAttentionConfig, Tuned
+from sample_attention.config import Interval
+from sample_attention.dense import attention
 from sample_attention.errors import InvalidInput
-from sample_attention.plan import Interval
-from sample_attention.policy import Crossover
 from sample_attention.problem import Problem
+from sample_attention.routing import policy
+from sample_attention.routing.policy import Crossover
 from sample_attention.testing import assert_matches_oracle, make_qkv
 
 PACKAGE = str(Path(sa.__file__).parent)

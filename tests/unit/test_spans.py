@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sample_attention import SampleAttentionConfig, attend, sample_attention, select, spans
+from sample_attention import SampleAttentionConfig, attend, sample_attention, select
 from sample_attention.problem import Problem
+from sample_attention.routing import row_spans as spans
 from sample_attention.testing import assert_matches_oracle, make_qkv
 
 CONFIG = SampleAttentionConfig.preset(

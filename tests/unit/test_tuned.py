@@ -9,9 +9,10 @@ import torch
 
 from sample_attention import SampleAttentionConfig, Tuned, explain, measured_attention, select
 from sample_attention import sample_attention as attention
+from sample_attention.config import Interval, tuned
 from sample_attention.errors import InvalidConfig
-from sample_attention.plan import Interval, as_rule, rule_in_layer, tuned
-from sample_attention.policy import always_sparse
+from sample_attention.routing.policy import always_sparse
+from sample_attention.selection.rule import as_rule, rule_in_layer
 from sample_attention.testing import make_qkv
 
 SHORT = SampleAttentionConfig.preset(

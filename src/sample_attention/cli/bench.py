@@ -11,31 +11,24 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from ..bench.attention import (
+from ..config import SampleAttentionConfig, Tuned
+from ..errors import InvalidInput
+from ..lab.bench.attention import (
     Settings,
     machine_gflops,
     measure_random,
     measure_selected,
     with_floor,
 )
-from ..bench.capture import (
-    Prompt,
-    captured_inputs,
-    load_prompted,
-    middle_layers,
-    text_tokens,
-)
-from ..bench.inputs import Shape, planted_inputs, random_inputs
-from ..bench.kernels import measure_dense, measure_kernels
-from ..bench.origin import Row, origin
-from ..bench.plot import check_picture, plot_records
-from ..bench.rates import measure_rates
-from ..bench.tables import RecordTable, read_records, source_of, tables_of
-from ..bench.ttft import OURS, measure_ttft, prompt_facts
-from ..config import SampleAttentionConfig
-from ..errors import InvalidInput
-from ..plan import Tuned
-from ..records import append_record
+from ..lab.bench.capture import Prompt, captured_inputs, load_prompted, middle_layers, text_tokens
+from ..lab.bench.inputs import Shape, planted_inputs, random_inputs
+from ..lab.bench.kernels import measure_dense, measure_kernels
+from ..lab.bench.origin import Row, origin
+from ..lab.bench.plot import check_picture, plot_records
+from ..lab.bench.rates import measure_rates
+from ..lab.bench.tables import RecordTable, read_records, source_of, tables_of
+from ..lab.bench.ttft import OURS, measure_ttft, prompt_facts
+from ..lab.records import append_record
 from .console import counted, messages, step
 from .setup import DTYPES, choose_device, config_for, prepare_file
 

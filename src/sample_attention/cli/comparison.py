@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from ..analysis.capture import AttentionInputs, capture_attention
-from ..analysis.generation import Generation, generate_greedily, prefill, warm_up
-from ..config import SampleAttentionConfig
-from ..integrations.transformers import LayerStatistics, sample_attention_prefill
-from ..models import LoadedModel
-from ..plan import Tuned
+from ..config import SampleAttentionConfig, Tuned
+from ..integrations.recording import LayerStatistics
+from ..integrations.transformers import sample_attention_prefill
+from ..lab.capture import AttentionInputs, capture_attention
+from ..lab.generation import Generation, generate_greedily, prefill, warm_up
+from ..lab.models import LoadedModel
 from .console import layer_bar, step
 from .setup import check_length, config_for
 

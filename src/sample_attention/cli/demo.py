@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..errors import PromptTooLong
-from ..models import PINNED_WEIGHTS, fetch_weights, needle_prompt
+from ..lab.models import PINNED_WEIGHTS, fetch_weights, needle_prompt
 from .comparison import DENSE, SPARSE
 from .console import messages, step
 from .run import RunOptions, prepare_output, publish, report_on

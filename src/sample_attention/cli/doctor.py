@@ -17,9 +17,9 @@ from rich.table import Table
 from .. import __version__
 from ..api import explain
 from ..errors import INSTALL, UnsupportedProblem
-from ..policy import CROSSOVERS
+from ..lab.records import commit_of_checkout, device_name, installed_version
 from ..problem import Problem
-from ..records import commit_of_checkout, device_name, installed_version
+from ..routing.policy import CROSSOVERS
 
 EXTRAS = {
     "transformers": ("transformers", "accelerate"),

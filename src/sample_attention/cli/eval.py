@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ..bench.capture import Prompt, load_prompted
-from ..bench.origin import Row
-from ..bench.tables import Record
 from ..errors import InvalidInput
-from ..eval.records import read_rows
-from ..eval.report import write_evaluation
-from ..eval.runner import RunSettings, measure_cells, pending_cells
-from ..eval.suites import SUITES, Cell, Suite, cells_of, narrowed
-from ..eval.tables import evaluation_tables, skipped_notes
+from ..lab.bench.capture import Prompt, load_prompted
+from ..lab.bench.origin import Row
+from ..lab.bench.tables import Record
+from ..lab.eval.records import read_rows
+from ..lab.eval.report import write_evaluation
+from ..lab.eval.runner import RunSettings, measure_cells, pending_cells
+from ..lab.eval.suites import SUITES, Cell, Suite, cells_of, narrowed
+from ..lab.eval.tables import evaluation_tables, skipped_notes
 from .bench import Destination, Machine, keep_row, print_tables
 from .console import counted, messages, step
 from .setup import prepare_file

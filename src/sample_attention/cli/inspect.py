@@ -13,20 +13,19 @@ from rich.table import Table
 from torch import Tensor
 
 from .._extras import require
-from ..analysis.capture import AttentionInputs, capture_attention, check_layers
-from ..analysis.cra import measure_retained_mass
-from ..analysis.generation import prefill
-from ..analysis.probabilities import sample_rows
-from ..analysis.sparsity import sparsity_degree
 from ..api import select
-from ..config import SampleAttentionConfig
+from ..config import SampleAttentionConfig, Tuned
 from ..errors import InvalidInput, UnsupportedAttention
-from ..models import LoadedModel
-from ..plan import StripePlan, Tuned
-from ..plan.render import render
-from ..policy import Decision, decide
+from ..lab.analysis.cra import measure_retained_mass
+from ..lab.analysis.probabilities import sample_rows
+from ..lab.analysis.sparsity import sparsity_degree
+from ..lab.capture import AttentionInputs, capture_attention, check_layers
+from ..lab.generation import prefill
+from ..lab.models import LoadedModel
+from ..lab.records import Provenance
+from ..plan import StripePlan, render
 from ..problem import Problem
-from ..records import Provenance
+from ..routing.policy import Decision, decide
 from .comparison import DENSE_IMPLEMENTATION
 from .console import layer_bar, messages, step
 from .setup import ModelOptions, check_length, check_rule, config_for, load, read_prompt, tokenized
@@ -203,7 +202,7 @@ def _title(view: LayerView, h: int) -> str:
 
 
 def _write(content: dict[str, Any], views: list[LayerView], folder: Path) -> None:
-    from ..analysis.plots import Panel, draw_head, draw_report, head_picture
+    from ..lab.analysis.plots import Panel, draw_head, draw_report, head_picture
 
     (folder / "inspect.json").write_text(json.dumps(content, indent=2) + "\n", "utf-8")
     coverage, rows = content["config"]["coverage"], f"{content['rows']} random rows"

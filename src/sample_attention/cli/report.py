@@ -12,10 +12,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from ..analysis.generation import WARM_UP_KEYS, WARM_UP_TOKENS
-from ..integrations.transformers import LayerStatistics
-from ..models import LoadedModel
-from ..records import Provenance
+from ..integrations.recording import LayerStatistics
+from ..lab.generation import WARM_UP_KEYS, WARM_UP_TOKENS
+from ..lab.models import LoadedModel
+from ..lab.records import Provenance
 from .closing import answer_words, closing_words
 from .comparison import DENSE, DENSE_IMPLEMENTATION, SPARSE, Comparison
 
@@ -130,7 +130,7 @@ def write_report(report: Report, folder: Path) -> None:
         OSError: the folder cannot be written to.
         MissingExtra: matplotlib is not installed.
     """
-    from ..analysis.plots import Panel, draw_report, head_picture
+    from ..lab.analysis.plots import Panel, draw_report, head_picture
 
     folder.mkdir(parents=True, exist_ok=True)
     text = json.dumps(report.content, indent=2, ensure_ascii=False)

@@ -9,9 +9,8 @@ from pathlib import Path
 from torch import Tensor
 
 from .._extras import require
-from ..config import SampleAttentionConfig
-from ..models import LoadedModel
-from ..plan import Tuned
+from ..config import SampleAttentionConfig, Tuned
+from ..lab.models import LoadedModel
 from .comparison import compare
 from .console import messages
 from .report import Report, build_report, print_report, write_report

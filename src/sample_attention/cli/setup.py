@@ -10,11 +10,10 @@ from typing import Any
 import torch
 
 from .._extras import require
-from ..config import SampleAttentionConfig
+from ..config import SampleAttentionConfig, Tuned, names_tuned
 from ..errors import InvalidConfig, InvalidInput, PromptTooLong
-from ..models import LoadedModel, load_model
-from ..models.tokens import encode_prompt
-from ..plan.tuned import Tuned, names_tuned
+from ..lab.models import LoadedModel, load_model
+from ..lab.models.tokens import encode_prompt
 from .console import step
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..bench.capture import Prompt
-from ..bench.tables import RecordTable
-from ..models import load_model
-from ..plan import Tuned
-from ..tuning import TuneOptions, tune
+from ..config import Tuned
+from ..lab.bench.capture import Prompt
+from ..lab.bench.tables import RecordTable
+from ..lab.models import load_model
+from ..lab.tuning import TuneOptions, tune
 from .bench import Machine, print_tables
 from .console import counted, messages, step
 from .setup import prepare_file

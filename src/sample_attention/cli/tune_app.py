@@ -46,7 +46,7 @@ def _tune(  # noqa: PLR0913, PLR0917 - the options of a command
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """Find the cheapest configuration of a model that stays near dense attention, by length."""
-    from ..tuning import Budget, TuneOptions
+    from ..lab.tuning import Budget, TuneOptions
     from .bench import Machine
     from .setup import build_config, parse_indices
     from .tune import tune_model

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from ..api import Measured, measured_attention
-from ..backends.dense import dense, dense_with_lse, limited
-from ..modes import autocasts, outside_autocast
-from ..plan import Rule, fixed_rule
-from ..policy import Decision, decide
-from ..problem import Problem, Sequences, in_one_width
-from .layout import Row, Rows, sequences_of
+from ..dense import dense, dense_with_lse, limited
+from ..problem import Problem, Row, Sequences, in_one_width
+from ..problem.modes import autocasts, outside_autocast
+from ..routing.policy import Decision, decide
+from ..selection.rule import Rule, fixed_rule
+from .layout import Rows, sequences_of
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ..errors import InvalidInput
-from ..modes import lasting
 from ..problem import Row, Sequences
+from ..problem.modes import lasting
 
 Rows: TypeAlias = tuple[Row, ...]
 

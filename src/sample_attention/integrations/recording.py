@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 
 from ..plan import StripePlan
-from ..policy import Decision
 from ..problem import Sequences
+from ..routing.policy import Decision
 from .layers import LayerPart
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from .._extras import require
 from ..errors import UnsupportedAttention
-from ..plan import Rule
+from ..selection.rule import Rule
 from .recording import Recorder
 from .support import BATCHED, NAME
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from .._extras import require
 from ..errors import UnsupportedAttention
-from ..plan import Rule, as_rule, rule_in_layer
+from ..selection.rule import Rule, as_rule, rule_in_layer
 from .arguments import layer_of, layout_of_call, refuse, rows_of_call, unsupported
 from .layers import LayerCall, compute
 from .layout import (

@@ -1,22 +1,6 @@
-"""What will be computed: the plan, its pictures, and rules that make plans by themselves."""
+"""What will be computed: the plan, its form and its picture."""
 
 from .render import render
-from .selector import FixedRule, NamedRule, Rule, Selector, as_rule, fixed_rule, rule_in_layer
-from .stripe import Probe, StripePlan, segment_starts
-from .tuned import Interval, Tuned
+from .stripe import WHOLE, PlanForm, Probe, StripePlan, segment_starts
 
-__all__ = [
-    "FixedRule",
-    "Interval",
-    "NamedRule",
-    "Probe",
-    "Rule",
-    "Selector",
-    "StripePlan",
-    "Tuned",
-    "as_rule",
-    "fixed_rule",
-    "render",
-    "rule_in_layer",
-    "segment_starts",
-]
+__all__ = ["WHOLE", "PlanForm", "Probe", "StripePlan", "render", "segment_starts"]

@@ -14,6 +14,7 @@ object: with `segment = key_block = 128` each list names the kept 128-blocks of 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +24,15 @@ from ..problem import Problem, Sequences
 
 WHOLE = 2**30
 """Segment length of a plan whose rows all share one selection."""
+
+
+class PlanForm(NamedTuple):
+    """What an attention engine has to know of a plan before it is made; as in `StripePlan`."""
+
+    segment: int
+    window_alignment: int = 1
+    key_block: int = 1
+    dense_tail: int = 0
 
 
 @dataclass(frozen=True)
@@ -67,6 +77,11 @@ class StripePlan:
     key_block: int = 1
     dense_tail: int = 0
     probe: Probe | None = None
+
+    @property
+    def form(self) -> PlanForm:
+        """What decides who can attend to it."""
+        return PlanForm(self.segment, self.window_alignment, self.key_block, self.dense_tail)
 
     @property
     def num_heads(self) -> int:

@@ -1,0 +1,1 @@
+"""Attention over a plan's pairs, by three engines: plan -> out, lse."""

@@ -1,0 +1,1 @@
+"""What selection and attention share below their formulas: devices, layouts, loads, workers."""

@@ -1,0 +1,1 @@
+"""All that judges: models, captures, records, benchmarks, evaluation, tuning, analysis."""

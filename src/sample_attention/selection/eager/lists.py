@@ -1,0 +1,72 @@
+"""Stage 2: the fewest columns whose mass reaches a share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...config import SampleAttentionConfig
+from ..bins import NUM_CLASSES
+
+
+def smallest_set(mass: Tensor, need: Tensor) -> Tensor:
+    """The fewest entries of each row whose sum reaches `need`: bool like `mass`.
+
+    Args:
+        mass: `[..., K]`, non-negative.
+        need: `[...]`; 0 or less keeps nothing.
+    """
+    order = mass.argsort(dim=-1, descending=True, stable=True)
+    ordered = mass.gather(-1, order)
+    keep = ordered.cumsum(-1) - ordered < need[..., None]
+    return torch.zeros_like(keep).scatter_(-1, order, keep)
+
+
+def smallest_classes(
+    classes: Tensor, mass: Tensor, need: Tensor, num_classes: int = NUM_CLASSES
+) -> Tensor:
+    """The lowest class to keep so that the kept classes' mass reaches `need`.
+
+    Args:
+        classes: integers `[..., K]` in [0, num_classes).
+        mass: `[..., K]`, non-negative, same order as `classes`.
+        need: `[...]`; 0 or less keeps nothing.
+        num_classes: how many classes there are.
+
+    Returns:
+        int32 `[...]`: keep `classes >= threshold`; num_classes where nothing is kept, 0 where even
+        all classes fall short.
+    """
+    histogram = mass.new_zeros(*need.shape, num_classes).scatter_add_(-1, classes.long(), mass)
+    above = histogram.flip(-1).cumsum(-1)  # mass of the highest 1, 2, ... classes
+    kept = (above < need[..., None]).sum(-1) + (need > 0)
+    return (num_classes - kept).clamp(min=0).int()
+
+
+def needed(
+    mass: Tensor, heads: range, config: SampleAttentionConfig, limits: Tensor | None = None
+) -> Tensor:
+    """What columns have to hold, `[G, ...]`, if those outside the window hold `mass` `[G, ..., K]`.
+
+    Args:
+        mass: `[G, K]`, or `[G, M, K]` of segments.
+        heads: G query heads.
+        config: the rule.
+        limits: int64 `[M]` on the host, how many columns each segment can choose from.
+    """
+    outside = mass.sum(-1)
+    share: float | Tensor = config.coverage
+    if config.head_coverage is not None:
+        shares = config.head_coverage[heads.start : heads.stop]
+        share = mass.new_tensor(shares).view(-1, *[1] * (outside.dim() - 1))
+    if config.coverage_at is not None and limits is not None:
+        fewer = (limits.to(mass) / config.coverage_at).clamp(max=1)
+        share = 1 - (1 - share) * fewer.sqrt()
+    return share - (1 - outside) if config.residual else share * outside
+
+
+def lists_of(keep: Tensor) -> list[Tensor]:
+    """Sorted int32 positions of the True entries of each row of `keep` `[M, K]`."""
+    row, column = keep.nonzero(as_tuple=True)
+    counts = torch.bincount(row, minlength=len(keep)).tolist()
+    return list(column.int().split(counts))
