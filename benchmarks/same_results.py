@@ -125,9 +125,9 @@ def _results(qkv: list[Tensor], rule: object, backend: str) -> str:
     parts += [plan.columns(0, h, g) for h in heads for g in segments]
     digest = hashlib.sha256()
     for x in parts:
-        digest.update(x.detach().contiguous().cpu().view(torch.uint8).numpy().tobytes())
+        digest.update(x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     whole = sa.sample_attention(q, k, v, rule, backend=backend)
-    digest.update(whole.contiguous().cpu().view(torch.uint8).numpy().tobytes())
+    digest.update(whole.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
