@@ -123,11 +123,10 @@ def _results(qkv: list[Tensor], rule: object, backend: str) -> str:
     parts = [plan.counts, plan.dense, plan.window, out, lse]
     heads, segments = (0, q.shape[1] - 1), range(plan.counts.shape[2])
     parts += [plan.columns(0, h, g) for h in heads for g in segments]
+    parts.append(sa.sample_attention(q, k, v, rule, backend=backend))
     digest = hashlib.sha256()
     for x in parts:
-        digest.update(x.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    whole = sa.sample_attention(q, k, v, rule, backend=backend)
-    digest.update(whole.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(torch.cat([x.cpu().flatten()]).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
 
 
