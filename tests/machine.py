@@ -50,7 +50,7 @@ def missing(item):
     if item.get_closest_marker("interpreted") and not interpreted():
         return "Triton's interpreter (TRITON_INTERPRET=1 from the start)"
     params = item.callspec.params if hasattr(item, "callspec") else {}
-    if "backend" not in params:
+    if "backend" not in params or not {"select", "attend"} & set(item.fixturenames):
         return None
     given = {name: params[name] for name in ("dtype", "head_dim") if name in params}
     reason = refused_always(params["backend"], **given)

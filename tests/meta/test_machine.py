@@ -27,7 +27,7 @@ FILES = {
     "gpu": "tests/kernels/test_gpu.py",
     "hopper": "tests/kernels/test_hopper.py",
     "interpreted": "tests/kernels/test_triton_interpreted.py",
-    "any": "tests/properties/test_selection.py",
+    "any": "tests/properties/test_invariance.py",
 }
 
 
@@ -84,4 +84,7 @@ def test_the_interpreter_has_its_own_cases(on_cpu):
     assert backends(cases["any"]) == {"eager", "triton"}
     assert backends(on_cpu[0]["any"]) == {"eager"}
     assert [need for need in on_cpu[1].values() if "TRITON_INTERPRET" in need]
-    assert not left_out  # nor are cases that were not asked for
+    (need,) = left_out.values()  # and cases that were not asked for are not counted
+    assert "triton: torch.float64 in Triton's interpreter" in need
+    assert [case for case in cases["any"] if "eager-torch.float64" in case]
+    assert not [case for case in cases["any"] if "triton-torch.float64" in case]
