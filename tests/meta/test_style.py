@@ -174,6 +174,7 @@ def test_constants_have_one_home():
         ({"a/x.py": "ROWS = 1", "a/y.py": "from .x import ROWS"}, False),
         ({"a/x.py": "_ROWS = 1", "a/y.py": "_ROWS = 1"}, False),
         ({"lab/a/x.py": "ROWS = 1", "lab/b/y.py": "ROWS = 2"}, False),
+        ({"a/x.py": "ROWS = 1", "reference/y.py": "ROWS = 1"}, False),
         ({"a/x.py": "R = TypeVar('R')", "b/y.py": "R = TypeVar('R')"}, False),
     ],
 )

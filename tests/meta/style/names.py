@@ -97,11 +97,14 @@ def homes_of_operations(sources):
 def doubled_values(sources):
     """Public constants and aliases with two homes: in one room, or of one value in any two.
 
-    A room is a folder of the package, a folder of `lab` or of another room of rooms included.
-    Rooms far apart may each have an `OTHERS` of their own; a value that stands twice is a copy.
+    A room is a folder of the package, or of `lab`, which has rooms of its own.
+    Rooms far apart may each have an `OTHERS` of their own; a value that stands twice is a copy. The
+    reference has its own on purpose: what it shared with the engines it could not object to.
     """
     homes = defaultdict(list)
     for source in sources:
+        if source.name.startswith("reference/"):
+            continue
         for name, value in _module_values(source.tree):
             homes[name].append((source.name, value))
     doubled = {}
