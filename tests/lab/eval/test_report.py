@@ -92,11 +92,11 @@ def test_methods_at_equal_density_share_their_tasks():
         turned("needle", "default", [1.0, 1.0, 1.0, 0.0]),
         turned("needle", "xattention", [0.0] * 4),
         turned("vt", "default", [0.0, 0.0]),
-        turned("vt", "bigbird", [0.0, 0.0]),
+        turned("vt", "a_shape", [0.0, 0.0]),
         row("needle", "tuned", [1.0] * 4, setting="m,density=0.08", density=0.079),
     ]
     (table,) = (t for t in evaluation_tables(rows) if t.title.startswith("Turned to a"))
-    assert "density of 0.08, 4 prompts of needle (not all of them: bigbird):" in table.title
+    assert "density of 0.08, 4 prompts of needle (not all of them: a_shape):" in table.title
     assert [line[:3] for line in table.lines] == [
         ("default", "0.080", "0.750"), ("xattention", "0.080", "0.000"),
         ("tuned", "0.079", "1.000"),
@@ -183,10 +183,10 @@ def test_pictures():
     rivals = [
         row("needle", name, [1.0, 1.0, 0.0, 0.0], density=0.3) for name in ("xattention", "paper")
     ]
-    elsewhere = row("vt", "bigbird", [0.0, 0.0])  # not on the needle, which the others ran
+    elsewhere = row("vt", "a_shape", [0.0, 0.0])  # not on the needle, which the others ran
     (axis,) = draw_accuracy([*ROWS, *rivals, elsewhere]).axes
     assert {x.get_label() for x in axis.lines} >= {"default", "xattention", "paper"}
-    assert "bigbird" not in {x.get_label() for x in axis.lines}
+    assert "a_shape" not in {x.get_label() for x in axis.lines}
     assert axis.get_title() == "m, 8,192 tokens"
     grids = {axis.get_title(): axis.images[0].get_array() for axis in draw_needles(ROWS).axes}
     nothing = [None, None]  # neither length has a needle there

@@ -60,7 +60,7 @@ RULES = ("default", "pooled", "paper", "mlsys")
 RIVALS = ("xattention", "flexprefill", "vertical_slash")
 """The nearest: their patterns follow the input, and they are what people use today."""
 
-OTHERS = ("streaming_llm", "a_shape", "bigbird", "hyper_attention", "hash_sparse")
+OTHERS = ("streaming_llm", "a_shape")
 SPARSE = (*RULES, *RIVALS, *OTHERS)
 
 
