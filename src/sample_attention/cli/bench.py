@@ -20,19 +20,18 @@ from ..lab.bench.attention import (
     measure_selected,
     with_floor,
 )
-from ..lab.bench.capture import Prompt, captured_inputs, load_prompted, middle_layers, text_tokens
-from ..lab.bench.inputs import Shape, planted_inputs, random_inputs
 from ..lab.bench.kernels import measure_dense, measure_kernels
-from ..lab.bench.origin import Row, origin
 from ..lab.bench.plot import check_picture, plot_records
 from ..lab.bench.rates import measure_rates
-from ..lab.bench.tables import RecordTable, read_records, source_of, tables_of
+from ..lab.bench.tables import source_of, tables_of
 from ..lab.bench.ttft import OURS, measure_ttft, prompt_facts
-from ..lab.records import append_record
+from ..lab.capture import CAPTURED, captured_inputs, middle_layers
+from ..lab.inputs import Shape, planted_inputs, random_inputs
+from ..lab.models import Prompt, load_prompted, text_tokens
+from ..lab.records import BENCH, RecordTable, Row, append_record, origin, read_rows
 from .console import counted, messages, step
 from .setup import DTYPES, choose_device, config_for, prepare_file
 
-CAPTURED = "captured:"
 Rule = tuple[str, SampleAttentionConfig]
 """A preset's name, and the preset with what was chosen beside it."""
 
@@ -261,7 +260,11 @@ def bench_report(paths: Sequence[Path], *, markdown: bool, plot: Path | None) ->
         MissingExtra: a picture is asked for without matplotlib.
         OSError: a file cannot be read or written.
     """
-    records = read_records(paths)
+    records = read_rows(paths, BENCH)
+    if not records:
+        raise InvalidInput(
+            "the files hold no records; `bench attention`, `kernels` and `ttft` make them"
+        )
     if plot is not None:
         check_picture(plot)
     if markdown:

@@ -77,7 +77,7 @@ def _attention(  # noqa: PLR0913, PLR0917 - the options of a command
 ) -> None:  # fmt: skip
     """Attention alone: select, attend and both, against dense attention; correctness first."""
     from ..lab.bench.attention import Settings
-    from ..lab.bench.inputs import Shape
+    from ..lab.inputs import Shape
     from .bench import AttentionOptions, Destination, Machine, bench_attention
     from .setup import parse_indices
 
@@ -104,7 +104,7 @@ def _kernels(  # noqa: PLR0913, PLR0917 - the options of a command
     device: Device = "auto", dtype: Dtype = None, output: Output = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Each kernel on an NVIDIA GPU: device time beside the least that its work can take."""
-    from ..lab.bench.inputs import Shape
+    from ..lab.inputs import Shape
     from .bench import Destination, KernelOptions, Machine, bench_kernels
     from .setup import parse_indices
 
@@ -126,7 +126,7 @@ def _ttft(  # noqa: PLR0913, PLR0917 - the options of a command
     output: Output = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Time to first token of a real model on real text: dense attention against ours."""
-    from ..lab.bench.capture import Prompt
+    from ..lab.models import Prompt
     from .bench import Destination, Machine, TtftOptions, bench_ttft
     from .setup import build_rule, parse_indices
 

@@ -5,9 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..config import Tuned
-from ..lab.bench.capture import Prompt
-from ..lab.bench.tables import RecordTable
-from ..lab.models import load_model
+from ..lab.models import Prompt, load_model
+from ..lab.records import RecordTable
 from ..lab.tuning import TuneOptions, tune
 from .bench import Machine, print_tables
 from .console import counted, messages, step

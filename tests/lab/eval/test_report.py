@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from sample_attention.errors import InvalidInput
+from sample_attention.lab.eval.groups import difference, groups_of, share_of_dense
 from sample_attention.lab.eval.plots import draw_accuracy, draw_needles
-from sample_attention.lab.eval.records import difference, groups_of, read_rows, share_of_dense
 from sample_attention.lab.eval.report import write_evaluation
 from sample_attention.lab.eval.tables import evaluation_tables, skipped_notes
+from sample_attention.lab.records import EVAL, read_rows
 
 
 def row(task, method, scores, length=8192, **fields):
@@ -149,7 +150,7 @@ def test_the_last_row_of_a_measurement_counts(tmp_path):
     path = tmp_path / "rows.jsonl"
     again = row("vt", "default", [1.0, 1.0])
     path.write_text("\n".join(map(json.dumps, [*ROWS, again])), "utf-8")
-    rows = read_rows([path])
+    rows = read_rows([path], EVAL)
     assert len(rows) == len(ROWS)
     long, short = groups_of(rows)
     assert (long.length, short.length) == (8192, 4096)
@@ -161,7 +162,7 @@ def test_other_files_are_refused(tmp_path, line):
     path = tmp_path / "rows.jsonl"
     path.write_text(line, "utf-8")
     with pytest.raises(InvalidInput, match=r"rows.jsonl:1 is not"):
-        read_rows([path])
+        read_rows([path], EVAL)
 
 
 def test_a_page_with_pictures(tmp_path):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from .methods import DENSE, Contender, parse_methods
+from ..contenders import DENSE, Contender, parse_methods
 from .tasks import BABILONG, QUOTING, RULER, TEXT, Task, parse_tasks
 
 K = 1024
