@@ -13,9 +13,9 @@ from ..lab.eval.suites import SUITES, Cell, Suite, cells_of, narrowed
 from ..lab.eval.tables import evaluation_tables, skipped_notes
 from ..lab.models import Prompt, load_prompted
 from ..lab.records import EVAL, Record, Row, read_rows
-from .bench import Destination, Machine, keep_row, print_tables
 from .console import counted, messages, step
-from .setup import prepare_file
+from .machine import Machine
+from .output import Destination, prepare_file, print_tables
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def evaluate(options: EvalOptions, destination: Destination) -> None:
     rows: list[Row] = []
     with counted("measuring", sum(cell.n for cell in pending), quiet=quiet) as advance:
         for row in measure_cells(loaded, pending, settings, known, advance):
-            keep_row(row, destination)
+            destination.keep(row)
             rows.append(row)
     if not quiet:
         _show([*known, *rows])
