@@ -65,8 +65,8 @@ test-versions: ## the newest and oldest versions: adds to benchmarks/records/ver
 	  .venv-$$set/bin/python benchmarks/versions.py $$set || exit 1; \
 	done
 
-test-gpu: setup ## the tests that need a GPU: writes benchmarks/records/gpu_tests.json
-	@$(PY) -m pytest -m gpu --record benchmarks/records/gpu_tests.json $(PYTEST)
+test-gpu: setup ## the tests that need a GPU: adds to benchmarks/records/gpu_tests.jsonl
+	@$(PY) -m pytest -m gpu --record benchmarks/records/gpu_tests.jsonl $(PYTEST)
 
 sanitize-gpu: setup ## kernels under compute-sanitizer: reads, writes and races
 	@for tool in memcheck racecheck; do \
@@ -140,8 +140,8 @@ ONE_IN_32   := --preset pooled --config segment=4096 --config row_stride=32 --co
 PROMPTS     := "--text prose --lengths 32768" "--text code --lengths 32768" \
                "--text code --lengths 131072 --yarn 4"
 
-bench-gpu: setup ## measure an NVIDIA GPU, GPU=h100 or h200: writes benchmarks/records/$(GPU)_*.jsonl
-	@rm -f $(GPU_RECORDS)_*.jsonl
+# Nothing is removed: of the same measurement the last record counts, and some are made elsewhere.
+bench-gpu: setup ## measure an NVIDIA GPU, GPU=h100 or h200: adds to benchmarks/records/$(GPU)_*.jsonl
 	@echo "== random lists at a density of 0.1"
 	@for backend in triton hopper; do \
 	  $(GPU_BENCH) attention $(GPU_OUTPUT)_attention.jsonl --lengths 8192,32768,131072 \

@@ -61,7 +61,7 @@ def measure() -> None:
 
     from sample_attention import SampleAttentionConfig, attend, select
     from sample_attention.lab.bench.gate import check_attend
-    from sample_attention.lab.bench.inputs import Shape, planted_inputs
+    from sample_attention.lab.inputs import Shape, planted_inputs
     from sample_attention.lab.records import Provenance
 
     device, config = torch.device("cuda"), SampleAttentionConfig()

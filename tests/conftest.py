@@ -1,8 +1,6 @@
 """Fixtures of every test: a seed, the backends by name, poisoned memory, repeatable examples."""
 
-import json
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,7 +8,7 @@ from hypothesis import HealthCheck, settings
 
 import sample_attention as sa
 from sample_attention.config import as_config
-from sample_attention.lab.records import Provenance, installed_version
+from sample_attention.lab.records import Provenance, append_record, installed_version
 from sample_attention.problem import Problem
 from sample_attention.routing import policy
 from sample_attention.testing import nan_poison
@@ -32,7 +30,9 @@ STARTED = time.monotonic()
 
 
 def pytest_addoption(parser):
-    parser.addoption("--record", metavar="PATH", help="write how the tests ended, and on what")
+    parser.addoption(
+        "--record", metavar="PATH", help="add a line: how the tests ended, and on what"
+    )
 
 
 def pytest_terminal_summary(terminalreporter, config):
@@ -40,10 +40,11 @@ def pytest_terminal_summary(terminalreporter, config):
     if path is None:
         return
     ends = ("passed", "failed", "error", "skipped", "xfailed")
-    row = {end: len(terminalreporter.stats.get(end, [])) for end in ends}
+    row = {"tests": config.args}
+    row |= {end: len(terminalreporter.stats.get(end, [])) for end in ends}
     row |= {"seconds": round(time.monotonic() - STARTED), "triton": installed_version("triton")}
     row |= Provenance.collect("cuda" if torch.cuda.is_available() else "cpu").as_row()
-    Path(path).write_text(json.dumps(row, indent=2) + "\n", "utf-8")
+    append_record(path, row)
 
 
 def pytest_configure(config):
