@@ -180,6 +180,10 @@ def test_pictures():
     assert [axis.get_title() for axis in curves] == ["m, 8,192 tokens", "m, 4,096 tokens"]
     (line,) = (x for x in curves[0].lines if x.get_label() == "default")
     assert [round(x, 1) for x in line.get_xdata()] == [0.2, 0.4]
+    ends = [curves[0].containers[0][2][0].get_segments()[0][i][1] for i in (0, 1)]
+    (group, _) = groups_of(ROWS)
+    share = share_of_dense([group.pairs("default")["needle"]])
+    assert [round(x) for x in ends] == [round(100 * share.low), round(100 * share.high)]
     rivals = [
         row("needle", name, [1.0, 1.0, 0.0, 0.0], density=0.3) for name in ("xattention", "paper")
     ]
