@@ -167,7 +167,8 @@ bench-gpu: setup ## measure an NVIDIA GPU, GPU=h100 or h200: adds to benchmarks/
 bench-regression: setup ## this tree beside another commit, AGAINST=COMMIT: prints a table
 	@$(PY) benchmarks/regression.py $(if $(AGAINST),--against $(AGAINST))
 
-docs: setup ## build the documentation into site/
+docs: setup ## check the tables of the records, then build the documentation into site/
+	@$(PY) benchmarks/pages/make.py --check
 	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 
 BUILD := build/tools/bin/python

@@ -11,10 +11,10 @@ from sample_attention.config import names_tuned
 from sample_attention.lab.bench.tables import best_dense, coverage_shown, rule_of
 from sample_attention.lab.records import BENCH, read_rows
 
-DOCS = Path(__file__).resolve().parent
-ROOT = DOCS.parent
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
 FOLDER = ROOT / "benchmarks" / "records"
-PAGE = DOCS / "performance.md"
+PAGE = DOCS / "research" / "performance-gpu.md"
 NOTHING = "Nothing measured yet: `make bench-gpu` makes the records."
 
 NAMES = ("fa3", "fa4", "cudnn", "sdpa", "fa2")
