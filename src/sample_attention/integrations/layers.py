@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..api import Measured, measured_attention
 from ..dense import dense, dense_with_lse, limited
-from ..problem import Problem, Row, Sequences, in_one_width
+from ..problem import Problem, SequenceRow, Sequences, in_one_width
 from ..problem.modes import autocasts, outside_autocast
 from ..routing.policy import Decision, decide
 from ..selection.rule import Rule, fixed_rule
@@ -80,13 +80,13 @@ def compute(call: LayerCall, rows: Rows | None) -> tuple[Tensor, list[LayerPart]
         return part.measured.out, [part]
     out, parts = torch.zeros_like(call.q), list[LayerPart]()
     for group in _groups(call, rows):
-        batch = sorted({row[0] for row in group})
+        batch = sorted({row.batch for row in group})
         if len(batch) == len(call.q):
             part = _compute_part(call, sequences_of(group, call.q.device))
             out += part.measured.out
         else:
             q, k, v = (x[batch] for x in (call.q, call.k, call.v))
-            moved = tuple((batch.index(row[0]), *row[1:]) for row in group)
+            moved = tuple(row._replace(batch=batch.index(row.batch)) for row in group)
             part = _compute_part(replace(call, q=q, k=k, v=v), sequences_of(moved, q.device))
             out[batch] += part.measured.out
         parts.append(part)
@@ -104,11 +104,11 @@ def _compute_alike(call: LayerCall, rows: Rows | None) -> tuple[Tensor, list[Lay
 
 def _groups(call: LayerCall, rows: Rows) -> list[Rows]:
     """The sequences, apart where the policy decides apart: decoding beside a long prompt."""
-    split: dict[bool, list[Row]] = {}
+    split: dict[bool, list[SequenceRow]] = {}
     q = call.q
     for row in rows:
         # Only the lengths are read here; the table is that of all.
-        lengths = replace(sequences_of(rows, q.device), max_q_len=row[2], max_kv_len=row[4])
+        lengths = replace(sequences_of(rows, q.device), max_q_len=row.q_len, max_kv_len=row.kv_len)
         alone = Problem(lengths, q.shape[1], call.k.shape[1], q.shape[3], q.dtype, q.device)
         decision = decide(alone, fixed_rule(call.config, alone))
         sparse = _limits(call, alone) is None and decision.sparse

@@ -12,7 +12,7 @@ import functools
 import itertools
 import sys
 from dataclasses import dataclass, field, replace
-from typing import TypeAlias
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -24,8 +24,16 @@ from .forms import Form, check_forms, check_heads, form_of
 from .modes import lasting
 from .pages import check_page_table, check_pages, gather_pages
 
-Row: TypeAlias = tuple[int, int, int, int, int]
-"""(batch, q_start, q_len, kv_start, kv_len) of one sequence."""
+
+class SequenceRow(NamedTuple):
+    """Where one sequence lies: a row of `Sequences.table`, on the host and in kernels."""
+
+    batch: int
+    q_start: int
+    q_len: int
+    kv_start: int
+    kv_len: int
+
 
 LARGEST = 2**31 - 1
 """Largest position: they are kept as int32."""
@@ -62,7 +70,7 @@ class Sequences:
     uniform: bool = False
     page_table: Tensor | None = None
     page_size: int = 0
-    host_rows: tuple[Row, ...] | None = field(default=None, compare=False, repr=False)
+    host_rows: tuple[SequenceRow, ...] | None = field(default=None, compare=False, repr=False)
     total_q_len: int | None = None
     totals: Tensor | None = None
 
@@ -89,7 +97,7 @@ class Sequences:
                 f"{len(kv_ends) - 1}; both must name the same"
             )
         spans = list(zip(q_ends, q_ends[1:], kv_ends, kv_ends[1:], strict=False))
-        rows = [(0, q0, q1 - q0, k0, k1 - k0) for q0, q1, k0, k1 in spans]
+        rows = [SequenceRow(0, q0, q1 - q0, k0, k1 - k0) for q0, q1, k0, k1 in spans]
         sequences = cls._from_rows(rows, cu_seqlens_q.device, packed=True)
         totals = torch.tensor([q_ends, kv_ends], dtype=torch.int32, device=cu_seqlens_q.device)
         return replace(sequences, total_q_len=q_ends[-1], totals=totals)
@@ -112,14 +120,14 @@ class Sequences:
         """
         _check_integers("kv_lens", kv_lens, 1)
         q_len, kv_len = (as_length(*x) for x in (("q_len", q_len), ("kv_len", kv_len)))
-        rows: list[Row] = []
+        rows: list[SequenceRow] = []
         for b, n in enumerate(int(x) for x in kv_lens.tolist()):
             if not 0 < n <= kv_len:
                 raise InvalidInput(
                     f"sequence {b} has {n} keys; accepted: 1 to {kv_len}, the Skv of the batch"
                 )
             queries = min(q_len, n)
-            rows.append((b, q_len - queries, queries, kv_len - n, n))
+            rows.append(SequenceRow(b, q_len - queries, queries, kv_len - n, n))
         return cls._from_rows(rows, kv_lens.device, packed=False)
 
     @classmethod
@@ -156,12 +164,14 @@ class Sequences:
         page_size = as_length("page_size", page_size)
         check_page_table(page_table, page_size, lengths)
         spans = zip(ends, ends[1:], lengths, strict=False)
-        rows = [(0, start, stop - start, 0, length) for start, stop, length in spans]
+        rows = [SequenceRow(0, start, stop - start, 0, length) for start, stop, length in spans]
         laid_out = cls._from_rows(rows, page_table.device, packed=True)
         return replace(laid_out, page_table=page_table, page_size=page_size)
 
     @classmethod
-    def _from_rows(cls, rows: list[Row], device: torch.device, *, packed: bool) -> Sequences:
+    def _from_rows(
+        cls, rows: list[SequenceRow], device: torch.device, *, packed: bool
+    ) -> Sequences:
         for n, (_, q_start, q_len, kv_start, kv_len) in enumerate(rows):
             _check_lengths(q_len, kv_len, f"sequence {n}")
             if max(q_start + q_len, kv_start + kv_len) > LARGEST:
@@ -169,8 +179,8 @@ class Sequences:
                     f"sequence {n} ends at query {q_start + q_len} and key {kv_start + kv_len}; "
                     f"accepted: up to {LARGEST}, since positions are int32. Make several calls"
                 )
-        table = torch.tensor(rows, dtype=torch.int32, device=device).view(-1, 5)
-        bounds = max(r[2] for r in rows), max(r[4] for r in rows)
+        table = torch.tensor(rows, dtype=torch.int32, device=device)
+        bounds = max(r.q_len for r in rows), max(r.kv_len for r in rows)
         return cls(table, *bounds, packed=packed, host_rows=tuple(rows))
 
     @functools.cached_property
@@ -178,16 +188,16 @@ class Sequences:
         """What the rows reach to: batch rows, queries and keys (waits where `rows` does)."""
         rows = self.rows()
         return (
-            max(row[0] for row in rows) + 1,
-            max(row[1] + row[2] for row in rows),
-            max(row[3] + row[4] for row in rows),
+            max(row.batch for row in rows) + 1,
+            max(row.q_start + row.q_len for row in rows),
+            max(row.kv_start + row.kv_len for row in rows),
         )
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[SequenceRow]:
         """The table as Python integers (waits for the device where the host has no copy)."""
         if self.host_rows is not None:
             return list(self.host_rows)
-        return [tuple(row) for row in self.table.tolist()]  # pyright: ignore[reportReturnType]
+        return [SequenceRow(*row) for row in self.table.tolist()]
 
 
 @dataclass(frozen=True)
@@ -301,10 +311,10 @@ def keys_of(x: Tensor, sequences: Sequences, n: int) -> Tensor:
     Returns:
         `[..., Skv, D]`: a view, or a copy out of the pages of a paged cache.
     """
-    b, _, _, start, length = sequences.rows()[n]
+    row = sequences.rows()[n]
     if sequences.page_table is not None:
-        return gather_pages(x, sequences.page_table[n], length)
-    return x[b, ..., start : start + length, :]
+        return gather_pages(x, sequences.page_table[n], row.kv_len)
+    return x[row.batch, ..., row.kv_start : row.kv_start + row.kv_len, :]
 
 
 def _layouts(sequences: Sequences | None) -> tuple[str, str]:
@@ -322,7 +332,7 @@ def _uniform_problem(q: Form, k: Form, v: Form) -> Problem:
     _, kv_heads, kv_len, _ = k[0]
     check_heads(num_heads, kv_heads)
     _check_lengths(q_len, kv_len, "the batch")
-    rows = tuple((b, 0, q_len, 0, kv_len) for b in range(batch))
+    rows = tuple(SequenceRow(b, 0, q_len, 0, kv_len) for b in range(batch))
     table = torch.tensor(rows, dtype=torch.int32, device=device)
     sequences = Sequences(table, q_len, kv_len, uniform=True, host_rows=rows)
     width = _v_head_dim(k[0], v[0])
