@@ -66,6 +66,12 @@ class Sequences:
     total_q_len: int | None = None
     totals: Tensor | None = None
 
+    def __post_init__(self) -> None:
+        """Give rows that were given as plain tuples their names."""
+        rows = self.host_rows
+        if rows and not isinstance(rows[0], SequenceRow):  # pyright: ignore[reportUnnecessaryIsInstance]
+            object.__setattr__(self, "host_rows", tuple(SequenceRow(*row) for row in rows))
+
     @classmethod
     def packed_from(cls, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor | None = None) -> Sequences:
         """Sequences packed one after another in `[T, H, D]` tensors.
@@ -203,8 +209,8 @@ class Sequences:
 
         Slices of batch rows, or of the tokens of a packed batch; of a paged cache every page. None
         for a packed batch whose rows are not known, or with gaps between those queries: its
-        sequences only become a batch of their own in the whole tensors. Batch rows may be shared with
-        other sequences: add a result to such a view, and never copy it. Nothing waits for a device.
+        sequences only become a batch of their own in the whole tensors. Batch rows may be shared
+        with other sequences: results are added to such a view. Nothing waits for a device.
 
         Raises:
             InvalidInput: no such sequences, or a padded batch without parts.
