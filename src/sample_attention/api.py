@@ -7,14 +7,14 @@ config ──► select(q, k, config) ──► plan ──► attend(q, k, v, p
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
-from .config import SampleAttentionConfig
+from .config import Config, with_fields
 from .dense import dense, dense_with_lse, provider, provider_verdicts
 from .errors import InvalidInput, UnsupportedProblem
 from .plan import StripePlan
@@ -53,9 +53,9 @@ class Measured:
         lse: as `attend` returns it, of all keys for the guarded heads; None when the call ran
             dense.
         retained_mass: `[N, H, G, R]` on the held-out rows, NaN where there is none; None without
-            `held_out` or when the call ran dense.
-        guarded: bool `[N, H]`, heads that missed `guard` and were computed again, dense; None
-            without a guard.
+            held-out rows or when the call ran dense.
+        guarded: bool `[N, H]`, heads that missed `min_retained_mass` and were computed again,
+            dense; None without it.
     """
 
     out: Tensor
@@ -194,7 +194,8 @@ def sample_attention(
 ) -> Tensor:  # fmt: skip
     """Causal attention that computes only the keys that matter: select, then attend.
 
-    Dense where sparse does not pay (`explain` says when) and for heads that miss `config.guard`.
+    Dense where sparse does not pay (`explain` says when) and for heads that miss
+    `min_retained_mass`.
     Arguments and errors are those of `select` and `attend`.
 
     Returns:
@@ -223,7 +224,7 @@ def measured_attention(
 ) -> Measured:  # fmt: skip
     """`sample_attention` together with what it did.
 
-    With `config.held_out` rows per segment the retained mass is measured on rows that took no part
+    With `held_out_rows` per segment the retained mass is measured on rows that took no part
     in selecting: exp(lse of the kept keys - lse of all keys). Arguments and errors are those of
     `sample_attention`.
 
@@ -253,9 +254,9 @@ def measured_attention(
     decision, factor = decide(problem, rule), problem.scale(scale)
     if backend == "auto" and not decision.sparse:
         return Measured(_dense(q, k, v, problem, factor), decision)
-    guard = rule.guard if isinstance(rule, SampleAttentionConfig) else None
-    if isinstance(rule, SampleAttentionConfig) and not keep_plan and guard is None:
-        rule = replace(rule, held_out=0) if rule.held_out else rule  # nobody would see the mass
+    guard = rule.check.min_retained_mass if isinstance(rule, Config) else None
+    if isinstance(rule, Config) and rule.check.held_out_rows and not keep_plan and guard is None:
+        rule = with_fields(rule, held_out_rows=0)  # nobody would see the mass
     selector = selector_of(backend, problem, rule)
     choose(backend, problem)
     if not decision.sparse:  # a backend that was named accepts, or has raised
@@ -267,7 +268,7 @@ def measured_attention(
         return Measured(_unbatched(out, problem), decision, lse=lse)
     plan = selector.select(q, k, problem, factor)
     out, lse = choose(backend, problem, plan).attend(q, k, v, problem, plan, factor)
-    mass = plan.retained_mass(lse) if plan.probe is not None else None
+    mass = plan.retained_mass(lse) if plan.held_out is not None else None
     guarded = None
     if guard is not None and mass is not None:
         guarded = mass.flatten(2).nanmean(-1) < guard
@@ -360,7 +361,7 @@ def _redo_dense(
 
 def _names(backend: str, problem: Problem, rule: FixedRule) -> list[str]:
     """Who would select and who would attend: one name where they are the same."""
-    if isinstance(rule, SampleAttentionConfig):
+    if isinstance(rule, Config):
         return [choose(backend, problem, rule).name]
     return [type(rule).__name__, choose(backend, problem).name]
 

@@ -1,13 +1,12 @@
 """`measured_attention`, `sample_attention`, `explain`, the policy and the choice of a backend."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 import torch.nn.functional as F
 
 import sample_attention as sa
-from sample_attention import SampleAttentionConfig, Sequences
+from sample_attention import SampleAttentionConfig, Sequences, preset
+from sample_attention.config import with_fields
 from sample_attention.dense import dense, dense_with_lse, limited, provider
 from sample_attention.errors import InvalidConfig, UnsupportedProblem
 from sample_attention.problem import Problem
@@ -16,9 +15,9 @@ from sample_attention.routing.dispatch import NAMES
 from sample_attention.routing.policy import CROSSOVERS, decide
 from sample_attention.testing import assert_matches_oracle, make_qkv
 
-SMALL = SampleAttentionConfig.preset(
-    "pooled", coverage=0.6, segment=32, row_stride=8, pool=8, window=8, dense_prefix=0,
-    dense_tail=0, held_out=4,
+SMALL = preset(
+    "pooled", coverage=0.6, segment=32, sample_stride=8, rows=8, window=8, dense_prefix=0,
+    dense_tail=0, held_out_rows=4,
 )  # fmt: skip
 ROW = CROSSOVERS["cpu"]
 
@@ -73,7 +72,7 @@ def test_without_held_out_rows_nothing_is_measured(always_sparse):
     del always_sparse
     q, k, v = make_qkv(100)
     result = sa.measured_attention(q, k, v, "paper")
-    assert result.plan.probe is None
+    assert result.plan.held_out is None
     assert result.retained_mass is None
 
 
@@ -84,7 +83,7 @@ def test_guard_sends_heads_that_miss_it_to_dense(always_sparse, layout):
     without = sa.measured_attention(q, k, v, SMALL, sequences=sequences)
     means = without.retained_mass.flatten(2).nanmean(-1)
     guard = float(means.median())
-    config = replace(SMALL, guard=guard)
+    config = with_fields(SMALL, min_retained_mass=guard)
     result = sa.measured_attention(q, k, v, config, sequences=sequences)
     assert torch.equal(result.guarded, means < guard)
     assert result.guarded.any()
@@ -118,7 +117,7 @@ def bottom_right(q, k, v):
 def test_guard_that_every_head_meets(always_sparse):
     del always_sparse
     q, k, v = make_qkv(200)
-    config = replace(SMALL, guard=0.01)
+    config = with_fields(SMALL, min_retained_mass=0.01)
     assert not sa.measured_attention(q, k, v, config).guarded.any()
 
 

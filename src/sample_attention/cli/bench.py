@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from rich.console import Console
 from rich.table import Table
 
-from ..config import SampleAttentionConfig, Tuned
+from ..config import Config, Tuned
 from ..errors import InvalidInput
 from ..lab.bench.attention import (
     Settings,
@@ -33,10 +33,10 @@ from .console import counted, messages, step
 from .setup import DTYPES, choose_device, config_for, prepare_file
 
 CAPTURED = "captured:"
-Rule = tuple[str, SampleAttentionConfig]
+Rule = tuple[str, Config]
 """A preset's name, and the preset with what was chosen beside it."""
 
-LayerRule = tuple[str, SampleAttentionConfig | Tuned]
+LayerRule = tuple[str, Config | Tuned]
 """The same, or a tuned configuration, which has coverages for every layer of its model."""
 
 WIDEST = 1000
@@ -163,7 +163,7 @@ class TtftOptions:
     prompt: Prompt
     lengths: tuple[int, ...]
     preset: str
-    config: SampleAttentionConfig | Tuned
+    config: Config | Tuned
     machine: Machine = field(default_factory=Machine)
     dense: tuple[str, ...] = ()
     repeats: int = 5
@@ -238,7 +238,7 @@ def bench_ttft(options: TtftOptions, destination: Destination) -> None:
     rows: list[Row] = []
     for length in options.lengths:
         config = config_for(options.config, length)
-        ours = {"preset": options.preset, "coverage": config.coverage, "config": asdict(config)}
+        ours = {"preset": options.preset, "coverage": config.coverage, "config": config.to_values()}
         token_ids = text_tokens(loaded, options.prompt.text, 1, length)
         with counted(f"measuring {length} tokens", None, quiet=quiet) as advance:
             measured = measure_ttft(
@@ -298,8 +298,8 @@ def _attention_rows(
         for preset, rule in options.rules:
             own = config_for(rule, inputs.k.shape[2], inputs.layer)
             row = {"yarn": options.yarn, **measure_selected(inputs, preset, own, settings)}
-            if isinstance(rule, SampleAttentionConfig):  # what was asked, and what depth made of it
-                asked = {"coverage": rule.coverage, "config": asdict(rule)}
+            if isinstance(rule, Config):  # what was asked, and what depth made of it
+                asked = {"coverage": rule.coverage, "config": rule.to_values()}
                 row |= {**asked, "layer_coverage": own.coverage}
             yield row
 
@@ -319,7 +319,7 @@ def _kernel_rows(options: KernelOptions, device: torch.device, dtype: torch.dtyp
             yield {**sizes, **measured.row(rates, fa3)}
         for preset, config in options.rules:
             plan, found = measure_kernels(inputs, config, options.repeats, seed)
-            rule = {"preset": preset, "coverage": config.coverage, "config": asdict(config),
+            rule = {"preset": preset, "coverage": config.coverage, "config": config.to_values(),
                     "density": float(plan.density().mean())}  # fmt: skip
             for measured in found:
                 yield {**sizes, **rule, **measured.row(rates, fa3)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -75,7 +75,7 @@ def build_report(loaded: LoadedModel, comparison: Comparison, max_new_tokens: in
             "order": list(comparison.order),
             "warm_up": f"a dense prefill of up to {WARM_UP_TOKENS} tokens and one sparse attention "
             f"over {WARM_UP_KEYS} random keys, before the first timed run",
-            "statistics": f"from an untimed prefill with held_out={comparison.held_out}",
+            "statistics": f"from an untimed prefill with held_out_rows={comparison.held_out_rows}",
         },
         "model": {
             "name": loaded.name,
@@ -83,7 +83,7 @@ def build_report(loaded: LoadedModel, comparison: Comparison, max_new_tokens: in
             "dtype": str(model.dtype).removeprefix("torch."),
             "context_length": loaded.context_length,
         },
-        "config": asdict(comparison.config),
+        "config": comparison.config.to_values(),
         "tuned_for": comparison.tuned_for,
         "definitions": DEFINITIONS,
         "provenance": Provenance.collect(model.device).as_row(),

@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from .._extras import require
-from ..config import SampleAttentionConfig, Tuned
+from ..config import Config, Tuned
 from ..lab.models import LoadedModel
 from .comparison import compare
 from .console import messages
@@ -24,15 +24,15 @@ class RunOptions:
     Attributes:
         config: of the sparse runs.
         max_new_tokens: longest answer.
-        held_out: rows per segment for the statistics.
+        held_out_rows: rows per segment for the statistics.
         repeats: timed runs of each kind.
         output: folder for the report; None: no files.
         as_json: print JSON on stdout, and nothing else there.
     """
 
-    config: SampleAttentionConfig | Tuned
+    config: Config | Tuned
     max_new_tokens: int = 32
-    held_out: int = 4
+    held_out_rows: int = 4
     repeats: int = 1
     output: Path | None = None
     as_json: bool = False
@@ -68,7 +68,7 @@ def report_on(loaded: LoadedModel, token_ids: Tensor, options: RunOptions) -> Re
     """Compare both ways on a prompt, int64 `[1, S]`."""
     comparison = compare(
         loaded, token_ids, options.config, max_new_tokens=options.max_new_tokens,
-        held_out=options.held_out, repeats=options.repeats,
+        held_out_rows=options.held_out_rows, repeats=options.repeats,
     )  # fmt: skip
     return build_report(loaded, comparison, options.max_new_tokens)
 

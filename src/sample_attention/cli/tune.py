@@ -9,11 +9,12 @@ from ..lab.bench.capture import Prompt
 from ..lab.bench.tables import RecordTable
 from ..lab.models import load_model
 from ..lab.tuning import TuneOptions, tune
+from ..lab.tuning.search import field_of
 from .bench import Machine, print_tables
 from .console import counted, messages, step
 from .setup import prepare_file
 
-COLUMNS = ("coverage", "segment", "row_stride", "probes", "window")
+COLUMNS = ("coverage", "segment", "sample_stride", "sampled_keys", "window")
 
 
 def tune_model(
@@ -49,7 +50,7 @@ def _table(tuned: Tuned) -> RecordTable:
     for interval, row in zip(tuned.intervals, tuned.measured, strict=True):
         facts = row["validated"]
         lines.append((
-            f"{interval.min_kv_len:,}", *(str(getattr(interval.config, x)) for x in COLUMNS),
+            f"{interval.min_kv_len:,}", *(str(field_of(interval.config, x)) for x in COLUMNS),
             *(f"{facts[x]:.3f}" for x in ("density", "sampling", "cost")),
             *(f"{facts[x]:.4f}" for x in ("kl", "kl_bound")), f"{facts['retained_mass']:.3f}",
         ))  # fmt: skip

@@ -15,7 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..errors import InvalidInput
+from ..config import config_from_json
+from ..config.schema import OLD_FIELDS
+from ..errors import InvalidConfig, InvalidInput
 
 if TYPE_CHECKING:
     import os
@@ -164,6 +166,21 @@ def commit_of_checkout() -> str | None:
     if not _git("ls-files", "__init__.py"):
         return None
     return _git("describe", "--always", "--dirty", "--abbrev=40", "--exclude=*")
+
+
+def config_of(row: Mapping[str, Any]) -> Any:  # noqa: ANN401
+    """The configuration of a row as it is written today, if it has all 22 fields of version 0.1.
+
+    Rows with fewer were measured before some field existed; they stay as they are, as do
+    configurations of other methods.
+    """
+    given = row.get("config")
+    if not isinstance(given, dict) or {*given} != {*OLD_FIELDS}:
+        return given
+    try:
+        return config_from_json(json.dumps(given)).to_values()
+    except InvalidConfig:  # that no rule has any more
+        return given
 
 
 def _git(*arguments: str) -> str | None:

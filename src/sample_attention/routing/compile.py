@@ -13,7 +13,7 @@ from typing import ParamSpec, Protocol, TypeVar, cast
 import torch
 from torch import Tensor, library
 
-from ..config import SampleAttentionConfig, as_config
+from ..config import as_config, config_from_json
 from ..errors import InvalidInput
 from ..problem import Sequences
 from ..problem.modes import as_autocast, autocast_dtype
@@ -50,7 +50,7 @@ def operator(function: Attention) -> Attention:
         q: Tensor, k: Tensor, v: Tensor, config: str, scale: float | None, backend: str,
         tables: list[Tensor], bounds: list[int],
     ) -> Tensor:  # fmt: skip
-        settings, sequences = SampleAttentionConfig.from_json(config), gather(tables, bounds)
+        settings, sequences = config_from_json(config), gather(tables, bounds)
         out = function(q, k, v, settings, scale=scale, sequences=sequences, backend=backend)
         return out.contiguous()  # a graph is told the strides before anything runs
 

@@ -7,17 +7,18 @@ from typing import TypeAlias
 
 from torch import Tensor
 
-from ..config import SampleAttentionConfig
+from ..config import Config
 from ..errors import InvalidConfig, UnsupportedProblem
-from ..plan import WHOLE, PlanForm, StripePlan
+from ..plan import StripePlan
 from ..problem import Problem
+from ..selection.geometry import plan_form
 from ..selection.rule import FixedRule, Selector
 from .engines import BACKENDS, attention_engine, selection_engine
 
 ACCEPTED = "accepted"
 NAMES = tuple(BACKENDS)
 
-Subject: TypeAlias = SampleAttentionConfig | StripePlan | None
+Subject: TypeAlias = Config | StripePlan | None
 """What a backend is asked about: selecting by a configuration, attending to a plan, or to any."""
 
 
@@ -30,7 +31,7 @@ class Backend:
     def refusal(self, problem: Problem, subject: Subject = None) -> str | None:
         """Why the backend cannot select by a configuration, or attend to a plan; None: it can."""
         selecting, attending = BACKENDS[self.name]
-        if not isinstance(subject, SampleAttentionConfig):
+        if not isinstance(subject, Config):
             return attention_engine(attending).refusal(problem, subject and subject.form)
         refused = None
         if attending != selecting:
@@ -38,7 +39,7 @@ class Backend:
         return refused or selection_engine(selecting).refusal(problem, subject)
 
     def select(
-        self, q: Tensor, k: Tensor, problem: Problem, config: SampleAttentionConfig, scale: float
+        self, q: Tensor, k: Tensor, problem: Problem, config: Config, scale: float
     ) -> StripePlan:
         """See `SelectionEngine.select`."""
         return selection_engine(BACKENDS[self.name][0]).select(q, k, problem, config, scale)
@@ -50,19 +51,12 @@ class Backend:
         return attention_engine(BACKENDS[self.name][1]).attend(q, k, v, problem, plan, scale)
 
 
-def plan_form(config: SampleAttentionConfig) -> PlanForm:
-    """The form of the plans that a configuration makes."""
-    by_rows = WHOLE if config.segment is None else config.segment
-    segment = config.key_block if config.key_block > 1 else by_rows
-    return PlanForm(segment, config.window_alignment, config.key_block, config.tail_rows)
-
-
 @dataclass(frozen=True)
 class Configured:
     """A backend that selects by a configuration, as a selector."""
 
     backend: Backend
-    config: SampleAttentionConfig
+    config: Config
 
     def select(self, q: Tensor, k: Tensor, problem: Problem, scale: float) -> StripePlan:
         """See `Selector.select`."""
@@ -110,6 +104,6 @@ def selector_of(name: str, problem: Problem, rule: FixedRule) -> Selector:
     Raises:
         UnsupportedProblem, InvalidConfig: as `choose` does.
     """
-    if isinstance(rule, SampleAttentionConfig):
+    if isinstance(rule, Config):
         return Configured(choose(name, problem, rule), rule)
     return rule

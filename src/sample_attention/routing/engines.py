@@ -7,7 +7,7 @@ from typing import Protocol, cast
 
 from torch import Tensor
 
-from ..config import SampleAttentionConfig
+from ..config import Config
 from ..errors import InvalidConfig
 from ..plan import PlanForm, StripePlan
 from ..problem import Problem
@@ -27,12 +27,12 @@ class SelectionEngine(Protocol):
 
     name: str
 
-    def refusal(self, problem: Problem, config: SampleAttentionConfig) -> str | None:
+    def refusal(self, problem: Problem, config: Config) -> str | None:
         """Why the engine cannot select by this configuration; None: it can."""
         ...
 
     def select(
-        self, q: Tensor, k: Tensor, problem: Problem, config: SampleAttentionConfig, scale: float
+        self, q: Tensor, k: Tensor, problem: Problem, config: Config, scale: float
     ) -> StripePlan:
         """Stages 1 and 2: sampled column mass, then the fewest columns that hold it."""
         ...

@@ -7,7 +7,7 @@ import functools
 from collections.abc import Generator
 from dataclasses import dataclass
 
-from ..config import SampleAttentionConfig
+from ..config import Config
 from ..problem import Problem
 from ..selection.rule import FixedRule
 
@@ -49,7 +49,7 @@ CROSSOVERS = {
 
 def decide(problem: Problem, rule: FixedRule) -> Decision:
     """Choose for a whole call, from facts known on the host."""
-    if isinstance(rule, SampleAttentionConfig) and rule.dense:
+    if isinstance(rule, Config) and rule.dense:
         return Decision(sparse=False, reason="coverage 1 keeps every key")
     row = CROSSOVERS.get(problem.device.type)
     if row is None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ...config import PRESETS, names_tuned
+from ...config.schema import old_fields
 from ...errors import InvalidInput
-from ..records import Kinds, check_fields, read_lines
+from ..records import Kinds, check_fields, config_of, read_lines
 
 Record = dict[str, Any]
 """A row as it is read back: fields that another version wrote may be missing."""
@@ -50,7 +51,8 @@ def read_records(paths: Iterable[Path]) -> list[Record]:
             raise InvalidInput(f"{where} is not a record of `bench attention`, `kernels` or `ttft`")
         for marker in MARKERS.keys() & record.keys():
             check_fields(where, record, MARKERS[marker], OPTIONAL)
-        latest[json.dumps([record.get(name) for name in IDENTITY])] = record
+        alike = {**record, "config": config_of(record)}
+        latest[json.dumps([alike.get(name) for name in IDENTITY])] = record
     if not latest:
         raise InvalidInput(
             "the files hold no records; `bench attention`, `kernels` and `ttft` make them"
@@ -129,12 +131,24 @@ def rule_of(record: Record) -> str:
         return record["preset"]
     if names_tuned(record["preset"]):
         return record["preset"]
-    preset = asdict(PRESETS[record["preset"]])
-    ran = record.get("config", {})  # which the first records do not have
+    ran, preset = record.get("config", {}), PRESETS[record["preset"]].to_values()
+    if "schema" in ran:
+        ran, preset = _flat(ran), _flat(preset)
+    else:  # of version 0.1, and named as it was written; the first records have none
+        preset = old_fields(preset)
     changed = {x: value for x, value in ran.items() if value != preset.get(x)}
     changed.pop("coverage", None)
     words = ", ".join(f"{name}={value}".lower() for name, value in changed.items())
     return f"{record['preset']}, {words}" if words else record["preset"]
+
+
+def _flat(config: Record) -> Record:
+    """The fields of a configuration beside those of its parts; a ranking has its kind's name."""
+    found: Record = {}
+    for name, value in config.items():
+        inner = {**value} if isinstance(value, dict) else {name: value}
+        found |= {name if x == "kind" else x: y for x, y in inner.items()}
+    return found
 
 
 def best_dense(record: Record) -> tuple[str, float]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from ...errors import PromptTooLong
 from ..bench.origin import Row, origin
 from ..models import LoadedModel
+from ..records import config_of
 from .measure import Kept, Measurement, compare_text, measure_answer, text_logits, turned_to_density
 from .methods import DENSE, Contender
 from .prompts import Sample
@@ -52,6 +53,7 @@ class RunSettings:
 
 def identity_of(row: Mapping[str, object]) -> str:
     """A text that is the same for rows of the same measurement."""
+    row = {**row, "config": config_of(row)}
     return json.dumps([row.get(name) for name in IDENTITY], sort_keys=True)
 
 
