@@ -9,7 +9,7 @@ import torch
 from sample_attention import Tuned, api, preset
 from sample_attention.attention.eager import engine as eager
 from sample_attention.config import Interval, config_from_json
-from sample_attention.errors import InvalidInput
+from sample_attention.errors import InvalidConfig, InvalidInput
 from sample_attention.lab.bench import dense
 from sample_attention.lab.bench.inputs import Shape, random_inputs, random_plan
 
@@ -38,10 +38,18 @@ def short_text(monkeypatch):
 
 
 @pytest.fixture
-def captured(model_folder):
+def of_layers(model_folder):
     return ("bench", "attention", *QUICK, "--input", f"captured:{model_folder}", "--lengths", "700",
-            "--config", "dense_prefix=128", "--config", "window=32", "--config",
+            "--layers", "1")  # fmt: skip
+
+
+@pytest.fixture
+def captured(of_layers):
+    return (*of_layers[:-2], "--config", "dense_prefix=128", "--config", "window=32", "--config",
             "tighten_below=none", "--config", "run_share=none", "--layers", "1")  # fmt: skip
+
+
+SMALL = ("--config", "dense_prefix=128", "--config", "window=32", "--config", "tighten_below=none")
 
 
 def rows_of(done):
@@ -67,20 +75,28 @@ def test_rows_of_random_lists(cli, tmp_path):
     assert "measuring" not in done.err
 
 
-def test_rules_name_what_they_override(cli, captured, tmp_path):
+def test_rules_name_what_they_override(cli, of_layers, tmp_path):
     path = tmp_path / "rows.jsonl"
-    fields = ("--config", "segment=256", "--config", "sample_stride=32", "--config", "rows=64")
+    fields = (
+        "--config",
+        "segment=256",
+        "--config",
+        "sample_stride=32",
+        "--config",
+        "rows=64",
+        *SMALL,
+    )
     rule = ("--preset", "pooled", *fields)
-    (row,) = rows_of(cli(*captured, *rule, "--json", "--output", path))
+    (row,) = rows_of(cli(*of_layers, *rule, "--json", "--output", path))
     assert (row["config"]["segment"], row["config"]["ranking"]["rows"]) == (256, 64)
     done = cli("bench", "report", path)
-    assert "pooled, segment=256, sample_stride=32, rows=64" in done.out
+    assert "pooled, window=32, segment=256, sample_stride=32, rows=64, dense_prefix=128" in done.out
 
 
-def test_rows_of_captured_inputs(cli, captured, model_folder):
-    rows = rows_of(
-        cli(*captured, "--preset", "default", "--preset", "paper", "--coverage", 0.9, "--json")
-    )
+def test_rows_of_captured_inputs(cli, of_layers, model_folder):
+    chosen = ("--coverage", 0.9, "--json", "--preset")
+    rows = rows_of(cli(*of_layers, *chosen, "default", *SMALL, "--config", "run_share=none"))
+    rows += rows_of(cli(*of_layers, *chosen, "paper"))
     assert [(r["preset"], r["coverage"]) for r in rows] == [("default", 0.9), ("paper", 0.9)]
     for row in rows:
         assert row.keys() >= ROW
@@ -134,10 +150,10 @@ def test_ttft_of_a_tuned_model(cli, model_folder, tuned_file):
 
 
 def test_every_preset_is_measured_at_every_coverage(cli, captured):
-    several = ("--preset", "paper", "--preset", "default", "--coverage", 0.9, "--coverage", 0.8)
+    several = ("--preset", "fast", "--preset", "default", "--coverage", 0.9, "--coverage", 0.8)
     rows = rows_of(cli(*captured, *several, "--json"))
     assert [(r["preset"], r["coverage"]) for r in rows] == [
-        ("paper", 0.9), ("paper", 0.8), ("default", 0.9), ("default", 0.8)
+        ("fast", 0.9), ("fast", 0.8), ("default", 0.9), ("default", 0.8)
     ]  # fmt: skip
 
 
@@ -199,7 +215,7 @@ def test_a_wrong_dense_provider_is_not_recorded(cli, monkeypatch):
         (["--input", "captured:"], "random and captured:MODEL"),
         (["--lengths", "0"], "at least one token"),
         (["--lengths", "300", "--density", "0.01"], "the window alone is"),
-        (["--lengths", "300", "--density", "0.7", "--preset", "paper"], "need segments"),
+        (["--lengths", "300", "--density", "0.7", "--preset", "paper"], "with a KEY of coverage"),
         (["--lengths", "300", "--density", "0.7", "--dense", "fast"], "no dense provider 'fast'"),
         (["--lengths", "300", "--density", "0.7", "--dense", "fa3"], "accepted: an NVIDIA GPU"),
         (["--lengths", "300", "--density", "0.7", "--backend", "gpu"], "unknown backend 'gpu'"),
@@ -310,6 +326,8 @@ def test_random_plans_have_their_density(segment, length):
     assert plan.density()[1, 3] == masks.sum().double() / (length * (length + 1) // 2)
     with pytest.raises(InvalidInput, match="the window alone"):
         random_plan(inputs, 0.01, config, seed=0)
+    with pytest.raises(InvalidConfig, match="need segments"):
+        random_plan(inputs, 0.6, preset("paper"), seed=0)
     api.attend(inputs.q, inputs.k, inputs.v, plan)
 
 

@@ -8,8 +8,9 @@ import torch
 
 from sample_attention import Tuned, preset
 from sample_attention.config import Interval
+from sample_attention.errors import InvalidInput
 from sample_attention.integrations.transformers import sample_attention_prefill
-from sample_attention.lab.tuning import Reading
+from sample_attention.lab.tuning import Reading, TuneOptions
 
 LAYERS, HEADS = 3, 4
 FAST = ("--lengths", "300,600", "--requests", "4", "--device", "cpu", "--threads", "1",
@@ -164,7 +165,7 @@ def test_the_time_ends_the_search(cli, command):
         (("--min-mass", "0"), "min_mass must be a number in (0, 1]"),
         (
             ("--preset", "pooled"),
-            "accepted: a SampleAttentionConfig with QueryMoments",
+            "--config farthest_rows=2: write KEY=VALUE with a KEY of coverage",
         ),
         (
             ("--config", "segment=16"),
@@ -177,6 +178,12 @@ def test_bad_options(cli, command, options, complaint):
     done = cli(*command, *options)
     assert done.code == 2
     assert complaint in done.err
+
+
+@pytest.mark.parametrize("base", ["pooled", "paper"])
+def test_a_search_starts_from_query_moments(base):
+    with pytest.raises(InvalidInput, match="accepted: a SampleAttentionConfig with QueryMoments"):
+        TuneOptions((300,), 4, base=preset(base))
 
 
 def test_texts_that_are_too_short_are_named(cli, command, monkeypatch):

@@ -87,7 +87,7 @@ def test_columns_and_edges_are_those_of_the_plan():
     sparse = api.select(planted().q, planted().k, CONFIGS["pooled"])
     align, window = sparse.window_alignment, int(sparse.window[0])
     left = (keys[None] <= (rows // align * align - window)[:, None]).sum(1)
-    assert work.window_edges(call, rows).tolist() == left.tolist()
+    assert work.edges_in_call(call, rows).tolist() == left.tolist()
     last = [127, 255, 383, 511, 639, 699]
     assert work.listed_columns(call) == sum(max(0, p // 128 * 128 - 31) for p in last)
     assert everything.dense.all()

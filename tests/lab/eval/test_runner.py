@@ -22,7 +22,7 @@ from sample_attention.routing import policy
 
 LENGTH = 768
 SETTINGS = RunSettings("tiny", skip_below=0.0)
-SMALL = "tighten_below=none,dense_prefix=0,dense_tail=0,run_share=none,window=16"
+SMALL = "dense_prefix=0,dense_tail=0,run_share=none,tighten_below=none,window=16"
 SPARSE = f"default:coverage=0.6,{SMALL}"
 FIELDS = {
     "model", "length", "task", "method", "setting", "n", "score", "answer_logprob", "ci95",

@@ -46,8 +46,7 @@ def neighbours(config):
     """Every configuration that differs in one field, and in coverage."""
     for name, values in SHAPES.items():
         for value, coverage in itertools.product(values, COVERAGES):
-            tied = {"pool": value} if name == "segment" else {}
-            yield replace(config, **{name: value}, **tied, coverage=coverage)
+            yield with_fields(config, **{name: value}, coverage=coverage)
 
 
 def test_the_result_is_within_the_budget_and_cheaper_than_its_neighbours():
