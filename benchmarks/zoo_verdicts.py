@@ -32,7 +32,7 @@ from zoo_cases import (
 )
 from zoo_models import SEED, construct, tiny_model
 
-from sample_attention import SampleAttentionConfig
+from sample_attention import SampleAttentionConfig, SampledRows, preset
 from sample_attention.errors import UnsupportedAttention
 from sample_attention.integrations.support import NAME
 from sample_attention.integrations.transformers import register, sample_attention_prefill
@@ -44,9 +44,9 @@ LOOSEST = 0.25
 """Beyond this share of the logits' spread eager attention itself is not reproducible."""
 
 # Every row is sampled and next to nothing is dropped: sparse has to give what dense gives.
-EVERYTHING = SampleAttentionConfig.preset(
-    "pooled", coverage=1 - 1e-9, segment=16, pool=None, row_stride=1, window=8, dense_prefix=0,
-    dense_tail=0, dense_above=1.0,
+EVERYTHING = preset(
+    "pooled", coverage=1 - 1e-9, segment=16, ranking=SampledRows(), sample_stride=1, window=8,
+    dense_prefix=0, dense_tail=0, dense_above=1.0,
 )  # fmt: skip
 
 POLICIES = {"dense": "auto", "sparse": "sparse"}

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from sample_attention import SampleAttentionConfig
+from sample_attention import preset
 from sample_attention.config import names_tuned
 from sample_attention.lab.bench.tables import best_dense, coverage_shown, rule_of
 from sample_attention.lab.records import BENCH, read_rows
@@ -58,7 +58,7 @@ def by_case(rows: list[Row]) -> list[Row]:
 
 def shown(rows: list[Row]) -> list[Row]:
     """Cases of `default`, `fast` and tuned rules, where the public call runs as it was measured."""
-    presets = {name: SampleAttentionConfig.preset(name).coverage for name in ("default", "fast")}
+    presets = {name: preset(name).coverage for name in ("default", "fast")}
     return [
         row for row in rows
         if (presets.get(rule_of(row)) == row["coverage"] or names_tuned(rule_of(row)))

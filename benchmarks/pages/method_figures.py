@@ -12,7 +12,7 @@ import torch
 from look import BLUE, GREEN, GREY, INK, ORANGE, RED, save
 from torch import Tensor
 
-from sample_attention import SampleAttentionConfig, Sequences, StripePlan, reference, select
+from sample_attention import Sequences, StripePlan, preset, reference, select
 from sample_attention.selection.eager.column_mass import GroupRows, ScoreBuffer, column_mass
 from sample_attention.selection.rows import held_out_rows, strided_rows
 
@@ -111,7 +111,7 @@ def _coloured(plan: StripePlan) -> np.ndarray:
 def draw_segment() -> None:
     """Stage 1 and 2 for one segment: ranks, and how many columns the coverage takes."""
     q, k = structured_head()
-    config = SampleAttentionConfig(held_out=16)
+    config = preset("default", held_out_rows=16)
     plan = select(q[None, None], k[None, None], config)
     g = 26
     lo, hi, edge = g * 128, (g + 1) * 128, g * 128 - config.window + 1
@@ -121,9 +121,9 @@ def draw_segment() -> None:
     def mass_of(rows: Tensor) -> Tensor:
         return column_mass(head.softmax(rows), torch.full((len(rows),), edge), 1, edge)[0, 0][order]
 
-    rank = reference.spread_exponent(q[lo:hi], k[:edge], edge).softmax(-1)
+    rank = reference.rank_exponent(q[lo:hi], k[:edge], edge).softmax(-1)
     order = rank.argsort(descending=True, stable=True)
-    sampled, held = strided_rows(lo, hi, config.row_stride), held_out_rows(lo, hi, config)
+    sampled, held = strided_rows(lo, hi, config.sample_stride), held_out_rows(lo, hi, config)
     curves = {
         f"{len(sampled)} sampled rows, which decide": mass_of(sampled),
         f"{len(held)} held-out rows, which check": mass_of(held),

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sample_attention import Tuned
+from sample_attention import SampleAttentionConfig, Tuned
 from sample_attention.config import tuned
 from sample_attention.lab.records import RecordTable
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "cli.md"
 START, END = "<!-- shipped:start -->", "<!-- shipped:end -->"
-FIELDS = ("coverage", "row_stride", "probes", "outliers", "window")
+FIELDS = ("coverage", "sample_stride", "sampled_keys", "farthest_rows", "window")
 HEADERS = ("name", "keys", *FIELDS, "density", "cost", "KL", "at most", "retained mass")
 
 
@@ -29,9 +29,13 @@ def shipped() -> RecordTable:
             facts = row["validated"]
             lines.append((
                 f"`tuned:{path.stem}`", f"{interval.min_kv_len:,} and more",
-                *(str(getattr(interval.config, name)) for name in FIELDS),
+                *(str(_field(interval.config, name)) for name in FIELDS),
                 *(f"{facts[name]:.3f}" for name in ("density", "cost")),
                 *(f"{facts[name]:.4f}" for name in ("kl", "kl_bound")),
                 f"{facts['retained_mass']:.3f}",
             ))  # fmt: skip
     return RecordTable("Tuned configurations that ship", HEADERS, tuple(lines))
+
+
+def _field(config: SampleAttentionConfig, name: str) -> object:
+    return getattr(config if name in config.FIELDS else config.ranking, name)

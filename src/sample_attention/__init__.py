@@ -9,7 +9,18 @@ from .api import (
     sample_attention,
     select,
 )
-from .config import SampleAttentionConfig, Tuned
+from .config import (
+    Budget,
+    Check,
+    MlsysConfig,
+    PaperConfig,
+    PooledQueries,
+    QueryMoments,
+    SampleAttentionConfig,
+    SampledRows,
+    Tuned,
+    preset,
+)
 from .plan import StripePlan
 from .problem import Sequences
 
@@ -17,8 +28,15 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AttentionOutput",
+    "Budget",
+    "Check",
     "Measured",
+    "MlsysConfig",
+    "PaperConfig",
+    "PooledQueries",
+    "QueryMoments",
     "SampleAttentionConfig",
+    "SampledRows",
     "Sequences",
     "StripePlan",
     "Tuned",
@@ -26,6 +44,7 @@ __all__ = [
     "attend",
     "explain",
     "measured_attention",
+    "preset",
     "sample_attention",
     "select",
 ]

@@ -13,7 +13,7 @@ from typing import NamedTuple, TypeVar
 
 from torch import Tensor
 
-from .config import SampleAttentionConfig
+from .config import Config
 from .dense import provider_verdicts
 from .errors import InvalidInput
 from .plan import StripePlan
@@ -115,7 +115,7 @@ def select(
     problem = Problem.of(q, k, k, sequences)
     rule = fixed_rule(as_rule(config), problem.sequences.max_kv_len, problem)
     q, k, factor = as_batched(q, problem), as_batched(k, problem), problem.scale(scale)
-    if not isinstance(rule, SampleAttentionConfig):
+    if not isinstance(rule, Config):
         return rule.select(q, k, problem, factor)
     engine = selection_engine(choose_selection(backend, problem, rule))
     return engine.select(q, k, problem, rule, factor)
@@ -172,7 +172,7 @@ def sample_attention(
     """Causal attention that computes only the keys that matter: select, then attend.
 
     Each sequence runs dense where sparse does not pay (`explain` says why), and so do heads that
-    miss `config.guard`. Arguments and errors are those of `select` and `attend`.
+    miss `min_retained_mass`. Arguments and errors are those of `select` and `attend`.
 
     Args:
         q: as for `select`.
@@ -205,7 +205,7 @@ def measured_attention(
 ) -> Measured:  # fmt: skip
     """`sample_attention` together with what it did; its plan is kept, so memory is not bounded.
 
-    With `config.held_out` rows per segment the retained mass is measured on rows that took no part
+    With `held_out_rows` per segment the retained mass is measured on rows that took no part
     in selecting: exp(lse of the kept keys - lse of all keys). Arguments and errors are those of
     `sample_attention`.
 

@@ -83,8 +83,8 @@ def sparse_early(monkeypatch):
     monkeypatch.setitem(policy.CROSSOVERS, "cpu", policy.Crossover(256, 64, "set by a test"))
 
 
-SMALL = ("--config", "dense_prefix=128", "--config", "window=32", "--config", "coverage_at=none",
-         "--config", "runs=none", "--threads", "1")  # fmt: skip
+SMALL = ("--config", "dense_prefix=128", "--config", "window=32", "--config", "tighten_below=none",
+         "--config", "run_share=none", "--threads", "1")  # fmt: skip
 
 
 @pytest.fixture

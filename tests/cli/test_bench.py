@@ -6,10 +6,10 @@ from importlib.metadata import version
 import pytest
 import torch
 
-from sample_attention import Tuned, api
+from sample_attention import Tuned, api, preset
 from sample_attention.attention.eager import engine as eager
-from sample_attention.config import Interval, SampleAttentionConfig
-from sample_attention.errors import InvalidInput
+from sample_attention.config import Interval, config_from_json
+from sample_attention.errors import InvalidConfig, InvalidInput
 from sample_attention.lab.contenders import dense
 from sample_attention.lab.inputs import Shape, random_inputs, random_plan
 
@@ -18,7 +18,7 @@ RANDOM = ("bench", "attention", *QUICK, "--heads", "4", "--kv-heads", "2", "--he
           "--config", "window=32")  # fmt: skip
 ROW = {
     "input", "seq_len", "heads", "kv_heads", "head_dim", "batch", "dtype", "backend", "preset",
-    "coverage", "segment", "row_stride", "density", "retained_mass_mean", "retained_mass_p5",
+    "coverage", "segment", "sample_stride", "density", "retained_mass_mean", "retained_mass_p5",
     "ms_select", "ms_select_p20", "ms_select_p80", "ms_attend", "ms_attend_p20", "ms_attend_p80",
     "ms_total", "ms_total_p20", "ms_total_p80", "ms_dense", "speedup_vs_fa3", "attend_tflops",
     "ppl_ratio", "extra_bytes", "error", "error_budget", "gpu", "versions", "commit", "route",
@@ -38,10 +38,18 @@ def short_text(monkeypatch):
 
 
 @pytest.fixture
-def captured(model_folder):
+def of_layers(model_folder):
     return ("bench", "attention", *QUICK, "--input", f"captured:{model_folder}", "--lengths", "700",
-            "--config", "dense_prefix=128", "--config", "window=32", "--config", "coverage_at=none",
-            "--config", "runs=none", "--layers", "1")  # fmt: skip
+            "--layers", "1")  # fmt: skip
+
+
+@pytest.fixture
+def captured(of_layers):
+    return (*of_layers[:-2], "--config", "dense_prefix=128", "--config", "window=32", "--config",
+            "tighten_below=none", "--config", "run_share=none", "--layers", "1")  # fmt: skip
+
+
+SMALL = ("--config", "dense_prefix=128", "--config", "window=32", "--config", "tighten_below=none")
 
 
 def rows_of(done):
@@ -67,20 +75,28 @@ def test_rows_of_random_lists(cli, tmp_path):
     assert "measuring" not in done.err
 
 
-def test_rules_name_what_they_override(cli, captured, tmp_path):
+def test_rules_name_what_they_override(cli, of_layers, tmp_path):
     path = tmp_path / "rows.jsonl"
-    fields = ("--config", "segment=256", "--config", "row_stride=32", "--config", "pool=none")
-    rule = ("--preset", "pooled", *fields)
-    (row,) = rows_of(cli(*captured, *rule, "--json", "--output", path))
-    assert (row["config"]["segment"], row["config"]["pool"]) == (256, None)
-    done = cli("bench", "report", path)
-    assert "pooled, segment=256, row_stride=32, pool=none" in done.out
-
-
-def test_rows_of_captured_inputs(cli, captured, model_folder):
-    rows = rows_of(
-        cli(*captured, "--preset", "default", "--preset", "paper", "--coverage", 0.9, "--json")
+    fields = (
+        "--config",
+        "segment=256",
+        "--config",
+        "sample_stride=32",
+        "--config",
+        "rows=64",
+        *SMALL,
     )
+    rule = ("--preset", "pooled", *fields)
+    (row,) = rows_of(cli(*of_layers, *rule, "--json", "--output", path))
+    assert (row["config"]["segment"], row["config"]["ranking"]["rows"]) == (256, 64)
+    done = cli("bench", "report", path)
+    assert "pooled, window=32, segment=256, sample_stride=32, rows=64, dense_prefix=128" in done.out
+
+
+def test_rows_of_captured_inputs(cli, of_layers, model_folder):
+    chosen = ("--coverage", 0.9, "--json", "--preset")
+    rows = rows_of(cli(*of_layers, *chosen, "default", *SMALL, "--config", "run_share=none"))
+    rows += rows_of(cli(*of_layers, *chosen, "paper"))
     assert [(r["preset"], r["coverage"]) for r in rows] == [("default", 0.9), ("paper", 0.9)]
     for row in rows:
         assert row.keys() >= ROW
@@ -89,7 +105,7 @@ def test_rows_of_captured_inputs(cli, captured, model_folder):
         assert min(row["ms_total"], row["ms_select"], row["ms_attend"]) > 0
         assert 0 < row["density"] < 1
         assert row["config"]["coverage"] == 0.9
-        whole = SampleAttentionConfig(**row["config"])
+        whole = config_from_json(json.dumps(row["config"]))
         assert row["layer_coverage"] == whole.for_layer(1, 3).coverage
         assert 0 < row["retained_mass_p5"] <= row["retained_mass_mean"] <= 1
         assert row["route"] == "dense"
@@ -102,7 +118,7 @@ def test_rows_of_captured_inputs(cli, captured, model_folder):
 @pytest.fixture
 def tuned_file(tmp_path):
     """Every layer has coverages of its own."""
-    config = SampleAttentionConfig(dense_prefix=128, window=32, coverage_at=None, runs=None)
+    config = preset("default", dense_prefix=128, window=32, tighten_below=None, run_share=None)
     table = ((0.3,) * HEADS, (0.5, 0.6, 0.7, 0.8), (0.9,) * HEADS)
     path = tmp_path / "tuned.json"
     Tuned("tiny", (Interval(0, config, table),)).save(path)
@@ -113,8 +129,8 @@ def test_captured_layers_have_their_tuned_coverages(cli, captured, tuned_file, t
     rows = tmp_path / "rows.jsonl"
     command = (*captured[:-1], "1,2", "--preset", tuned_file, "--output", rows)
     first, second = rows_of(cli(*command, "--json"))
-    assert first["config"]["head_coverage"] == [0.5, 0.6, 0.7, 0.8]
-    assert second["config"]["head_coverage"] == [0.9] * HEADS
+    assert first["config"]["budget"]["heads"] == [0.5, 0.6, 0.7, 0.8]
+    assert second["config"]["budget"]["heads"] == [0.9] * HEADS
     assert first["preset"] == str(tuned_file)
     assert str(tuned_file) in cli("bench", "report", rows).out
 
@@ -134,10 +150,10 @@ def test_ttft_of_a_tuned_model(cli, model_folder, tuned_file):
 
 
 def test_every_preset_is_measured_at_every_coverage(cli, captured):
-    several = ("--preset", "paper", "--preset", "default", "--coverage", 0.9, "--coverage", 0.8)
+    several = ("--preset", "fast", "--preset", "default", "--coverage", 0.9, "--coverage", 0.8)
     rows = rows_of(cli(*captured, *several, "--json"))
     assert [(r["preset"], r["coverage"]) for r in rows] == [
-        ("paper", 0.9), ("paper", 0.8), ("default", 0.9), ("default", 0.8)
+        ("fast", 0.9), ("fast", 0.8), ("default", 0.9), ("default", 0.8)
     ]  # fmt: skip
 
 
@@ -199,7 +215,7 @@ def test_a_wrong_dense_provider_is_not_recorded(cli, monkeypatch):
         (["--input", "captured:"], "random and captured:MODEL"),
         (["--lengths", "0"], "at least one token"),
         (["--lengths", "300", "--density", "0.01"], "the window alone is"),
-        (["--lengths", "300", "--density", "0.7", "--preset", "paper"], "need segments"),
+        (["--lengths", "300", "--density", "0.7", "--preset", "paper"], "with a KEY of coverage"),
         (["--lengths", "300", "--density", "0.7", "--dense", "fast"], "no dense provider 'fast'"),
         (["--lengths", "300", "--density", "0.7", "--dense", "fa3"], "accepted: an NVIDIA GPU"),
         (["--lengths", "300", "--density", "0.7", "--backend", "gpu"], "unknown backend 'gpu'"),
@@ -217,7 +233,7 @@ def test_bad_options(cli, options, words):
     [
         (["--device", "cpu"], "run on an NVIDIA GPU"),
         (["--device", "cpu", "--lengths", "0"], "at least one token"),
-        (["--device", "cpu", "--config", "pool=some"], "a number, true, false or none"),
+        (["--device", "cpu", "--config", "window=some"], "a number, true, false or none"),
     ],
 )
 def test_bad_options_of_kernels(cli, options, words):
@@ -303,13 +319,15 @@ def test_report_of_other_files(cli, tmp_path, text):
 @pytest.mark.parametrize(("segment", "length"), [(64, 1000), (128, 513), (256, 1024)])
 def test_random_plans_have_their_density(segment, length):
     inputs = random_inputs(Shape(2, 4, 2, 16), length, torch.float32, torch.device("cpu"), seed=0)
-    config = SampleAttentionConfig.preset("pooled", segment=segment, window=16)
+    config = preset("pooled", segment=segment, window=16)
     plan = random_plan(inputs, 0.6, config, seed=0)
     assert abs(plan.density().mean() - 0.6) < 0.02
     masks = plan.to_dense(1, 3)
     assert plan.density()[1, 3] == masks.sum().double() / (length * (length + 1) // 2)
     with pytest.raises(InvalidInput, match="the window alone"):
         random_plan(inputs, 0.01, config, seed=0)
+    with pytest.raises(InvalidConfig, match="need segments"):
+        random_plan(inputs, 0.6, preset("paper"), seed=0)
     api.attend(inputs.q, inputs.k, inputs.v, plan)
 
 
@@ -322,7 +340,7 @@ def test_rows_of_a_gpu(cli, model_folder):
     assert row["extra_bytes"] > 0
     assert row.keys() >= ROW - {"ms_floor", "matmul_gflops"}
     chosen = ("--config", "dense_prefix=128", "--config", "window=32", "--config",
-              "coverage_at=none", "--config", "runs=none", "--layers", "1")  # fmt: skip
+              "tighten_below=none", "--config", "run_share=none", "--layers", "1")  # fmt: skip
     (row,) = rows_of(cli(*command, "700", "--input", f"captured:{model_folder}", *chosen))
     assert row["ms_total"] > 0
     assert row["density"] < 1

@@ -6,8 +6,9 @@ from dataclasses import replace
 import pytest
 import torch
 
+from sample_attention import preset
 from sample_attention.cli.setup import build_rule
-from sample_attention.config import SampleAttentionConfig, Tuned
+from sample_attention.config import Tuned
 
 pytestmark = pytest.mark.usefixtures("sparse_early")
 LAYERS, HEADS = 3, 4
@@ -75,13 +76,13 @@ def test_coverage_one_writes_the_text_of_dense_attention(cli, model_folder, prom
     assert (sparse["density"], sparse["retained_mass"]["min"]) == (1.0, 1.0)
 
 
-@pytest.mark.parametrize("preset", ["fast", "pooled", "paper", "mlsys"])
-def test_presets_run(cli, model_folder, prompt_file, preset):
+@pytest.mark.parametrize("name", ["fast", "pooled", "paper", "mlsys"])
+def test_presets_run(cli, model_folder, prompt_file, name):
     report = cli(
-        "run", model_folder, prompt_file, "--preset", preset, "--json", "--threads", 1,
+        "run", model_folder, prompt_file, "--preset", name, "--json", "--threads", 1,
         "--held-out", 0, "--max-new-tokens", 1,
     ).json  # fmt: skip
-    assert report["config"]["key_block"] == SampleAttentionConfig.preset(preset).key_block
+    assert report["config"] == preset(name).to_values()
     mass = report["methods"]["sample_attention"]["retained_mass"]
     assert mass == {"mean": None, "p5": None, "min": None}
 
@@ -101,18 +102,20 @@ def test_the_device_and_dtype_are_as_asked(cli, model_folder, prompt_file, small
 
 @pytest.mark.parametrize("preset", ["default", "pooled", "tuned:smollm2-135m"])
 def test_a_guard_measures_on_the_rows_that_are_held_out(preset):
-    rule = build_rule(preset, None, ["guard=0.9"], 6)
+    rule = build_rule(preset, None, ["min_retained_mass=0.9"], 6)
     configs = [x.config for x in rule.intervals] if isinstance(rule, Tuned) else [rule]
-    assert {(config.guard, config.held_out) for config in configs} == {(0.9, 6)}
-    named = build_rule("default", None, ["guard=0.9", "held_out=2"], 6)
-    assert named.held_out == 2
-    assert build_rule("default", None, [], 6).held_out == 0
+    assert {(config.check.min_retained_mass, config.check.held_out_rows) for config in configs} == {
+        (0.9, 6)
+    }
+    named = build_rule("default", None, ["min_retained_mass=0.9", "held_out_rows=2"], 6)
+    assert named.check.held_out_rows == 2
+    assert build_rule("default", None, [], 6).check.held_out_rows == 0
 
 
 def test_a_run_with_a_guard(cli, model_folder, prompt_file, small):
-    command = ("run", model_folder, prompt_file, *small, "--config", "guard=0.9", "--json",
-               "--max-new-tokens", 1)  # fmt: skip
-    assert cli(*command, "--held-out", 4).json["config"]["held_out"] == 4
+    command = ("run", model_folder, prompt_file, *small, "--config",
+               "min_retained_mass=0.9", "--json", "--max-new-tokens", 1)  # fmt: skip
+    assert cli(*command, "--held-out", 4).json["config"]["check"]["held_out_rows"] == 4
     done = cli(*command, "--held-out", 0)
     assert (done.code, "held-out rows" in done.err) == (2, True)
 
@@ -121,7 +124,7 @@ def test_a_configuration_for_more_layers_is_found_before_any_prefill(
     cli, monkeypatch, model_folder, prompt_file, tmp_path
 ):
     tuned = Tuned.load("tuned:smollm2-135m")
-    interval = replace(tuned.intervals[0], head_coverage=((0.9,) * HEADS,) * (LAYERS - 1))
+    interval = replace(tuned.intervals[0], heads=((0.9,) * HEADS,) * (LAYERS - 1))
     replace(tuned, intervals=(interval,), measured=()).save(tmp_path / "t.json")
     monkeypatch.setattr("sample_attention.cli.run.report_on", None)
     done = cli("run", model_folder, prompt_file, "--preset", tmp_path / "t.json")

@@ -6,17 +6,18 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sample_attention import SampleAttentionConfig, Tuned
+from sample_attention import Tuned, preset
 from sample_attention.config import Interval
+from sample_attention.errors import InvalidInput
 from sample_attention.integrations.transformers import sample_attention_prefill
-from sample_attention.lab.tuning import Reading
+from sample_attention.lab.tuning import Reading, TuneOptions
 
 LAYERS, HEADS = 3, 4
 FAST = ("--lengths", "300,600", "--requests", "4", "--device", "cpu", "--threads", "1",
         "--config", "dense_prefix=0", "--config", "dense_tail=0", "--config", "segment=64",
-        "--config", "pool=64", "--config", "window=16", "--config", "row_stride=8",
-        "--config", "outliers=2", "--config", "coverage_at=none",
-        "--config", "runs=none")  # fmt: skip
+        "--config", "window=16", "--config", "sample_stride=8",
+        "--config", "farthest_rows=2", "--config", "tighten_below=none",
+        "--config", "run_share=none")  # fmt: skip
 
 
 @pytest.fixture(autouse=True)
@@ -25,7 +26,7 @@ def short_search(monkeypatch):
     words = " ".join(f"w{(i * i + i // 60) % 60}" for i in range(9000))
     monkeypatch.setattr("sample_attention.lab.tuning.passages.reference_text", lambda _: words)
     monkeypatch.setattr(
-        "sample_attention.lab.tuning.search.SHAPES", {"row_stride": (4, 8), "window": (16, 32)}
+        "sample_attention.lab.tuning.search.SHAPES", {"sample_stride": (4, 8), "window": (16, 32)}
     )
 
 
@@ -51,13 +52,13 @@ def test_files_hold_what_was_found_and_measured(tuned_file, model_folder):
     assert tuned.provenance["torch"] == torch.__version__
     for interval, row in zip(tuned.intervals, tuned.measured, strict=True):
         assert row["config"] == json.loads(interval.config.to_json())
-        assert interval.config.dense_prefix == interval.config.held_out == 0
+        assert interval.config.dense_prefix == interval.config.check.held_out_rows == 0
         assert row["finished"]
         assert row["kl_rows"] == row["length"] // 4
         assert row["searched"] != row["validated"]
         assert row["validated"]["coverage"] == interval.config.coverage
-        assert [len(layer) for layer in interval.head_coverage] == [HEADS] * LAYERS
-        assert len({share for layer in interval.head_coverage for share in layer}) > 1
+        assert [len(layer) for layer in interval.heads] == [HEADS] * LAYERS
+        assert len({share for layer in interval.heads for share in layer}) > 1
         for facts in (row["searched"], row["validated"]):
             assert facts["kl"] <= facts["kl_bound"] <= row["max_kl"] == 5
             assert facts["retained_mass"] >= facts["retained_mass_bound"] >= row["min_mass"] == 0.3
@@ -77,7 +78,7 @@ def test_run_takes_the_interval_of_the_prompt(cli, tuned_file, model_folder, pro
 @pytest.fixture
 def by_head(tmp_path):
     """Heads of the first layer keep little, those of the last next to all."""
-    config = SampleAttentionConfig(dense_prefix=128, window=32, coverage_at=None, runs=None)
+    config = preset("default", dense_prefix=128, window=32, tighten_below=None, run_share=None)
     table = tuple((share,) * HEADS for share in (0.3, 0.9, 0.999))
     path = tmp_path / "by_head.json"
     Tuned("tiny", (Interval(0, config, table),)).save(path)
@@ -163,12 +164,12 @@ def test_the_time_ends_the_search(cli, command):
         (("--text", "verse"), "accepted: prose, code"),
         (("--min-mass", "0"), "min_mass must be a number in (0, 1]"),
         (
-            ("--preset", "paper", "--config", "row_stride=16", "--config", "outliers=0"),
-            "cannot start from spread=False, probes=None, segment=64, row_stride=16; accepted",
+            ("--preset", "pooled"),
+            "--config farthest_rows=2: write KEY=VALUE with a KEY of coverage",
         ),
         (
-            ("--config", "segment=16", "--config", "pool=16"),
-            "a segment of 32, 64, 128 rows, and a row_stride up to 32",
+            ("--config", "segment=16"),
+            "a segment of 32, 64, 128 rows, and a sample_stride up to 32",
         ),
         (("--preset", "no-such"), "unknown preset 'no-such'"),
     ],
@@ -177,6 +178,12 @@ def test_bad_options(cli, command, options, complaint):
     done = cli(*command, *options)
     assert done.code == 2
     assert complaint in done.err
+
+
+@pytest.mark.parametrize("base", ["pooled", "paper"])
+def test_a_search_starts_from_query_moments(base):
+    with pytest.raises(InvalidInput, match="accepted: a SampleAttentionConfig with QueryMoments"):
+        TuneOptions((300,), 4, base=preset(base))
 
 
 def test_texts_that_are_too_short_are_named(cli, command, monkeypatch):

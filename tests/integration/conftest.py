@@ -5,7 +5,7 @@ import functools
 import pytest
 import torch
 
-from sample_attention import SampleAttentionConfig
+from sample_attention import preset
 from sample_attention.routing import policy
 
 transformers = pytest.importorskip("transformers")
@@ -47,13 +47,13 @@ FAMILIES = {
     "qwen2_moe": ("Qwen2Moe", {**MIXED, **EXPERTS, "use_sliding_window": True}),
     "phimoe": ("Phimoe", {**SLIDING, **EXPERTS}),
 }
-SPARSE = SampleAttentionConfig.preset(
-    "pooled", coverage=0.9, segment=16, pool=4, row_stride=4, window=8, dense_prefix=0,
-    dense_tail=0, held_out=2,
+SPARSE = preset(
+    "pooled", coverage=0.9, segment=16, rows=4, sample_stride=4, window=8, dense_prefix=0,
+    dense_tail=0, held_out_rows=2,
 )  # fmt: skip
 # Next to nothing is dropped, so the sparse path has to give what dense attention gives.
-NEARLY_ALL = SampleAttentionConfig.preset(
-    "pooled", coverage=1 - 1e-7, segment=16, pool=4, row_stride=4, window=8, dense_prefix=0,
+NEARLY_ALL = preset(
+    "pooled", coverage=1 - 1e-7, segment=16, rows=4, sample_stride=4, window=8, dense_prefix=0,
     dense_tail=0, dense_above=1.0,
 )  # fmt: skip
 

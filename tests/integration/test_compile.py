@@ -9,13 +9,20 @@ import torch
 from torch import library
 
 import sample_attention as sa
-from sample_attention import SampleAttentionConfig, Sequences
+from sample_attention import Sequences, preset
 from sample_attention.errors import InvalidInput
 from sample_attention.routing import compile as ops
 from sample_attention.testing import make_qkv
 
-SMALL = SampleAttentionConfig.preset(
-    "pooled", coverage=0.6, segment=32, row_stride=8, pool=8, window=8, dense_prefix=0, dense_tail=0
+SMALL = preset(
+    "pooled",
+    coverage=0.6,
+    segment=32,
+    sample_stride=8,
+    rows=8,
+    window=8,
+    dense_prefix=0,
+    dense_tail=0,
 )
 OPERATOR = torch.ops.sample_attention.sample_attention.default
 
@@ -23,7 +30,6 @@ OPERATOR = torch.ops.sample_attention.sample_attention.default
 FIRST_CALL = """
 import sys, torch
 import sample_attention as sa
-from sample_attention import SampleAttentionConfig
 from sample_attention.routing import policy
 
 assert "torch._dynamo" not in sys.modules, "importing the package imports the compiler"
@@ -32,8 +38,8 @@ policy.CROSSOVERS[sys.argv[1]] = policy.Crossover(150, 150, "a test")
 def layer(q, k, v, config, scale):
     return sa.sample_attention(2 * q, k, v, config, scale=scale) + 1
 
-config = SampleAttentionConfig.preset(
-"pooled", coverage=0.6, segment=32, row_stride=8, pool=8, window=8, dense_prefix=0, dense_tail=0
+config = sa.preset(
+"pooled", coverage=0.6, segment=32, sample_stride=8, rows=8, window=8, dense_prefix=0, dense_tail=0
 )
 dynamic = sys.argv[3] == "dynamic"
 compiled = torch.compile(layer, backend=sys.argv[2], fullgraph=True, dynamic=dynamic)
@@ -148,7 +154,7 @@ def test_a_configuration_may_be_made_in_the_graph():
     q, k, v, _ = lay_out("batched")
 
     def layer(q, k, v):
-        return sa.sample_attention(q, k, v, SampleAttentionConfig.preset("paper", coverage=0.7))
+        return sa.sample_attention(q, k, v, preset("paper", coverage=0.7))
 
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
     assert torch.equal(compiled(q, k, v), layer(q, k, v))

@@ -3,18 +3,18 @@
 import pytest
 import torch
 
-from sample_attention import SampleAttentionConfig
+from sample_attention import preset
 from sample_attention.errors import UnsupportedAttention
 from sample_attention.lab.models import LoadedModel
 from sample_attention.lab.tuning.heads import HEAD_COVERAGES, profile_heads
 
-CONFIG = SampleAttentionConfig(
+CONFIG = preset(
+    "default",
     coverage=0.9,
-    coverage_at=None,
+    tighten_below=None,
     segment=16,
-    pool=16,
-    row_stride=4,
-    runs=None,
+    sample_stride=4,
+    run_share=None,
     window=8,
     dense_prefix=0,
     dense_tail=0,

@@ -1,12 +1,10 @@
 """Every family of models gives with SampleAttention what it gives with its eager attention."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 
 from sample_attention import SampleAttentionConfig, Tuned
-from sample_attention.config import Interval
+from sample_attention.config import Interval, with_fields
 from sample_attention.errors import InvalidConfig
 from sample_attention.integrations.support import NAME
 from sample_attention.integrations.transformers import register, sample_attention_prefill
@@ -154,7 +152,7 @@ def test_layers_have_their_tuned_coverages(tiny, prompt, logits, sparse):
 def test_layers_keep_what_their_depth_says(tiny, prompt, logits, sparse, monkeypatch):
     model, ids = tiny("llama"), prompt(length=200)
     monkeypatch.setattr(model.config, "num_hidden_layers", 4)  # the two that it has are the first
-    deep = replace(sparse, coverage=0.8, depth_contrast=64)
+    deep = with_fields(sparse, coverage=0.8, layer_ratio=64)
     own = [deep.for_layer(layer, 4).coverage for layer in range(4)]
     assert own[0] < 0.8 < own[1]
     table = tuple((share,) * 4 for share in own)
@@ -165,7 +163,7 @@ def test_layers_keep_what_their_depth_says(tiny, prompt, logits, sparse, monkeyp
             found.append(logits(model, ids))
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[0], found[2])
-    with sample_attention_prefill(model, replace(deep, depth_contrast=1)):
+    with sample_attention_prefill(model, with_fields(deep, layer_ratio=1)):
         assert not torch.equal(found[0], logits(model, ids))
 
 
@@ -205,7 +203,7 @@ def test_the_guard_makes_heads_dense(tiny, prompt, sparse, budget, logits):
         ids = prompt()
         exact, bound = budget(family, ids)
         model = tiny(family)
-        guarded = replace(sparse, guard=1.0)
+        guarded = with_fields(sparse, min_retained_mass=1.0)
         with sample_attention_prefill(model, guarded, record=True) as recorder:
             seen = logits(model, ids)
         calls = [c for c in recorder.layers if c.route.sparse]

@@ -1,13 +1,19 @@
 """When a selection in low precision is the right one."""
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
 
-from sample_attention import reference
-from sample_attention.config import CLASSES_PER_OCTAVE
+from sample_attention import (
+    MlsysConfig,
+    PooledQueries,
+    QueryMoments,
+    SampleAttentionConfig,
+    reference,
+)
+from sample_attention.config import CLASSES_PER_OCTAVE, WINDOW_ALIGNMENT, with_fields
+from sample_attention.reference import default
 from sample_attention.testing import plan_masks
 
 
@@ -29,16 +35,17 @@ def _assert_selected(plan, q, k, config, n=0):
     if torch.equal(given, expected):
         return
     sums = k.shape[1] * torch.finfo(torch.float32).eps
-    if config.segment is not None:  # masses are stored in bf16
-        held = 1 - config.coverage if config.residual else config.coverage
-        sums += torch.finfo(torch.bfloat16).eps * held
+    by_segment = isinstance(config, SampleAttentionConfig)
+    if by_segment:  # masses are stored in bf16
+        sums += torch.finfo(torch.bfloat16).eps * (1 - config.coverage)
     fewest, most = (reference.select(q, k, _covering(config, x)) for x in (1 - sums, 1 + sums))
     wrong = (given & ~most) | (fewest & ~given)
-    assert config.segment is not None or not wrong.any(), f"{int(wrong.sum())} pairs"
+    assert by_segment or not wrong.any(), f"{int(wrong.sum())} pairs"
     segment = torch.arange(k.shape[1] - q.shape[1], k.shape[1]) // config.segment
     for h, g in {(h, int(segment[i])) for h, i in wrong.any(-1).nonzero().tolist()}:
         rows, keys = q[h, segment == g], k[h * len(k) // len(q)]
-        largest = _largest_exponent(rows, keys, spread=config.spread)
+        moments = isinstance(config.ranking, QueryMoments)
+        largest = _largest_exponent(rows, keys, moments=moments)
         step = (1 + 1 / CLASSES_PER_OCTAVE) * math.exp(2 * rounding * largest + sums)
         ranks = _ranks(q[h], keys, segment == g, config)
         ranks = ranks[wrong[h, segment == g].any(0)]
@@ -47,30 +54,31 @@ def _assert_selected(plan, q, k, config, n=0):
         )
 
 
-def _largest_exponent(q, k, *, spread):
+def _largest_exponent(q, k, *, moments):
     """Bounds what is rounded: products of a query, or of a mean and a variance, with a key."""
     factor = q.shape[-1] ** -0.5
     largest = factor * q.norm(dim=-1).max() * k.norm(dim=-1).max()
-    if spread:
+    if moments:
         largest = largest + factor**2 * (k.square() @ q.var(0, unbiased=False)).max()
     return float(largest)
 
 
 def _covering(config, factor):
     shares = {"coverage": min(1.0, config.coverage * factor)}
-    if config.slash_coverage is not None:
+    if isinstance(config, MlsysConfig):
         shares["slash_coverage"] = min(1.0, config.slash_coverage * factor)
-    return replace(config, **shares)
+    return with_fields(config, **shares)
 
 
 def _ranks(q, k, rows, config):
     """What the reference ranks columns by, for the rows of one segment."""
     p = torch.arange(len(k) - len(q), len(k))[:, None]
-    edge = p // config.window_alignment * config.window_alignment - config.window_for(len(k))
+    align = min(config.segment, WINDOW_ALIGNMENT)
+    edge = p // align * align - config.window
     outside = (torch.arange(len(k)) <= edge)[rows]
-    if config.spread:
-        return torch.exp(reference.spread_exponent(q[rows], k, int(outside[0].sum()))) * outside[0]
-    if config.pool is not None:
-        return reference.oracle._pooled_rank(q[rows], k, p[rows], outside, config, None)
+    if isinstance(config.ranking, QueryMoments):
+        return torch.exp(reference.rank_exponent(q[rows], k, int(outside[0].sum()))) * outside[0]
+    if isinstance(config.ranking, PooledQueries):
+        return default._pooled_rank(q[rows], k, p[rows], outside, config.ranking.rows, None)
     probability = reference.probabilities(q[None], k[None])[0, rows] * outside
-    return probability[(p[rows, 0] % config.row_stride) == config.row_stride // 2].mean(0)
+    return probability[(p[rows, 0] % config.sample_stride) == config.sample_stride // 2].mean(0)

@@ -5,23 +5,23 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sample_attention import SampleAttentionConfig, Sequences, attend, select
+from sample_attention import SampleAttentionConfig, Sequences, attend, preset, select
 from sample_attention.testing import assert_matches_oracle, make_pages, make_qkv, nan_poison
 
 pytestmark = pytest.mark.gpu
 
 CONFIGS = {
-    "segments-of-32": SampleAttentionConfig.preset(
-        "pooled", dense_prefix=0, dense_tail=0, window=16, segment=32, pool=8, row_stride=4,
+    "segments-of-32": preset(
+        "pooled", dense_prefix=0, dense_tail=0, window=16, segment=32, rows=8, sample_stride=4,
         coverage=0.8,
     ),
-    "segments-of-256": SampleAttentionConfig.preset(
+    "segments-of-256": preset(
         "pooled", dense_prefix=0, dense_tail=0, window=100, segment=256, coverage=0.6
     ),
     "default": SampleAttentionConfig(dense_prefix=128, window=100, coverage=0.5),
-    "pooled": SampleAttentionConfig.preset("pooled", dense_prefix=128, window=100, coverage=0.5),
-    "paper": SampleAttentionConfig.preset("paper", coverage=0.7, dense_tail=7),
-    "mlsys": SampleAttentionConfig.preset("mlsys", coverage=0.5, slash_coverage=0.5),
+    "pooled": preset("pooled", dense_prefix=128, window=100, coverage=0.5),
+    "paper": preset("paper", coverage=0.7, dense_tail=7),
+    "mlsys": preset("mlsys", coverage=0.5, slash_coverage=0.5),
 }  # fmt: skip
 
 
@@ -114,11 +114,11 @@ def test_paged_calls_do_not_wait_for_the_device():
     assert torch.equal(lse, expected.lse)
 
 
-@pytest.mark.parametrize("preset", ["default", "pooled", "paper", "mlsys"])
-def test_eager_on_the_gpu_equals_eager_on_the_cpu(preset):
+@pytest.mark.parametrize("name", ["default", "pooled", "paper", "mlsys"])
+def test_eager_on_the_gpu_equals_eager_on_the_cpu(name):
     shape = {"q_len": 1500, "num_heads": 4, "num_kv_heads": 2}
     q, k, v = make_qkv(**shape, dtype=torch.float64)
-    config = SampleAttentionConfig.preset(preset, coverage=0.7)
+    config = preset(name, coverage=0.7)
     here, there = select(q, k, config), select(q.cuda(), k.cuda(), config)
     assert torch.equal(here.indices, there.indices.cpu())
     assert torch.equal(here.dense, there.dense.cpu())

@@ -7,26 +7,26 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sample_attention import SampleAttentionConfig, Sequences, attend, select
+from sample_attention import SampleAttentionConfig, SampledRows, Sequences, attend, preset, select
 from sample_attention.testing import make_pages, make_qkv, nan_poison
 
 pytestmark = pytest.mark.gpu
 
 CONFIGS = {
     "default": SampleAttentionConfig(dense_prefix=128, window=100, coverage=0.7),
-    "few probes": SampleAttentionConfig(dense_prefix=128, window=100, coverage=0.7, probes=64),
-    "a coverage for each head": SampleAttentionConfig(
-        dense_prefix=128, window=100, head_coverage=(0.4, 0.7, 0.7, 0.95)
+    "few probes": preset("default", dense_prefix=128, window=100, coverage=0.7, sampled_keys=64),
+    "a coverage for each head": preset(
+        "default", dense_prefix=128, window=100, heads=(0.4, 0.7, 0.7, 0.95)
     ),
-    "pooled": SampleAttentionConfig.preset("pooled", dense_prefix=128, window=100, coverage=0.7),
-    "paper": SampleAttentionConfig.preset("paper", coverage=0.7),
-    "mlsys": SampleAttentionConfig.preset("mlsys", coverage=0.5, slash_coverage=0.5),
+    "pooled": preset("pooled", dense_prefix=128, window=100, coverage=0.7),
+    "paper": preset("paper", coverage=0.7),
+    "mlsys": preset("mlsys", coverage=0.5, slash_coverage=0.5),
 }
 BY_SEGMENT = {
     **{name: CONFIGS[name] for name in ("default", "few probes", "pooled")},
-    "many rows": SampleAttentionConfig.preset(
-        "pooled", segment=512, row_stride=2, pool=None, dense_prefix=0, dense_tail=0, window=100,
-        coverage=0.7,
+    "many rows": preset(
+        "pooled", segment=512, sample_stride=2, ranking=SampledRows(), dense_prefix=0, dense_tail=0,
+        window=100, coverage=0.7,
     ),
 }  # fmt: skip
 every_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)

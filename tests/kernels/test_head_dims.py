@@ -5,7 +5,7 @@ import torch
 from torch import library
 
 import sample_attention as sa
-from sample_attention import SampleAttentionConfig, Sequences
+from sample_attention import SampleAttentionConfig, Sequences, preset
 from sample_attention.errors import InvalidInput
 from sample_attention.methods import METHODS
 from sample_attention.problem import Problem
@@ -13,9 +13,9 @@ from sample_attention.routing import compile as ops
 from sample_attention.routing import policy
 from sample_attention.testing import assert_matches_oracle, make_pages, make_qkv
 
-SMALL = SampleAttentionConfig.preset(
-    "pooled", coverage=0.6, segment=32, row_stride=8, pool=8, window=8, dense_prefix=0,
-    dense_tail=0, held_out=4,
+SMALL = preset(
+    "pooled", coverage=0.6, segment=32, sample_stride=8, rows=8, window=8, dense_prefix=0,
+    dense_tail=0, held_out_rows=4,
 )  # fmt: skip
 DIMS = [(48, 32), (32, 48), (24, 1), (192, 128), (1, 8)]
 LAYOUTS = ["square", "chunk", "decoding", "padded", "packed"]
@@ -82,7 +82,7 @@ def test_every_dtype_and_selector(dtype):
 @pytest.mark.usefixtures("always_sparse")
 def test_guarded_heads_are_computed_again():
     q, k, v, _ = lay_out("chunk", (48, 32))
-    config = SampleAttentionConfig(guard=1.0, held_out=4, coverage=0.3, dense_prefix=0)
+    config = preset("default", min_retained_mass=1.0, held_out_rows=4, coverage=0.3, dense_prefix=0)
     measured = sa.measured_attention(q, k, v, config)
     assert measured.guarded.any()
     plan = measured.plan.with_dense(measured.guarded)

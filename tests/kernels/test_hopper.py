@@ -9,13 +9,12 @@ import torch
 
 pytest.importorskip("triton.experimental.gluon", reason="no triton with Gluon is installed")
 
-from sample_attention.routing.dispatch import plan_form
-
-from sample_attention import SampleAttentionConfig, Sequences, select
+from sample_attention import SampleAttentionConfig, SampledRows, Sequences, preset, select
 from sample_attention.attention import hopper
 from sample_attention.attention.hopper import attend as launches
 from sample_attention.attention.hopper import softmax_kernel
 from sample_attention.problem import Problem, as_batched
+from sample_attention.selection.geometry import plan_form
 from sample_attention.testing import (
     assert_matches_oracle,
     make_pages,
@@ -31,13 +30,13 @@ PROGRAMS = 3
 
 CONFIGS = {
     "default": SampleAttentionConfig(dense_prefix=128, window=100, coverage=0.5),
-    "pooled": SampleAttentionConfig.preset("pooled", dense_prefix=128, window=100, coverage=0.5),
-    "segments-of-256": SampleAttentionConfig.preset(
+    "pooled": preset("pooled", dense_prefix=128, window=100, coverage=0.5),
+    "segments-of-256": preset(
         "pooled", dense_prefix=0, dense_tail=0, window=100, segment=256, coverage=0.6
     ),
-    "segments-of-512": SampleAttentionConfig.preset(
-        "pooled", dense_prefix=0, dense_tail=0, window=1, segment=512, pool=None, row_stride=16,
-        coverage=0.9,
+    "segments-of-512": preset(
+        "pooled", dense_prefix=0, dense_tail=0, window=1, segment=512, ranking=SampledRows(),
+        sample_stride=16, coverage=0.9,
     ),
 }  # fmt: skip
 each_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
@@ -301,7 +300,7 @@ def test_runs_without_a_key_weigh_nothing(device):
     ],
 )
 def test_plans_of_another_form_are_refused(words, changes):
-    config = SampleAttentionConfig.preset("pooled", **changes)
+    config = preset("pooled", **changes)
     q, k, _ = inputs("cpu", 200)
     plan = select(q, k, config, backend="eager")
     for form in (plan_form(config), plan.form):

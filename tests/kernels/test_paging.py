@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import sample_attention as sa
-from sample_attention import SampleAttentionConfig, Sequences
+from sample_attention import Sequences, preset
+from sample_attention.config import with_fields
 from sample_attention.dense import dense_with_lse, limited
 from sample_attention.lab.analysis import measure_retained_mass
 from sample_attention.problem import Problem, as_batched, keys_of
@@ -15,16 +16,16 @@ from sample_attention.testing import assert_matches_oracle, make_pages, make_qkv
 PAGE_SIZES = [1, 5, 16, 256]
 Q_ENDS, KV_ENDS = torch.tensor([0, 130, 131, 150]), torch.tensor([0, 300, 301, 390])
 CONFIGS = {
-    "segments": SampleAttentionConfig.preset(
-        "pooled", coverage=0.6, segment=32, row_stride=8, pool=8, window=8, dense_prefix=0,
-        dense_tail=0, held_out=4,
+    "segments": preset(
+        "pooled", coverage=0.6, segment=32, sample_stride=8, rows=8, window=8, dense_prefix=0,
+        dense_tail=0, held_out_rows=4,
     ),
-    "spread": SampleAttentionConfig(
-        coverage=0.6, segment=32, row_stride=8, pool=32, spread=True, probes=16, window=8,
-        dense_prefix=0, dense_tail=0, held_out=4,
+    "spread": preset(
+        "default", coverage=0.6, segment=32, sample_stride=8, sampled_keys=16, window=8,
+        dense_prefix=0, dense_tail=0, held_out_rows=4,
     ),
-    "paper": SampleAttentionConfig.preset("paper", coverage=0.7),
-    "mlsys": SampleAttentionConfig.preset("mlsys", coverage=0.5, slash_coverage=0.5),
+    "paper": preset("paper", coverage=0.7),
+    "mlsys": preset("mlsys", coverage=0.5, slash_coverage=0.5),
 }  # fmt: skip
 
 
@@ -65,7 +66,7 @@ def test_attend(attend, config, page_size):
 def test_whole_calls(request, sparse, guard):
     if sparse:
         request.getfixturevalue("always_sparse")
-    config = replace(CONFIGS["segments"], guard=guard)
+    config = with_fields(CONFIGS["segments"], min_retained_mass=guard)
     (q, k, v, packed), (_, k_pages, v_pages, paged) = packed_and_paged(16)
     expected = sa.measured_attention(q, k, v, config, sequences=packed)
     result = sa.measured_attention(q, k_pages, v_pages, config, sequences=paged)

@@ -3,8 +3,17 @@
 import pytest
 import torch
 
-from sample_attention import SampleAttentionConfig, Sequences, reference
+from sample_attention import (
+    QueryMoments,
+    SampleAttentionConfig,
+    SampledRows,
+    Sequences,
+    preset,
+    reference,
+)
+from sample_attention.config import with_fields
 from sample_attention.problem import Problem
+from sample_attention.reference import default
 from sample_attention.testing import make_qkv, plan_masks, split_sequences
 
 LENGTHS = {
@@ -15,81 +24,87 @@ LENGTHS = {
     "offset within a segment": (173, 410),
     "within one segment": (9, 395),
 }
-POOLED = {
-    "dense_prefix": 0, "dense_tail": 0, "segment": 64, "row_stride": 8, "pool": 16, "window": 40
-}  # fmt: skip
+SMALL = {"dense_prefix": 0, "dense_tail": 0, "segment": 64, "sample_stride": 8, "window": 40}
+POOLED, MOMENTS = preset("pooled", rows=16, **SMALL), preset("default", sampled_keys=None, **SMALL)
 HEADS = (0.4, 0.97)
 CONFIGS = {
-    "segments of 16": {"segment": 16, "row_stride": 4, "pool": 8, "window": 16},
+    "segments of 16": {"segment": 16, "sample_stride": 4, "rows": 8, "window": 16},
     "segments of 32": {"segment": 32, "window": 7},
     "segments of 64": {},
     "segments of 128": {"segment": 128, "window": 128},
-    "segments of 256": {"segment": 256, "window": 40, "pool": 64},
-    "segments of 100": {"segment": 100, "row_stride": 10, "pool": 25, "window": 33},
-    "segments of one row": {"segment": 1, "row_stride": 1, "pool": 1, "window": 3},
+    "segments of 256": {"segment": 256, "window": 40, "rows": 64},
+    "segments of 100": {"segment": 100, "sample_stride": 10, "rows": 25, "window": 33},
+    "segments of one row": {"segment": 1, "sample_stride": 1, "rows": 1, "window": 3},
     "coverage low": {"coverage": 0.5},
     "coverage high": {"coverage": 0.999},
     "window of one": {"window": 1},
     "window beyond the prompt": {"window": 5000},
-    "window by ratio": {"window_ratio": 0.11},
-    "sampled rows rank": {"pool": None},
-    "pool is the segment": {"pool": 64},
-    "every row sampled": {"row_stride": 1},
-    "one row sampled": {"row_stride": 64},
-    "no residual": {"residual": False},
-    "no residual, sampled rows rank": {"residual": False, "pool": None, "coverage": 0.8},
-    "held out": {"held_out": 5},
+    "sampled rows rank": {"ranking": SampledRows()},
+    "pool is the segment": {"rows": 64},
+    "every row sampled": {"sample_stride": 1},
+    "one row sampled": {"sample_stride": 64},
+    "held out": {"held_out_rows": 5},
     "dense prefix on a segment": {"dense_prefix": 128},
     "dense prefix within a segment": {"dense_prefix": 130},
     "dense tail": {"dense_tail": 70},
     "dense above little": {"dense_above": 0.05},
     "dense above by the ranks' own estimate": {
-        "dense_above": 0.4, "coverage": 0.99, "pool": 8, "row_stride": 32,
+        "dense_above": 0.4, "coverage": 0.99, "rows": 8, "sample_stride": 32,
     },
     "dense above all": {"dense_above": 1.0, "coverage": 0.9999},
-    "a coverage for each head": {"head_coverage": HEADS},
+    "a coverage for each head": {"heads": HEADS},
 }  # fmt: skip
-SPREAD = {
-    "spread": {"probes": 16},
-    "spread, more probes": {"probes": 32, "coverage": 0.8},
-    "spread, every column": {},
-    "spread, segments of 16": {"segment": 16, "row_stride": 4, "window": 16, "probes": 16},
-    "spread, segments of 100": {"segment": 100, "row_stride": 10, "window": 33, "probes": 17},
-    "spread, segments of 128": {"segment": 128, "row_stride": 2, "window": 128, "probes": 16},
-    "spread, segments of one row": {"segment": 1, "row_stride": 1, "window": 1, "probes": 16},
-    "spread, coverage low": {"coverage": 0.5, "probes": 16},
-    "spread, coverage high": {"coverage": 0.9999, "dense_above": 1.0, "probes": 16},
-    "spread, window by ratio": {"window_ratio": 0.11, "probes": 20},
-    "spread, window beyond the prompt": {"window": 5000, "probes": 16},
-    "spread, one row sampled": {"row_stride": 64, "probes": 16},
-    "spread, no residual": {"residual": False, "probes": 16},
-    "spread, held out": {"held_out": 5, "probes": 16},
-    "spread, dense prefix and tail": {"dense_prefix": 130, "dense_tail": 30, "probes": 16},
-    "spread, dense above little": {"dense_above": 0.05, "probes": 16},
-    "spread, a coverage for each head": {"head_coverage": HEADS, "probes": 16},
-    "spread, no outliers": {"outliers": 0, "probes": 16},
-    "spread, one outlier": {"outliers": 1, "probes": 16, "coverage": 0.6},
-    "spread, most outliers": {"outliers": 16, "probes": 16, "coverage": 0.6},
-    "spread, nothing but peaks": {"coverage": 1e-6, "probes": 16, "outliers": 3},
+BY_MOMENTS = {
+    "moments": {"sampled_keys": 16},
+    "moments, more sampled keys": {"sampled_keys": 32, "coverage": 0.8},
+    "moments, every column": {},
+    "moments, segments of 16": {
+        "segment": 16,
+        "sample_stride": 4,
+        "window": 16,
+        "sampled_keys": 16,
+    },
+    "moments, segments of 100": {
+        "segment": 100,
+        "sample_stride": 10,
+        "window": 33,
+        "sampled_keys": 17,
+    },
+    "moments, segments of 128": {
+        "segment": 128,
+        "sample_stride": 2,
+        "window": 128,
+        "sampled_keys": 16,
+    },
+    "moments, segments of one row": {
+        "segment": 1,
+        "sample_stride": 1,
+        "window": 1,
+        "sampled_keys": 16,
+    },
+    "moments, coverage low": {"coverage": 0.5, "sampled_keys": 16},
+    "moments, coverage high": {"coverage": 0.9999, "dense_above": 1.0, "sampled_keys": 16},
+    "moments, window beyond the prompt": {"window": 5000, "sampled_keys": 16},
+    "moments, one row sampled": {"sample_stride": 64, "sampled_keys": 16},
+    "moments, held out": {"held_out_rows": 5, "sampled_keys": 16},
+    "moments, dense prefix and tail": {"dense_prefix": 130, "dense_tail": 30, "sampled_keys": 16},
+    "moments, dense above little": {"dense_above": 0.05, "sampled_keys": 16},
+    "moments, a coverage for each head": {"heads": HEADS, "sampled_keys": 16},
+    "moments, no farthest rows": {"farthest_rows": 0, "sampled_keys": 16},
+    "moments, one farthest row": {"farthest_rows": 1, "sampled_keys": 16, "coverage": 0.6},
+    "moments, most farthest rows": {"farthest_rows": 16, "sampled_keys": 16, "coverage": 0.6},
+    "moments, nothing but peaks": {"coverage": 1e-6, "sampled_keys": 16, "farthest_rows": 3},
 }
-
-
-def spread_config(fields):
-    fields = {**POOLED, "probes": None, **fields}
-    return SampleAttentionConfig(**{**fields, "pool": fields["segment"]})
 
 
 PAPER = {
     "paper": {},
-    "paper, rows strided by 1": {"row_stride": 1},
-    "paper, rows strided by 7": {"row_stride": 7, "dense_tail": 0},
-    "paper, no row sampled": {"row_stride": 2000},
+    "paper, rows strided by 1": {"sample_stride": 1},
+    "paper, rows strided by 7": {"sample_stride": 7, "dense_tail": 0},
+    "paper, no row sampled": {"sample_stride": 2000},
     "paper, coverage low": {"coverage": 0.3, "dense_tail": 1},
-    "paper, residual": {"residual": True},
-    "paper, residual, window over the first rows": {
-        "residual": True, "row_stride": 1, "window_ratio": None, "window": 290,
-    },
-    "paper, residual, window over all": {"residual": True, "window_ratio": 1.0},
+    "paper, window over all": {"window_ratio": 1.0},
+    "paper, window of one key": {"window_ratio": 1e-6},
 }  # fmt: skip
 MLSYS = {
     "mlsys": {},
@@ -97,21 +112,17 @@ MLSYS = {
     "mlsys, columns only": {"coverage": 0.7, "slash_coverage": 0.01},
     "mlsys, slashes only": {"coverage": 0.01, "slash_coverage": 0.7},
     "mlsys, small blocks": {"key_block": 16, "coverage": 0.5, "slash_coverage": 0.5},
-    "mlsys, one chunk": {"chunk_tails": 1, "key_block": 32, "coverage": 0.6, "slash_coverage": 0.6},
-    "mlsys, five chunks": {"chunk_tails": 5, "key_block": 32, "coverage": 0.5},
-    "mlsys, more chunks than rows": {"chunk_tails": 500, "key_block": 64, "coverage": 0.5},
-    "mlsys, window and tail": {"window": 9, "dense_tail": 20, "key_block": 32, "coverage": 0.5},
+    "mlsys, one chunk": {"chunks": 1, "key_block": 32, "coverage": 0.6, "slash_coverage": 0.6},
+    "mlsys, five chunks": {"chunks": 5, "key_block": 32, "coverage": 0.5},
+    "mlsys, more chunks than rows": {"chunks": 500, "key_block": 64, "coverage": 0.5},
 }
 EVERY = (
-    {
-        name: SampleAttentionConfig.preset("pooled", **{**POOLED, **fields})
-        for name, fields in CONFIGS.items()
-    }
-    | {name: spread_config(fields) for name, fields in SPREAD.items()}
-    | {name: SampleAttentionConfig.preset("paper", **fields) for name, fields in PAPER.items()}
-    | {name: SampleAttentionConfig.preset("mlsys", **fields) for name, fields in MLSYS.items()}
+    {name: with_fields(POOLED, **fields) for name, fields in CONFIGS.items()}
+    | {name: with_fields(MOMENTS, **fields) for name, fields in BY_MOMENTS.items()}
+    | {name: preset("paper", **fields) for name, fields in PAPER.items()}
+    | {name: preset("mlsys", **fields) for name, fields in MLSYS.items()}
 )
-FEW = ["segments of 64", "spread", "paper", "mlsys, small blocks"]
+FEW = ["segments of 64", "moments", "paper", "mlsys, small blocks"]
 
 
 def reference_masks(q, k, config, scale=None):
@@ -143,11 +154,11 @@ def test_configurations_select():
     assert len(set(kept.values())) > len(kept) / 2
 
 
-@pytest.mark.parametrize("preset", ["default", "fast", "pooled", "paper", "mlsys"])
-def test_presets_as_they_are(select, preset):
+@pytest.mark.parametrize("name", ["default", "fast", "pooled", "paper", "mlsys"])
+def test_presets_as_they_are(select, name):
     q, k, _ = make_qkv(1400, num_heads=1, head_dim=16, dtype=torch.float64)
-    config = SampleAttentionConfig.preset(preset)
-    masks = plan_masks(select(q, k, preset))
+    config = preset(name)
+    masks = plan_masks(select(q, k, name))
     assert_same(masks, reference_masks(q[0], k[0], config))
     assert masks.sum() < 1400 * 1401 // 2
 
@@ -188,7 +199,7 @@ def test_padded_and_packed(select, name):
     "name",
     [
         "segments of 16", "segments of 64", "segments of 256", "sampled rows rank",
-        "spread, every column",
+        "moments, every column",
     ],
 )  # fmt: skip
 def test_single_precision_differs_by_rounding_only(select, name, dtype):
@@ -208,10 +219,10 @@ def test_single_precision_differs_by_rounding_only(select, name, dtype):
             given[h, rows].equal(expected[h, rows].tril()) or plan.dense[0, h, g // config.segment]
         )
         assert dense or ranks[columns].max() <= ranks[columns].min() * one_class
-    sampled = p % config.row_stride == config.row_stride // 2
+    sampled = p % config.sample_stride == config.sample_stride // 2
     mass = reference.retained_mass(q[0].double(), k[0].double(), given)[:, sampled]
-    per_segment = mass[:, : 500 // config.segment * config.segment // config.row_stride]
-    means = per_segment.unflatten(1, (-1, config.segment // config.row_stride)).mean(-1)
+    per_segment = mass[:, : 500 // config.segment * config.segment // config.sample_stride]
+    means = per_segment.unflatten(1, (-1, config.segment // config.sample_stride)).mean(-1)
     assert (means >= config.coverage - rounding).all()
 
 
@@ -219,24 +230,24 @@ def column_ranks(q, k, rows, config):
     """What the reference ranks columns by, for the rows of one segment."""
     p = torch.arange(len(q))[:, None]
     j = torch.arange(len(k))[None]
-    align = config.window_alignment
+    align = min(config.segment, 128)
     outside = (j <= p // align * align - config.window)[rows]
-    if config.spread:
-        return torch.exp(reference.spread_exponent(q[rows], k, int(outside[0].sum()))) * outside[0]
-    if config.pool is None:
+    if isinstance(config.ranking, QueryMoments):
+        return torch.exp(reference.rank_exponent(q[rows], k, int(outside[0].sum()))) * outside[0]
+    if isinstance(config.ranking, SampledRows):
         prob = reference.probabilities(q[None], k[None])[0, rows] * outside
-        return prob[(p[rows] % config.row_stride == config.row_stride // 2)[:, 0]].mean(0)
-    return reference.oracle._pooled_rank(q[rows], k, p[rows], outside, config, None)
+        return prob[(p[rows] % config.sample_stride == config.sample_stride // 2)[:, 0]].mean(0)
+    return default._pooled_rank(q[rows], k, p[rows], outside, config.ranking.rows, None)
 
 
 DENSE = {
     "default": SampleAttentionConfig(coverage=1),
-    "pooled": SampleAttentionConfig.preset("pooled", coverage=1),
-    "segments without pools": SampleAttentionConfig.preset(
-        "pooled", coverage=1.0, pool=None, dense_prefix=0, dense_tail=0
+    "pooled": preset("pooled", coverage=1),
+    "segments without pools": preset(
+        "pooled", coverage=1.0, ranking=SampledRows(), dense_prefix=0, dense_tail=0
     ),
-    "paper": SampleAttentionConfig.preset("paper", coverage=1),
-    "mlsys": SampleAttentionConfig.preset("mlsys", coverage=1, slash_coverage=1),
+    "paper": preset("paper", coverage=1),
+    "mlsys": preset("mlsys", coverage=1, slash_coverage=1),
 }
 
 
@@ -252,7 +263,7 @@ def test_coverage_of_one_is_dense(select, attend, name):
     torch.testing.assert_close(attend(q, k, v, plan).out, peer)
 
 
-@pytest.mark.parametrize("name", [*FEW, "held out", "spread, held out"])
+@pytest.mark.parametrize("name", [*FEW, "held out", "moments, held out"])
 def test_memory_beyond_the_sequences_is_not_read(select, name):
     q, k, _ = make_qkv(200, 300, dtype=torch.float64)
     sequences = Sequences.left_padded(torch.tensor([180]), 200, 300)

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from sample_attention import SampleAttentionConfig, Sequences, attend, select
+from sample_attention import SampleAttentionConfig, Sequences, attend, preset, select
 from sample_attention.errors import UnsupportedProblem
 from sample_attention.kernels.device import DTYPES_INTERPRETED
 from sample_attention.methods import METHODS
@@ -14,19 +14,19 @@ from sample_attention.testing import assert_matches_oracle, make_pages, make_qkv
 pytestmark = pytest.mark.interpreted
 
 CONFIGS = {
-    "segments-of-32": SampleAttentionConfig.preset(
-        "pooled", dense_prefix=0, dense_tail=0, window=16, segment=32, pool=8, row_stride=4,
+    "segments-of-32": preset(
+        "pooled", dense_prefix=0, dense_tail=0, window=16, segment=32, rows=8, sample_stride=4,
         coverage=0.8,
     ),
-    "two-windows-per-segment": SampleAttentionConfig.preset(
+    "two-windows-per-segment": preset(
         "pooled", dense_prefix=0, dense_tail=0, window=1, segment=256, coverage=0.6
     ),
-    "dense-prefix": SampleAttentionConfig.preset(
+    "dense-prefix": preset(
         "pooled", dense_prefix=128, window=100, coverage=0.5
     ),
     "default": SampleAttentionConfig(dense_prefix=128, window=100, coverage=0.5),
-    "paper": SampleAttentionConfig.preset("paper", coverage=0.7, dense_tail=7),
-    "mlsys": SampleAttentionConfig.preset("mlsys", coverage=0.5, slash_coverage=0.5),
+    "paper": preset("paper", coverage=0.7, dense_tail=7),
+    "mlsys": preset("mlsys", coverage=0.5, slash_coverage=0.5),
     "dense": SampleAttentionConfig(coverage=1.0),
 }  # fmt: skip
 
@@ -128,7 +128,7 @@ def test_every_accepted_dtype_is_right(dtype):
 @pytest.mark.parametrize("rows", [8, 96, 100])
 def test_plans_whose_segments_are_no_tiles_are_refused(rows):
     q, k, v = make_qkv(300)
-    plan = select(q, k, SampleAttentionConfig(segment=rows, pool=rows, row_stride=2))
+    plan = select(q, k, SampleAttentionConfig(segment=rows, sample_stride=2))
     answer = refusal_of("triton", Problem.of(q, k, v), form=plan.form)
     assert f"segments of {rows} rows" in answer
     assert "accepted" in answer

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 import sample_attention as sa
-from sample_attention import SampleAttentionConfig, Sequences
+from sample_attention import SampledRows, Sequences, preset
+from sample_attention.config import with_fields
 from sample_attention.errors import UnsupportedProblem
 from sample_attention.plan import segment_starts
 from sample_attention.testing import (
@@ -22,90 +23,108 @@ pytestmark = pytest.mark.interpreted
 Q_ENDS, KV_ENDS = torch.tensor([0, 70, 75, 165, 166]), torch.tensor([0, 70, 160, 400, 440])
 """A whole prompt, rows within a segment, a cached prefix with cut segments, one row."""
 
-POOLED = {
-    "dense_prefix": 0, "dense_tail": 0, "segment": 64, "row_stride": 8, "pool": 16, "window": 40
-}  # fmt: skip
+SMALL = {"dense_prefix": 0, "dense_tail": 0, "segment": 64, "sample_stride": 8, "window": 40}
+POOLED, MOMENTS = preset("pooled", rows=16, **SMALL), preset("default", tighten_below=None, **SMALL)
 HEADS = (0.4, 0.97)
 SEGMENTS = {
     "segments of 64": {},
-    "segments of 16": {"segment": 16, "row_stride": 4, "pool": 8, "window": 16},
-    "segments of 96": {"segment": 96, "pool": 32, "window": 33},
-    "segments of 256": {"segment": 256, "pool": 64},
-    "two tiles of sampled rows": {"segment": 256, "row_stride": 1, "pool": None, "window": 3},
-    "two tiles of mean queries": {"segment": 384, "pool": 2, "window": 9},
-    "one row sampled": {"row_stride": 64},
-    "pool is the segment": {"pool": 64},
-    "sampled rows rank": {"pool": None},
-    "no residual": {"residual": False, "coverage": 0.8},
+    "segments of 16": {"segment": 16, "sample_stride": 4, "rows": 8, "window": 16},
+    "segments of 96": {"segment": 96, "rows": 32, "window": 33},
+    "segments of 256": {"segment": 256, "rows": 64},
+    "two tiles of sampled rows": {
+        "segment": 256,
+        "sample_stride": 1,
+        "ranking": SampledRows(),
+        "window": 3,
+    },
+    "two tiles of mean queries": {"segment": 384, "rows": 2, "window": 9},
+    "one row sampled": {"sample_stride": 64},
+    "pool is the segment": {"rows": 64},
+    "sampled rows rank": {"ranking": SampledRows()},
     "coverage low": {"coverage": 0.5},
-    "less is lost of few columns": {"coverage": 0.5, "coverage_at": 400},
+    "less is lost of few columns": {"coverage": 0.5, "tighten_below": 400},
     "coverage high": {"coverage": 0.999, "dense_above": 1.0},
     "window of one": {"window": 1},
     "window beyond the prompt": {"window": 5000},
-    "window by ratio": {"window_ratio": 0.11},
     "dense prefix within a segment": {"dense_prefix": 140},
     "dense tail": {"dense_tail": 30},
     "dense above little": {"dense_above": 0.1},
-    "held out": {"held_out": 5},
-    "a coverage for each head": {"head_coverage": HEADS, "window": 20},
+    "held out": {"held_out_rows": 5},
+    "a coverage for each head": {"heads": HEADS, "window": 20},
 }
-SPREAD = {
-    "spread": {"probes": 16},
-    "spread, segments of 128": {"segment": 128, "pool": 128, "probes": 32, "row_stride": 2},
-    "spread, segments of 32": {"segment": 32, "pool": 32, "probes": 20, "row_stride": 1},
-    "spread, segments of 16": {"segment": 16, "pool": 16, "probes": 16, "row_stride": 4},
-    "spread, every column": {"probes": 512},
-    "spread, no residual": {"residual": False, "coverage": 0.7, "probes": 16, "row_stride": 4},
-    "spread, coverage low": {"coverage": 0.4, "probes": 16, "window": 1},
-    "spread, coverage high": {"coverage": 0.999, "dense_above": 1.0, "probes": 16},
-    "spread, dense prefix": {"dense_prefix": 140, "probes": 16},
-    "spread, held out": {"held_out": 5, "probes": 16},
-    "spread, a coverage for each head": {"head_coverage": HEADS, "probes": 16, "window": 9},
-    "spread, no outliers": {"outliers": 0, "probes": 16, "window": 16},
-    "spread, three outliers": {"outliers": 3, "probes": 16, "coverage": 0.6, "window": 5},
-    "spread, most outliers": {"outliers": 16, "probes": 16, "coverage": 0.6, "window": 1},
-    "spread, nothing but peaks": {
+BY_MOMENTS = {
+    "moments": {"sampled_keys": 16},
+    "moments, segments of 128": {"segment": 128, "sampled_keys": 32, "sample_stride": 2},
+    "moments, segments of 32": {"segment": 32, "sampled_keys": 20, "sample_stride": 1},
+    "moments, segments of 16": {"segment": 16, "sampled_keys": 16, "sample_stride": 4},
+    "moments, every column": {"sampled_keys": 512},
+    "moments, coverage low": {"coverage": 0.4, "sampled_keys": 16, "window": 1},
+    "moments, coverage high": {"coverage": 0.999, "dense_above": 1.0, "sampled_keys": 16},
+    "moments, dense prefix": {"dense_prefix": 140, "sampled_keys": 16},
+    "moments, held out": {"held_out_rows": 5, "sampled_keys": 16},
+    "moments, a coverage for each head": {"heads": HEADS, "sampled_keys": 16, "window": 9},
+    "moments, no farthest rows": {"farthest_rows": 0, "sampled_keys": 16, "window": 16},
+    "moments, three farthest rows": {
+        "farthest_rows": 3,
+        "sampled_keys": 16,
+        "coverage": 0.6,
+        "window": 5,
+    },
+    "moments, most farthest rows": {
+        "farthest_rows": 16,
+        "sampled_keys": 16,
+        "coverage": 0.6,
+        "window": 1,
+    },
+    "moments, nothing but peaks": {
         "coverage": 1e-6,
-        "probes": 16,
-        "outliers": 4,
-        "runs": None,
+        "sampled_keys": 16,
+        "farthest_rows": 4,
+        "run_share": None,
         "window": 2,
     },
-    "spread, less is lost of few columns": {"coverage_at": 700, "probes": 16, "coverage": 0.4},
-    "spread, nothing but runs": {"coverage": 1e-6, "probes": 16, "runs": 1 / 64, "window": 2},
-    "spread, runs of half a row's mass": {"coverage": 0.3, "probes": 16, "runs": 0.5, "window": 7},
+    "moments, less is lost of few columns": {
+        "tighten_below": 700,
+        "sampled_keys": 16,
+        "coverage": 0.4,
+    },
+    "moments, nothing but runs": {
+        "coverage": 1e-6,
+        "sampled_keys": 16,
+        "run_share": 1 / 64,
+        "window": 2,
+    },
+    "moments, runs of half a row's mass": {
+        "coverage": 0.3,
+        "sampled_keys": 16,
+        "run_share": 0.5,
+        "window": 7,
+    },
 }
 PAPER = {
     "paper": {},
-    "paper, many tiles": {"row_stride": 1, "coverage": 0.6},
-    "paper, residual": {"row_stride": 7, "residual": True, "dense_tail": 3},
-    "paper, no row sampled": {"row_stride": 2000},
-    "paper, no window": {"window_ratio": None, "window": 0, "row_stride": 5, "coverage": 0.7},
-    "paper, held out": {"held_out": 7},
+    "paper, many tiles": {"sample_stride": 1, "coverage": 0.6},
+    "paper, rows strided by 7": {"sample_stride": 7, "dense_tail": 3},
+    "paper, no row sampled": {"sample_stride": 2000},
+    "paper, window of one key": {"window_ratio": 1e-6, "sample_stride": 5, "coverage": 0.7},
+    "paper, held out": {"held_out_rows": 7},
 }
 MLSYS = {
     "mlsys": {},
     "mlsys, blocks of 64": {"key_block": 64, "coverage": 0.5, "slash_coverage": 0.5},
     "mlsys, near all": {"key_block": 32, "coverage": 0.97, "slash_coverage": 0.9},
     "mlsys, blocks of 16": {
-        "key_block": 16, "coverage": 0.5, "slash_coverage": 0.5, "chunk_tails": 1,
+        "key_block": 16, "coverage": 0.5, "slash_coverage": 0.5, "chunks": 1,
     },
-    "mlsys, window and tail": {"window": 9, "dense_tail": 20, "key_block": 32, "coverage": 0.5},
 }  # fmt: skip
 CONFIGS = (
-    {
-        name: SampleAttentionConfig.preset("pooled", **{**POOLED, **fields})
-        for name, fields in SEGMENTS.items()
-    }
-    | {
-        name: SampleAttentionConfig(**{**POOLED, "pool": 64, "coverage_at": None, **fields})
-        for name, fields in SPREAD.items()
-    }
-    | {name: SampleAttentionConfig.preset("paper", **fields) for name, fields in PAPER.items()}
-    | {name: SampleAttentionConfig.preset("mlsys", **fields) for name, fields in MLSYS.items()}
+    {name: with_fields(POOLED, **fields) for name, fields in SEGMENTS.items()}
+    | {name: with_fields(MOMENTS, **fields) for name, fields in BY_MOMENTS.items()}
+    | {name: preset("paper", **fields) for name, fields in PAPER.items()}
+    | {name: preset("mlsys", **fields) for name, fields in MLSYS.items()}
 )
 FEW = [
-    "segments of 64", "two tiles of sampled rows", "spread", "paper, residual",
+    "segments of 64", "two tiles of sampled rows", "moments", "paper, rows strided by 7",
     "mlsys, blocks of 64",
 ]  # fmt: skip
 
@@ -158,11 +177,11 @@ def test_configurations_select():
     assert len(set(kept)) > len(kept) / 2
 
 
-@pytest.mark.parametrize("preset", ["default", "fast", "pooled", "paper", "mlsys"])
-def test_presets_as_they_are(assert_selected, preset):
+@pytest.mark.parametrize("name", ["default", "fast", "pooled", "paper", "mlsys"])
+def test_presets_as_they_are(assert_selected, name):
     q, k, _ = make_qkv(1400, num_heads=1, head_dim=16)
-    plan = select(q, k, preset)
-    assert_selected(plan, q[0], k[0], SampleAttentionConfig.preset(preset))
+    plan = select(q, k, name)
+    assert_selected(plan, q[0], k[0], preset(name))
     assert plan.density().max() < 1
 
 
@@ -207,7 +226,7 @@ def test_pages_change_nothing(page_size, name):
     assert every_list(select(q, pages, CONFIGS[name], sequences=paged)) == every_list(expected)
 
 
-@pytest.mark.parametrize("name", ["segments of 64", "sampled rows rank", "spread"])
+@pytest.mark.parametrize("name", ["segments of 64", "sampled rows rank", "moments"])
 def test_chunks_of_a_prompt_change_nothing(name):
     q, k, _ = make_qkv(320, num_kv_heads=1, head_dim=16)
     whole = lists_of(select(q, k, CONFIGS[name]), 0)
@@ -221,7 +240,7 @@ def module(name):
 
 
 @pytest.mark.parametrize(
-    "name", ["segments of 16", "two tiles of sampled rows", "spread, segments of 16"]
+    "name", ["segments of 16", "two tiles of sampled rows", "moments, segments of 16"]
 )
 def test_groups_of_segments_change_nothing(monkeypatch, name):
     q, k, _, sequences = packed()
@@ -239,10 +258,10 @@ def test_groups_of_segments_change_nothing(monkeypatch, name):
 def test_lists_that_share_probes_share_tiles(monkeypatch, assert_selected, heads, tile):
     """Of heads that share keys, and of segments side by side, whose distances may differ."""
     q, k, _ = make_qkv(200, 330, num_heads=heads[0], num_kv_heads=heads[1], head_dim=16)
-    alone = select(q[:, :, 62:126], k[:, :, :256], CONFIGS["spread"])  # the second of four
+    alone = select(q[:, :, 62:126], k[:, :, :256], CONFIGS["moments"])  # the second of four
     monkeypatch.setattr(module("sampled_mass"), "SAMPLED_TOGETHER", 2 * tile)
-    plan = select(q, k, CONFIGS["spread"])
-    assert_selected(plan, q[0], k[0], CONFIGS["spread"])
+    plan = select(q, k, CONFIGS["moments"])
+    assert_selected(plan, q[0], k[0], CONFIGS["moments"])
     assert [head[1:2] for head in lists_of(plan, 0)] == lists_of(alone, 0)
 
 
@@ -252,14 +271,14 @@ def test_sums_of_keys_are_joined(monkeypatch, assert_selected, runs):
     monkeypatch.setitem(module("moments").CENTRES, "TILES", runs)
     q, k, _ = make_qkv(64, 1000, num_heads=2, num_kv_heads=1, head_dim=12)
     k += 2
-    plan = select(q, k, CONFIGS["spread"])
+    plan = select(q, k, CONFIGS["moments"])
     assert not plan.dense.any()
-    assert_selected(plan, q[0], k[0], CONFIGS["spread"])
+    assert_selected(plan, q[0], k[0], CONFIGS["moments"])
 
 
 def test_heavy_probes_stand_for_themselves(assert_selected):
     """Column 31 holds nearly all mass and is a regular probe, which would stand for many."""
-    config = CONFIGS["spread"]
+    config = CONFIGS["moments"]
     q, k, _ = make_qkv(64, 600, num_heads=2, num_kv_heads=1, head_dim=16)
     q[..., 0] = 3.0
     k[0, 0, 31, 0] = 16.0
@@ -319,7 +338,7 @@ def test_what_is_not_finite_makes_dense(name, wrong):
 
 
 def test_more_chunks_than_rows(assert_selected):
-    config = SampleAttentionConfig.preset("mlsys", key_block=64, coverage=0.5, chunk_tails=64)
+    config = preset("mlsys", key_block=64, coverage=0.5, chunks=64)
     q, k, _ = make_qkv(6, 200, num_heads=1, head_dim=16)
     assert_selected(select(q, k, config), q[0], k[0], config)
 
@@ -328,7 +347,7 @@ def test_short_sequences_take_no_room_of_long_ones():
     """Lists of blocks exist for as many rows of blocks as the longest sequence has."""
     q, k, _ = (x[0].transpose(0, 1) for x in make_qkv(330, num_heads=1, head_dim=16))
     sequences = Sequences.packed_from(torch.tensor([0, 20, 40, 330]))
-    config = SampleAttentionConfig.preset("mlsys", key_block=16, coverage=0.99)
+    config = preset("mlsys", key_block=16, coverage=0.99)
     plan = select(q, k, config, sequences=sequences)
     assert plan.counts[2].sum() > len(plan.indices) / 2
     assert not plan.dense.any()
@@ -336,22 +355,21 @@ def test_short_sequences_take_no_room_of_long_ones():
 
 def test_coverage_of_one_is_dense():
     q, k, _, sequences = packed()
-    for preset in ("default", "pooled", "paper"):
-        config = SampleAttentionConfig.preset(preset, coverage=1)
-        assert select(q, k, config, sequences=sequences).dense.all()
+    for name in ("default", "pooled", "paper"):
+        assert select(q, k, preset(name, coverage=1), sequences=sequences).dense.all()
 
 
 @pytest.mark.parametrize("name", ["held out", "paper, held out"])
-def test_probe(name):
+def test_held_out_rows(name):
     q, k, _, sequences = packed()
-    probe = select(q, k, CONFIGS[name], sequences=sequences).probe
+    held_out = select(q, k, CONFIGS[name], sequences=sequences).held_out
     expected = sa.select(
         q.double(), k.double(), CONFIGS[name], sequences=sequences, backend="eager"
-    ).probe
-    assert torch.equal(probe.rows, expected.rows)
+    ).held_out
+    assert torch.equal(held_out.rows, expected.rows)
     largest = q.norm(dim=-1).max() * k.norm(dim=-1).max()
     bound = torch.finfo(torch.float32).eps * float(largest)
-    torch.testing.assert_close(probe.lse.double(), expected.lse, atol=bound, rtol=0)
+    torch.testing.assert_close(held_out.lse.double(), expected.lse, atol=bound, rtol=0)
 
 
 FAR = {"heads": (2**30 + 16, 16), "keys": (16, 2**24)}
@@ -373,9 +391,9 @@ def test_offsets_beyond_32_bits(name, strides):
     assert torch.equal(sa.attend(q, k, v, near, backend="triton").out, expected.out)
 
 
-@pytest.mark.parametrize(("probes", "words"), [(None, "without probes"), (8192, "8192 probes")])
-def test_probes_have_a_bound(probes, words):
+@pytest.mark.parametrize(("keys", "words"), [(None, "sampled_keys=None"), (8192, "keys=8192")])
+def test_sampled_keys_have_a_bound(keys, words):
     q, k, _ = make_qkv(100)
-    config = SampleAttentionConfig(probes=probes)
+    config = preset("default", sampled_keys=keys)
     with pytest.raises(UnsupportedProblem, match=words):
         sa.select(q, k, config, backend="triton")

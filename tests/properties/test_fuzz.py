@@ -8,8 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sample_attention as sa
-from sample_attention import SampleAttentionConfig, Sequences, reference
-from sample_attention.config import PRESETS
+from sample_attention import PooledQueries, QueryMoments, SampledRows, Sequences, preset, reference
+from sample_attention.config import PRESETS, fields_of
 from sample_attention.errors import SampleAttentionError
 from sample_attention.testing import assert_matches_oracle, make_qkv, plan_masks, split_sequences
 
@@ -20,20 +20,23 @@ FIELDS = {
     "coverage": SHARES,
     "slash_coverage": st.one_of(st.none(), SHARES),
     "segment": st.one_of(st.none(), COUNTS),
-    "row_stride": COUNTS,
-    "chunk_tails": st.one_of(st.none(), COUNTS),
-    "pool": st.one_of(st.none(), COUNTS),
-    "spread": st.booleans(),
-    "probes": st.one_of(st.none(), COUNTS),
+    "sample_stride": COUNTS,
+    "chunks": st.one_of(st.none(), COUNTS),
+    "sampled_keys": st.one_of(st.none(), COUNTS),
+    "farthest_rows": COUNTS,
+    "run_share": st.one_of(st.none(), SHARES),
+    "rows": COUNTS,
+    "ranking": st.sampled_from([QueryMoments(), PooledQueries(), SampledRows()]),
+    "layer_ratio": st.floats(0.5, 70),
+    "tighten_below": st.one_of(st.none(), COUNTS),
     "key_block": COUNTS,
     "window": COUNTS,
     "window_ratio": st.one_of(st.none(), SHARES),
-    "residual": st.booleans(),
     "dense_tail": COUNTS,
     "dense_prefix": COUNTS,
     "dense_above": SHARES,
-    "held_out": COUNTS,
-    "guard": st.one_of(st.none(), SHARES),
+    "held_out_rows": COUNTS,
+    "min_retained_mass": st.one_of(st.none(), SHARES),
 }
 CHANGES = st.lists(st.sampled_from(sorted(FIELDS)), max_size=4, unique=True).flatmap(
     lambda names: st.fixed_dictionaries({name: FIELDS[name] for name in names})
@@ -62,9 +65,10 @@ def tensors(draw):
 
 @settings(max_examples=100)
 @given(tensors(), st.sampled_from(sorted(PRESETS)), CHANGES)
-def test_any_configuration(select, attend, qkv, preset, fields):
+def test_any_configuration(select, attend, qkv, name, fields):
+    known = fields_of(PRESETS[name])
     try:
-        config = SampleAttentionConfig.preset(preset, **fields)
+        config = preset(name, **{x: y for x, y in fields.items() if x in known})
     except SampleAttentionError:
         return
     q, k, v = qkv
@@ -91,9 +95,9 @@ def test_any_shapes(always_sparse, shapes, lengths, layout, alike):
     if alike:
         shapes = [shapes[0]] * 3
     q, k, v = (torch.randn(s) for s in shapes)
-    config = SampleAttentionConfig.preset(
-        "pooled", segment=16, row_stride=4, pool=4, window=4, dense_prefix=0, dense_tail=0,
-        held_out=1, guard=0.9,
+    config = preset(
+        "pooled", segment=16, sample_stride=4, rows=4, window=4, dense_prefix=0, dense_tail=0,
+        held_out_rows=1, min_retained_mass=0.9,
     )  # fmt: skip
     try:
         sequences = None
@@ -112,19 +116,19 @@ def test_any_shapes(always_sparse, shapes, lengths, layout, alike):
 
 BAD = {"nan": math.nan, "inf": math.inf, "minus inf": -math.inf}
 SETTINGS = {
-    "segments": SampleAttentionConfig.preset(
-        "pooled", dense_prefix=0, dense_tail=0, segment=32, row_stride=8, pool=8, window=16,
-        held_out=2,
+    "segments": preset(
+        "pooled", dense_prefix=0, dense_tail=0, segment=32, sample_stride=8, rows=8, window=16,
+        held_out_rows=2,
     ),
-    "spread": SampleAttentionConfig(
-        dense_prefix=0, dense_tail=0, segment=32, row_stride=8, pool=32, spread=True, probes=16,
+    "moments": preset(
+        "default", dense_prefix=0, dense_tail=0, segment=32, sample_stride=8, sampled_keys=16,
         window=16,
     ),
-    "sampled rows rank": SampleAttentionConfig.preset(
-        "pooled", dense_prefix=0, dense_tail=0, window=32, pool=None
+    "sampled rows rank": preset(
+        "pooled", dense_prefix=0, dense_tail=0, window=32, ranking=SampledRows()
     ),
-    "paper": SampleAttentionConfig.preset("paper"),
-    "mlsys": SampleAttentionConfig.preset("mlsys", key_block=32, coverage=0.5, slash_coverage=0.5),
+    "paper": preset("paper"),
+    "mlsys": preset("mlsys", key_block=32, coverage=0.5, slash_coverage=0.5),
 }  # fmt: skip
 
 
@@ -172,9 +176,9 @@ def test_bad_numbers_through_the_whole_operation(always_sparse, bad):
     del always_sparse
     q, k, v = make_qkv(600, num_heads=2)
     q[:, 0, 580], k[:, 1, 300] = BAD[bad], BAD[bad]
-    config = SampleAttentionConfig.preset(
-        "pooled", dense_prefix=0, dense_tail=0, window=32, held_out=2, guard=0.99, segment=64,
-        row_stride=8, pool=16,
+    config = preset(
+        "pooled", dense_prefix=0, dense_tail=0, window=32, held_out_rows=2, min_retained_mass=0.99,
+        segment=64, sample_stride=8, rows=16,
     )  # fmt: skip
     result = sa.measured_attention(q, k, v, config)
     lost = result.out[0].isnan().all(-1)
@@ -190,9 +194,9 @@ def test_any_packing(select, attend, spans):
     q, k, v = make_qkv(int(q_ends[-1]), int(kv_ends[-1]), head_dim=16)
     q, k, v = (x[0].transpose(0, 1) for x in (q, k, v))
     sequences = Sequences.packed_from(q_ends, kv_ends)
-    config = SampleAttentionConfig.preset(
-        "pooled", dense_prefix=0, dense_tail=0, segment=32, row_stride=4, pool=8, window=8,
-        held_out=2,
+    config = preset(
+        "pooled", dense_prefix=0, dense_tail=0, segment=32, sample_stride=4, rows=8, window=8,
+        held_out_rows=2,
     )  # fmt: skip
     plan = select(q, k, config, sequences=sequences)
     out, lse = attend(q, k, v, plan)

@@ -9,24 +9,31 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import sample_attention as sa
-from sample_attention import SampleAttentionConfig, Sequences
+from sample_attention import QueryMoments, SampledRows, Sequences, preset
+from sample_attention.config import with_fields
 from sample_attention.plan import segment_starts
 from sample_attention.testing import assert_matches_oracle, make_qkv
 
-SMALL = SampleAttentionConfig.preset(
-    "pooled", coverage=0.9, segment=64, row_stride=8, pool=16, window=24, dense_prefix=64,
-    held_out=3,
+SMALL = preset(
+    "pooled", coverage=0.9, segment=64, sample_stride=8, rows=16, window=24, dense_prefix=64,
+    held_out_rows=3,
 )  # fmt: skip
 CONFIGS = {
     "segments": SMALL,
-    "segments of 128, sampled rows rank": SampleAttentionConfig.preset(
-        "pooled", coverage=0.8, pool=None, window=40, dense_prefix=0, dense_tail=0, held_out=2
+    "segments of 128, sampled rows rank": preset(
+        "pooled",
+        coverage=0.8,
+        ranking=SampledRows(),
+        window=40,
+        dense_prefix=0,
+        dense_tail=0,
+        held_out_rows=2,
     ),
-    "segments, spread": replace(SMALL, pool=64, spread=True, probes=16),
-    "paper": SampleAttentionConfig.preset("paper", coverage=0.7, held_out=2, dense_tail=16),
-    "mlsys": SampleAttentionConfig.preset(
-        "mlsys", coverage=0.6, slash_coverage=0.5, key_block=32, held_out=2
+    "segments, moments": with_fields(
+        SMALL, ranking=QueryMoments(sampled_keys=16, farthest_rows=0, run_share=None)
     ),
+    "paper": preset("paper", coverage=0.7, held_out_rows=2, dense_tail=16),
+    "mlsys": preset("mlsys", coverage=0.6, slash_coverage=0.5, key_block=32, held_out_rows=2),
 }
 BY_SEGMENT = [name for name in CONFIGS if name.startswith("segments")]
 
@@ -38,8 +45,8 @@ def selection(plan, n=0, *, segments=None):
     said = {}
     for h in range(plan.num_heads):
         for g, (lo, hi) in enumerate(segment_starts(offset, kv_len, plan.segment)):
-            probe = plan.probe.rows[n, g]
-            held = tuple((probe[probe >= 0] + offset).tolist())
+            rows = plan.held_out.rows[n, g]
+            held = tuple((rows[rows >= 0] + offset).tolist())
             lists = tuple(plan.columns(n, h, g).tolist())
             if segments is None or lo // plan.segment < segments:
                 said[h, lo, hi] = lists, bool(plan.dense[n, h, g]), held

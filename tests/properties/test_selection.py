@@ -7,8 +7,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sample_attention import SampleAttentionConfig, reference
+from sample_attention import PooledQueries, QueryMoments, SampledRows, preset, reference
 from sample_attention.config import CLASSES_PER_OCTAVE, LOWEST_OCTAVE
+from sample_attention.reference import default, paper
 from sample_attention.selection.bins import NUM_CLASSES, rank_classes
 from sample_attention.selection.eager.lists import smallest_classes, smallest_set
 from sample_attention.testing import make_qkv, plan_masks
@@ -27,41 +28,43 @@ def problems(draw):
     )  # fmt: skip
 
 
+def pooled(rows):
+    return PooledQueries(rows=rows)
+
+
 @st.composite
-def segment_configs(draw, **fixed):
+def segment_configs(draw, *, every_key=False, **fixed):
     segment = draw(st.sampled_from([16, 32, 64, 96, 128, 256]))
     fields = {
         "segment": segment,
         "coverage": draw(SHARES),
-        "row_stride": draw(st.sampled_from([1, 4, 8, 16])),
-        "pool": draw(st.sampled_from([None, 8, 16])),
+        "sample_stride": draw(st.sampled_from([1, 4, 8, 16])),
+        "ranking": draw(st.sampled_from([SampledRows(), *map(pooled, (8, 16))])),
         "window": draw(st.integers(1, 80)),
-        "residual": draw(st.booleans()),
         "dense_above": draw(st.sampled_from([0.3, 0.75, 1.0])),
         "dense_prefix": draw(st.sampled_from([0, 64])),
     }
-    if segment <= 128 and "pool" not in fixed and draw(st.booleans()):
-        probes = draw(st.sampled_from([None, 16, 32]))
-        fields |= {"pool": segment, "spread": True, "probes": probes}
-    return SampleAttentionConfig.preset("pooled", **{**fields, **fixed})
+    if segment <= 128 and draw(st.booleans()):
+        keys = None if every_key else draw(st.sampled_from([None, 16, 32]))
+        fields["ranking"] = QueryMoments(sampled_keys=keys, farthest_rows=0)
+    return preset("pooled", **{**fields, **fixed})
 
 
 def sampled_rows(q, k, config):
     p = torch.arange(k.shape[2] - q.shape[2], k.shape[2])
-    return p, p % config.row_stride == config.row_stride // 2
+    return p, p % config.sample_stride == config.sample_stride // 2
 
 
 def window_mask(p, kv_len, config):
-    j, align = torch.arange(kv_len), config.window_alignment
-    return (j <= p[:, None]) & (j > p[:, None] // align * align - config.window_for(kv_len))
+    j, align = torch.arange(kv_len), min(config.segment, 128)
+    return (j <= p[:, None]) & (j > p[:, None] // align * align - config.window)
 
 
-@given(problems(), segment_configs(probes=None))
+@given(problems(), segment_configs(every_key=True))
 def test_threshold_is_met_on_the_sampled_rows(select, qkv, config):
     q, k, _ = qkv
     plan = select(q, k, config)
     p, sampled = sampled_rows(q, k, config)
-    window = window_mask(p, k.shape[2], config)
     prob = reference.probabilities(q[0], k[0])
     for h, mask in enumerate(plan_masks(plan)):
         for segment in (p // config.segment).unique():
@@ -74,17 +77,13 @@ def test_threshold_is_met_on_the_sampled_rows(select, qkv, config):
                 )
                 continue
             kept = (prob[h] * mask)[rows].sum(-1).mean()
-            outside = (prob[h] * ~window)[rows].sum(-1).mean()
-            kept_outside = (prob[h] * (mask & ~window))[rows].sum(-1).mean()
-            need, have = (
-                (config.coverage, kept)
-                if config.residual
-                else (config.coverage * outside, kept_outside)
-            )
-            assert have >= need - ROUNDING
+            assert kept >= config.coverage - ROUNDING
 
 
-@given(problems(), segment_configs(pool=None, dense_above=1.0, dense_prefix=0, dense_tail=0))
+@given(
+    problems(),
+    segment_configs(ranking=SampledRows(), dense_above=1.0, dense_prefix=0, dense_tail=0),
+)
 def test_set_is_smallest_by_class(select, qkv, config):
     """Without the columns of the lowest kept class the threshold is missed."""
     q, k, _ = qkv
@@ -99,32 +98,28 @@ def test_set_is_smallest_by_class(select, qkv, config):
             if plan.dense[0, h, g] or not len(columns):
                 continue
             mass = prob[h, rows].mean(0)
-            need = config.coverage * mass.sum()
-            if config.residual:
-                need = config.coverage - 1 + mass.sum()
+            need = config.coverage - 1 + mass.sum()
             classes = rank_classes(mass.float())[columns]
             above = mass[columns][classes > classes.min()].sum()
             assert above < need + ROUNDING
 
 
-@given(problems(), SHARES, st.booleans(), st.integers(1, 9), st.floats(0.02, 0.4))
-def test_paper_keeps_the_smallest_set(select, qkv, coverage, residual, row_stride, window_ratio):
+@given(problems(), SHARES, st.integers(1, 9), st.floats(0.02, 0.4))
+def test_paper_keeps_the_smallest_set(select, qkv, coverage, sample_stride, window_ratio):
     q, k, _ = qkv
-    config = SampleAttentionConfig.preset(
-        "paper", coverage=coverage, row_stride=row_stride, residual=residual,
+    config = preset(
+        "paper", coverage=coverage, sample_stride=sample_stride,
         window_ratio=window_ratio, dense_tail=0,
     )  # fmt: skip
     plan = select(q, k, config)
-    p, sampled = sampled_rows(q, k, config)
+    _, sampled = sampled_rows(q, k, config)
     if not sampled.any():
         assert plan.dense.all()
         return
     prob = reference.probabilities(q[0], k[0])
-    if residual:
-        prob = prob * ~window_mask(p, k.shape[2], config)
     for h, mass in enumerate(prob[:, sampled].mean(1)):
         columns = plan.columns(0, h, 0).long()
-        need = coverage - (1 - mass.sum())
+        need = coverage * mass.sum()
         assert mass[columns].sum() >= need - ROUNDING
         if len(columns):
             assert mass[columns].sum() - mass[columns].min() < need + ROUNDING
@@ -135,8 +130,8 @@ def test_paper_keeps_the_smallest_set(select, qkv, coverage, residual, row_strid
 @given(problems(), SHARES, SHARES, st.sampled_from([8, 16, 64]), st.integers(1, 4))
 def test_mlsys_keeps_each_share_of_each_chunk(select, qkv, coverage, slash, block, chunks):
     q, k, _ = qkv
-    config = SampleAttentionConfig.preset(
-        "mlsys", coverage=coverage, slash_coverage=slash, key_block=block, chunk_tails=chunks
+    config = preset(
+        "mlsys", coverage=coverage, slash_coverage=slash, key_block=block, chunks=chunks
     )
     masks = plan_masks(select(q, k, config))
     prob = reference.probabilities(q[0], k[0])
@@ -166,7 +161,7 @@ def test_window_and_causality(select, qkv, config):
     assert (masks | ~window_mask(p, k.shape[2], config)).all()
 
 
-@given(problems(), segment_configs(held_out=3))
+@given(problems(), segment_configs(held_out_rows=3))
 def test_density_counts_the_pairs(select, qkv, config):
     q, k, _ = qkv
     plan = select(q, k, config)
@@ -175,27 +170,27 @@ def test_density_counts_the_pairs(select, qkv, config):
     assert torch.equal(plan.density()[0], expected)
 
 
-@given(problems(), segment_configs(held_out=3))
+@given(problems(), segment_configs(held_out_rows=3))
 def test_retained_mass_is_that_of_the_reference(select, attend, qkv, config):
     q, k, v = qkv
     plan = select(q, k, config)
     measured = plan.retained_mass(attend(q, k, v, plan).lse)[0]
     expected = reference.retained_mass(q[0], k[0], plan_masks(plan))
-    rows = plan.probe.rows[0].long()
+    rows = plan.held_out.rows[0].long()
     held = rows >= 0
     torch.testing.assert_close(measured[:, held], expected[:, rows[held]])
     assert measured[:, ~held].isnan().all()
     assert measured.shape == (2, *rows.shape)
 
 
-@given(problems(), segment_configs(held_out=3))
+@given(problems(), segment_configs(held_out_rows=3))
 def test_held_out_rows_took_no_part(select, qkv, config):
     q, k, _ = qkv
     offset = k.shape[2] - q.shape[2]
-    rows = select(q, k, config).probe.rows[0].long()
+    rows = select(q, k, config).held_out.rows[0].long()
     p = rows[rows >= 0] + offset
     assert len(p.unique()) == len(p)
-    sampled = p % config.row_stride == config.row_stride // 2
+    sampled = p % config.sample_stride == config.sample_stride // 2
     for segment in (p[sampled] // config.segment).unique():  # only where there is no other row
         assert sampled[p // config.segment == segment].all()
 
@@ -221,7 +216,7 @@ def test_smallest_set_equals_the_reference(masses, share):
     mass = torch.tensor(masses, dtype=torch.float64)
     need = share * mass.sum()
     keep = smallest_set(mass[None], need[None])[0]
-    assert torch.equal(keep, reference.oracle._smallest_set(mass, mass, need))
+    assert torch.equal(keep, paper.fewest_holding(mass, need))
     if 0 < share < 1 and mass.sum() > 0:
         assert mass[keep].sum() >= need - ROUNDING
         assert mass[keep].sum() - mass[keep].min() < need
@@ -235,7 +230,7 @@ def test_smallest_classes_equal_the_reference(masses, random, share):
     need = share * mass.sum()
     classes = rank_classes(rank.float()[None])
     keep = classes[0] >= smallest_classes(classes, mass[None], need[None])
-    expected = reference.oracle._smallest_classes(reference.oracle._class(rank), mass, float(need))
+    expected = default._smallest_classes(default._class(rank), mass, float(need))
     assert torch.equal(mass[keep], mass[keep & expected])
     assert torch.equal(mass[expected], mass[keep & expected])
 
@@ -252,7 +247,7 @@ def test_nothing_needed_keeps_nothing():
 def test_classes_equal_the_reference(rank):
     x = torch.tensor([rank], dtype=torch.float32)
     lowest, highest = LOWEST_OCTAVE * CLASSES_PER_OCTAVE, 0
-    assert int(rank_classes(x.clone())) == int(reference.oracle._class(x)) - lowest
+    assert int(rank_classes(x.clone())) == int(default._class(x)) - lowest
     assert 0 <= int(rank_classes(x.clone())) <= highest - lowest == NUM_CLASSES - 1
 
 

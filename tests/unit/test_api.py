@@ -1,14 +1,12 @@
 """`measured_attention`, `sample_attention`, `explain`, the policy and the choice of a backend."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 import torch.nn.functional as F
 
 import sample_attention as sa
-from sample_attention import SampleAttentionConfig, Sequences
-from sample_attention.config import Interval
+from sample_attention import SampleAttentionConfig, Sequences, preset
+from sample_attention.config import Interval, with_fields
 from sample_attention.dense import dense, dense_with_lse, limited, provider
 from sample_attention.errors import InvalidConfig, UnsupportedProblem
 from sample_attention.problem import Problem
@@ -18,9 +16,9 @@ from sample_attention.routing.policy import CROSSOVERS
 from sample_attention.routing.route import Dense, Sparse, route
 from sample_attention.testing import assert_matches_oracle, make_pages, make_qkv
 
-SMALL = SampleAttentionConfig.preset(
-    "pooled", coverage=0.6, segment=32, row_stride=8, pool=8, window=8, dense_prefix=0,
-    dense_tail=0, held_out=4,
+SMALL = preset(
+    "pooled", coverage=0.6, segment=32, sample_stride=8, rows=8, window=8, dense_prefix=0,
+    dense_tail=0, held_out_rows=4,
 )  # fmt: skip
 ROW = CROSSOVERS["cpu"]
 
@@ -75,7 +73,7 @@ def test_without_held_out_rows_nothing_is_measured(always_sparse):
     del always_sparse
     q, k, v = make_qkv(100)
     result = sa.measured_attention(q, k, v, "paper")
-    assert result.plan.probe is None
+    assert result.plan.held_out is None
     assert result.retained_mass is None
 
 
@@ -86,7 +84,7 @@ def test_guard_sends_heads_that_miss_it_to_dense(always_sparse, layout):
     without = sa.measured_attention(q, k, v, SMALL, sequences=sequences)
     means = without.retained_mass.flatten(2).nanmean(-1)
     guard = float(means.median())
-    config = replace(SMALL, guard=guard)
+    config = with_fields(SMALL, min_retained_mass=guard)
     result = sa.measured_attention(q, k, v, config, sequences=sequences)
     assert torch.equal(result.guarded, means < guard)
     assert result.guarded.any()
@@ -120,7 +118,7 @@ def bottom_right(q, k, v):
 def test_guard_that_every_head_meets(always_sparse):
     del always_sparse
     q, k, v = make_qkv(200)
-    config = replace(SMALL, guard=0.01)
+    config = with_fields(SMALL, min_retained_mass=0.01)
     assert not sa.measured_attention(q, k, v, config).guarded.any()
 
 
@@ -356,7 +354,7 @@ def test_sequences_of_a_batch_run_each_in_its_way(monkeypatch, layout):
 
 
 def test_a_tuned_configuration_is_that_of_each_sequence():
-    narrow, wide = (replace(SMALL, window=n) for n in (8, 64))
+    narrow, wide = (with_fields(SMALL, window=n) for n in (8, 64))
     tuned = sa.Tuned("a model", (Interval(0, wide), Interval(450, narrow)))
     (q, k, v), sequences, _ = mixed("packed")
     measured = sa.measured_attention(q, k, v, tuned, sequences=sequences, policy="sparse")

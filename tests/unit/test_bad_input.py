@@ -8,7 +8,15 @@ import pytest
 import torch
 
 import sample_attention as sa
-from sample_attention import SampleAttentionConfig, Sequences, Tuned
+from sample_attention import (
+    Budget,
+    PooledQueries,
+    SampleAttentionConfig,
+    SampledRows,
+    Sequences,
+    Tuned,
+    preset,
+)
 from sample_attention.config import Interval
 from sample_attention.errors import (
     InvalidConfig,
@@ -173,21 +181,23 @@ def test_rules_that_are_none(call, given):
 
 
 NUMBERS = {
-    "window": np.int64(64), "dense_tail": np.int32(8), "held_out": np.uint8(4),
-    "coverage": np.float64(0.5), "dense_above": np.float32(0.5), "guard": np.float16(0.5),
-    "depth_contrast": np.int64(2), "runs": Fraction(1, 2),
-    "head_coverage": (np.float32(0.5), np.float64(0.25)),
+    "window": np.int64(64), "dense_tail": np.int32(8), "held_out_rows": np.uint8(4),
+    "coverage": np.float64(0.5), "dense_above": np.float32(0.5),
+    "min_retained_mass": np.float16(0.5),
+    "layer_ratio": np.int64(2), "run_share": Fraction(1, 2),
+    "heads": (np.float32(0.5), np.float64(0.25)),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("name", NUMBERS)
 def test_numbers_of_other_libraries_become_plain(name):
-    config = SampleAttentionConfig(**{"held_out": 4, name: NUMBERS[name]})
-    found = getattr(config, name)
+    config = preset("default", **{"held_out_rows": 4, name: NUMBERS[name]})
+    parts = (config, config.ranking, config.budget, config.check)
+    (found,) = (getattr(part, name) for part in parts if name in part.FIELDS)
     for part in found if isinstance(found, tuple) else (found,):
         assert type(part) in (int, float)
     assert SampleAttentionConfig.from_json(config.to_json()) == config
-    assert config == SampleAttentionConfig(**{"held_out": 4, name: found})
+    assert config == preset("default", **{"held_out_rows": 4, name: found})
     interval = Interval(np.int64(8), config)
     assert type(interval.min_kv_len) is int
     assert (
@@ -209,11 +219,6 @@ def test_names_of_presets_and_backends(call):
     assert_names(error, "dict", "SampleAttentionConfig")
 
 
-MLSYS = {
-    "coverage": 0.95, "slash_coverage": 0.95, "segment": None, "chunk_tails": 2, "pool": None,
-    "spread": False, "probes": None, "outliers": 0, "coverage_at": None,
-}  # fmt: skip
-NO_SPREAD = {"spread": False, "probes": None, "outliers": 0}
 CONFIGS = [
     ({"coverage": 0}, ["coverage", "(0, 1]", "0"]),
     ({"coverage": -0.1}, ["coverage", "(0, 1]", "-0.1"]),
@@ -227,83 +232,84 @@ CONFIGS = [
     ({"coverage": torch.tensor(0.5)}, ["coverage", "tensor"]),
     ({"coverage": np.array(0.5)}, ["coverage", "array"]),
     ({"window": np.float64(12)}, ["window", "integer", "12.0"]),
-    ({"window": np.int64(-1)}, ["window", "from 0", "-1"]),
+    ({"window": np.int64(-1)}, ["window", "from 1", "-1"]),
     ({"coverage": Fraction(10**309)}, ["coverage", "(0, 1]"]),
     ({"window": np.bool_(True)}, ["window", "True"]),
-    ({"residual": np.bool_(True)}, ["residual", "True or False"]),
-    ({"head_coverage": np.array([0.5])}, ["head_coverage", "each query head", "array"]),
-    ({"head_coverage": 0.9}, ["head_coverage", "each query head", "0.9"]),
-    ({"head_coverage": ()}, ["head_coverage", "each query head", "()"]),
-    ({"head_coverage": (0.9, "0.9")}, ["head_coverage", "(0, 1]", "'0.9'"]),
-    ({"head_coverage": (0.9, None)}, ["head_coverage", "None"]),
-    ({"head_coverage": (0.9, 1)}, ["head_coverage", "below 1"]),
-    ({"slash_coverage": 2}, ["slash_coverage", "2"]),
-    ({"depth_contrast": 0.5}, ["depth_contrast", "from 1 to 64", "0.5"]),
-    ({"depth_contrast": True}, ["depth_contrast", "True"]),
-    ({"depth_contrast": "4"}, ["depth_contrast", "'4'"]),
-    (
-        {**MLSYS, "depth_contrast": 4},
-        ["depth_contrast=4", "slash_coverage=0.95", "depth_contrast=1"],
-    ),
-    ({"guard": 0.0, "held_out": 4}, ["guard", "(0, 1]"]),
-    ({"guard": 0.9}, ["guard", "held_out=4"]),
-    ({"window_ratio": 1.5}, ["window_ratio", "1.5"]),
+    ({"heads": np.array([0.5])}, ["heads", "each query head", "array"]),
+    ({"heads": 0.9}, ["heads", "each query head", "0.9"]),
+    ({"heads": ()}, ["heads", "each query head", "()"]),
+    ({"heads": (0.9, "0.9")}, ["heads", "(0, 1]", "'0.9'"]),
+    ({"heads": (0.9, None)}, ["heads", "None"]),
+    ({"heads": (0.9, 1)}, ["heads", "below 1"]),
+    ({"layer_ratio": 0.5}, ["layer_ratio", "from 1 to 64", "0.5"]),
+    ({"layer_ratio": True}, ["layer_ratio", "True"]),
+    ({"layer_ratio": "4"}, ["layer_ratio", "'4'"]),
+    ({"min_retained_mass": 0.0, "held_out_rows": 4}, ["min_retained_mass", "(0, 1]"]),
+    ({"min_retained_mass": 0.9}, ["min_retained_mass", "held_out_rows=4"]),
     ({"dense_above": 0}, ["dense_above", "0"]),
     ({"segment": 0}, ["segment", "from 1", "0"]),
     ({"segment": 12.0}, ["segment", "integer", "12.0"]),
     ({"segment": 2**40}, ["segment", str(2**30)]),
-    ({"row_stride": 0}, ["row_stride", "from 1"]),
-    ({"row_stride": 2**70}, ["row_stride", str(2**30)]),
-    ({"pool": 0}, ["pool", "from 1"]),
-    ({"window": -1}, ["window", "from 0", "-1"]),
+    ({"sample_stride": 0}, ["sample_stride", "from 1"]),
+    ({"sample_stride": 2**70}, ["sample_stride", str(2**30)]),
+    ({"ranking": PooledQueries(), "rows": 0}, ["rows", "from 1"]),
+    ({"window": -1}, ["window", "from 1", "-1"]),
     ({"window": 2**31}, ["window", str(2**30)]),
-    ({"held_out": -1}, ["held_out", "from 0"]),
+    ({"held_out_rows": -1}, ["held_out_rows", "from 0"]),
     ({"dense_tail": True}, ["dense_tail", "True"]),
     ({"dense_prefix": None}, ["dense_prefix", "None"]),
-    ({"row_stride": 24}, ["row_stride=24", "divide", "segment=128"]),
-    ({"segment": 256}, ["pool=128", "segment=256", "pooled", "spread=False", "probes=None"]),
-    ({"pool": None}, ["pool=None", "segment=128", "pooled", "spread=False"]),
-    ({"spread": False}, ["probes=2048", "spread=False", "probes=None"]),
-    ({**NO_SPREAD, "pool": 50}, ["pool=50", "divide", "segment=128"]),
-    ({**NO_SPREAD, "segment": 192, "pool": None}, ["segment=192", "128", "multiple"]),
-    ({"window": 0}, ["window >= 1"]),
-    ({**NO_SPREAD, "segment": None}, ["pool", "segment=128", "pool=None"]),
-    ({"chunk_tails": 2}, ["chunk_tails", "slash_coverage", "mlsys"]),
-    ({"slash_coverage": 0.9}, ["chunk_tails=None", "slash_coverage=0.9"]),
-    ({"chunk_tails": 2, "slash_coverage": 0.9}, ["chunk_tails", "segment=None"]),
-    ({"key_block": 64}, ["key_block", "chunk_tails", "mlsys"]),
-    ({"spread": 1}, ["spread", "True or False", "1"]),
-    ({"pool": 32}, ["spread", "pool=segment", "pool=32", "segment=128"]),
-    ({"segment": 256, "pool": 256}, ["spread", "at most 128", "segment=256"]),
-    ({"segment": None, "pool": None}, ["spread", "segment=None"]),
-    ({"spread": False, "probes": 64}, ["probes", "spread=True"]),
-    ({"probes": 8}, ["probes", "from 16", "8"]),
-    ({"spread": False, "probes": None}, ["outliers=8", "spread=True", "outliers=0"]),
-    ({"outliers": 17}, ["outliers=17", "at most 16"]),
-    ({"outliers": -1}, ["outliers", "from 0"]),
-    ({"outliers": None}, ["outliers", "None"]),
-    ({"runs": 0.01}, ["runs=0.01", "1/64"]),
-    ({"runs": 1.5}, ["runs", "(0, 1]", "1.5"]),
-    ({"coverage_at": 0}, ["coverage_at", "from 1"]),
-    ({**NO_SPREAD, "segment": None, "pool": None}, ["coverage_at", "segment=128", "=None"]),
+    ({"sample_stride": 24}, ["sample_stride=24", "divide", "segment=128"]),
+    ({"segment": 256}, ["QueryMoments", "at most 128", "segment=256", "PooledQueries"]),
+    ({"segment": 6}, ["sample_stride=4", "divide", "segment=6"]),
+    ({"ranking": PooledQueries(rows=50)}, ["PooledQueries.rows=50", "divide", "segment=128"]),
+    ({"ranking": SampledRows(), "segment": 192}, ["segment=192", "128", "multiple"]),
+    ({"ranking": "moments"}, ["ranking", "QueryMoments", "SampledRows", "'moments'"]),
+    ({"ranking": Budget()}, ["ranking", "PooledQueries", "Budget"]),
+    ({"budget": None}, ["budget", "Budget", "None"]),
+    ({"check": 4}, ["check", "Check", "4"]),
+    ({"sampled_keys": 8}, ["sampled_keys", "from 16", "8"]),
+    ({"farthest_rows": 17}, ["farthest_rows", "from 0 to 16", "17"]),
+    ({"farthest_rows": -1}, ["farthest_rows", "from 0"]),
+    ({"farthest_rows": None}, ["farthest_rows", "None"]),
+    ({"run_share": 0.01}, ["run_share", "1/64", "0.01"]),
+    ({"run_share": 1.5}, ["run_share", "(0, 1]", "1.5"]),
+    ({"tighten_below": 0}, ["tighten_below", "from 1"]),
 ]
 
 
 @pytest.mark.parametrize(("fields", "words"), CONFIGS, ids=[str(f) for f, _ in CONFIGS])
 def test_config_values(fields, words):
     with pytest.raises(InvalidConfig) as error:
-        SampleAttentionConfig(**fields)
+        preset("default", **fields)
     assert_names(error, *words)
-    with pytest.raises(InvalidConfig):
-        SampleAttentionConfig.preset("default", **fields)
+
+
+PUBLISHED = [
+    ("paper", {"window_ratio": 1.5}, ["window_ratio", "(0, 1]", "1.5"]),
+    ("paper", {"sample_stride": 0}, ["sample_stride", "from 1", "0"]),
+    ("paper", {"dense_tail": -1}, ["dense_tail", "from 0", "-1"]),
+    ("paper", {"segment": 128}, ["unknown", "segment", "sample_stride", "window_ratio"]),
+    ("paper", {"check": None}, ["check", "Check", "None"]),
+    ("mlsys", {"slash_coverage": 2}, ["slash_coverage", "(0, 1]", "2"]),
+    ("mlsys", {"chunks": 0}, ["chunks", "from 1", "0"]),
+    ("mlsys", {"key_block": 1.5}, ["key_block", "integer", "1.5"]),
+    ("mlsys", {"window": 9}, ["unknown", "window", "slash_coverage", "key_block"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "fields", "words"), PUBLISHED)
+def test_values_of_the_published_rules(name, fields, words):
+    with pytest.raises(InvalidConfig) as error:
+        preset(name, **fields)
+    assert_names(error, *words)
 
 
 def test_unknown_fields_and_presets():
     with pytest.raises(InvalidConfig) as error:
-        SampleAttentionConfig.preset("default", alpha=0.9)
-    assert_names(error, "alpha", "SampleAttentionConfig")
+        preset("default", alpha=0.9)
+    assert_names(error, "unknown fields alpha", "accepted: coverage", "sampled_keys", "heads")
     with pytest.raises(InvalidConfig) as error:
-        SampleAttentionConfig.preset("v2")
+        preset("v2")
     assert_names(error, "'v2'", "default, fast, mlsys, paper, pooled")
     with pytest.raises(TypeError):
         SampleAttentionConfig(0.9)
@@ -476,7 +482,7 @@ def test_plan_for_another_problem():
         sa.attend(packed, packed, packed, plan)
     with pytest.raises(PlanMismatch) as error:
         plan.retained_mass(sa.attend(q, k, v, plan).lse)
-    assert_names(error, "held_out=4")
+    assert_names(error, "held_out_rows=4")
 
 
 def test_packed_plan_for_another_packing():
@@ -513,7 +519,7 @@ def test_explain_names_what_runs_where_no_backend_could():
         lambda: Tuned.load(3),
         lambda: Tuned.from_json(None),
         lambda: SampleAttentionConfig.from_json(None),
-        lambda: SampleAttentionConfig.preset(["default"]),
+        lambda: preset(["default"]),
         lambda: Interval(0, "default"),
         lambda: Interval(1.5, SampleAttentionConfig()),
     ],

@@ -1,28 +1,27 @@
 """A default device of the caller's (`with torch.device(...)`) is not where helper tensors go."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 
 from sample_attention import (
-    SampleAttentionConfig,
+    SampledRows,
     Sequences,
     attend,
     measured_attention,
+    preset,
     sample_attention,
     select,
 )
-from sample_attention.config import PRESETS
+from sample_attention.config import PRESETS, with_fields
 from sample_attention.testing import make_pages, make_qkv
 
 LENGTH = 1500
 DETAILS = {
-    "sampled rows rank": SampleAttentionConfig.preset("pooled", pool=None),
-    "pools cut by the call": SampleAttentionConfig.preset("pooled", pool=64, segment=256),
-    "a window edge for each row": SampleAttentionConfig.preset("paper", window_ratio=0.02),
+    "sampled rows rank": preset("pooled", ranking=SampledRows()),
+    "pools cut by the call": preset("pooled", rows=64, segment=256),
+    "a window edge for each row": preset("paper", window_ratio=0.02),
 }
-RULES = {name: replace(rule, held_out=4) for name, rule in (PRESETS | DETAILS).items()}
+RULES = {name: with_fields(rule, held_out_rows=4) for name, rule in (PRESETS | DETAILS).items()}
 
 
 def whole():
@@ -52,7 +51,9 @@ def steps(rule, q, k, v, sequences):
     yield from attend(q, k, v, plan)
     yield sample_attention(q, k, v, rule, sequences=sequences)
     for guard in (None, 0.5, 1.0):
-        done = measured_attention(q, k, v, replace(rule, guard=guard), sequences=sequences)
+        done = measured_attention(
+            q, k, v, with_fields(rule, min_retained_mass=guard), sequences=sequences
+        )
         assert done.route.sparse
         yield from (done.out, done.lse)
         yield from (x for x in (done.retained_mass, done.guarded) if x is not None)

@@ -8,7 +8,7 @@ from torch._subclasses import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import sample_attention as sa
-from sample_attention import SampleAttentionConfig, Sequences, reference
+from sample_attention import Sequences, preset, reference
 from sample_attention.dense import limited
 from sample_attention.errors import InvalidInput
 from sample_attention.integrations.layout import sequences_of
@@ -24,9 +24,9 @@ from sample_attention.testing import (
     plan_masks,
 )
 
-SMALL = SampleAttentionConfig.preset(
-    "pooled", coverage=0.6, segment=32, row_stride=8, pool=8, window=8, dense_prefix=0,
-    dense_tail=0, held_out=4,
+SMALL = preset(
+    "pooled", coverage=0.6, segment=32, sample_stride=8, rows=8, window=8, dense_prefix=0,
+    dense_tail=0, held_out_rows=4,
 )  # fmt: skip
 
 
@@ -146,7 +146,7 @@ def test_plans_are_the_same_in_every_thread():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         plan = sa.select(q, k, SMALL)
     assert torch.equal(plan.indices, expected.indices)
-    assert torch.equal(plan.probe.lse, expected.probe.lse)
+    assert torch.equal(plan.held_out.lse, expected.held_out.lse)
 
 
 def test_explain_says_what_runs_under_autocast():
@@ -256,7 +256,8 @@ def by_hand(q, k, v):
 
 
 def by_reference(name):
-    config = SampleAttentionConfig.preset(name, dense_prefix=0, dense_tail=0, coverage=0.7)
+    narrow = {} if name == "paper" else {"dense_prefix": 0}
+    config = preset(name, dense_tail=0, coverage=0.7, **narrow)
     return lambda q, k, _: reference.select(q[0].double(), k[0].double(), config)
 
 
@@ -340,7 +341,7 @@ def test_what_was_kept_is_no_trouble_in_a_mode(call, mode):
 
 
 def test_real_tensors_after_fake_ones():
-    config = SampleAttentionConfig(held_out=4)
+    config = preset("default", held_out_rows=4)
     q, k, v = make_qkv(500, num_heads=2, num_kv_heads=1, head_dim=32)
     with FakeTensorMode():
         sa.explain(*(torch.empty(x.shape) for x in (q, k, v)), config, policy="sparse")

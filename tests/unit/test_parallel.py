@@ -6,7 +6,7 @@ import time
 import pytest
 import torch
 
-from sample_attention import SampleAttentionConfig, Sequences, attend, select
+from sample_attention import Sequences, attend, preset, select
 from sample_attention.kernels.parallel import run_all
 from sample_attention.selection.eager import moments as spread
 from sample_attention.testing import make_qkv
@@ -23,10 +23,7 @@ def two_threads():
     torch.set_num_threads(before)
 
 
-PRESETS = {
-    name: SampleAttentionConfig.preset(name, held_out=3)
-    for name in ("default", "pooled", "paper", "mlsys")
-}
+PRESETS = {name: preset(name, held_out_rows=3) for name in ("default", "pooled", "paper", "mlsys")}
 
 
 def one_sequence():
@@ -46,8 +43,8 @@ def test_results_do_not_depend_on_the_number_of_threads(name, layout):
     for threads in (1, 2, 5):
         torch.set_num_threads(threads)
         plan = select(q, k, PRESETS[name], sequences=sequences)
-        probe = plan.probe
-        lists = plan.indices, plan.counts, plan.offsets, plan.dense, probe.rows, probe.lse
+        held_out = plan.held_out
+        lists = plan.indices, plan.counts, plan.offsets, plan.dense, held_out.rows, held_out.lse
         results.append((*lists, *attend(q, k, v, plan)))
     assert len(results[0][0]) or results[0][3].any()
     for other in results[1:]:

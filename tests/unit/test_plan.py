@@ -4,9 +4,9 @@ import pytest
 import torch
 
 import sample_attention as sa
-from sample_attention import SampleAttentionConfig, Sequences
+from sample_attention import SampleAttentionConfig, SampledRows, Sequences, preset
 from sample_attention.errors import InvalidInput, PlanMismatch
-from sample_attention.plan import Probe, render, segment_starts
+from sample_attention.plan import HeldOut, render, segment_starts
 from sample_attention.plan.render import SHADES
 from sample_attention.problem import Problem
 from sample_attention.selection.rows import chunk_tail_rows, held_out_rows, strided_rows
@@ -84,16 +84,16 @@ def test_density_equals_the_mask(window, align, key_block):
     assert torch.equal(plan.density()[0], masks.sum((1, 2)).double() / causal)
 
 
-@pytest.mark.parametrize("preset", ["default", "fast", "pooled", "paper", "mlsys"])
-def test_density_of_selected_plans_equals_their_masks(preset):
+@pytest.mark.parametrize("name", ["default", "fast", "pooled", "paper", "mlsys"])
+def test_density_of_selected_plans_equals_their_masks(name):
     q, k, _ = make_qkv(300, 700, batch=2, num_heads=2)
     sequences = Sequences.left_padded(torch.tensor([700, 450]), 300, 700)
     narrow = (
         {"window": 32, "dense_prefix": 0, "dense_tail": 0}
-        if preset in ("default", "fast", "pooled")
+        if name in ("default", "fast", "pooled")
         else {}
     )
-    config = SampleAttentionConfig.preset(preset, coverage=0.7, **narrow)
+    config = preset(name, coverage=0.7, **narrow)
     plan = sa.select(q, k, config, sequences=sequences)
     for n, (_, _, q_len, _, kv_len) in enumerate(sequences.rows()):
         causal = sum(range(kv_len - q_len + 1, kv_len + 1))
@@ -114,17 +114,17 @@ def test_with_dense_changes_only_the_flagged_heads():
     assert not plan.dense.all()
 
 
-def test_retained_mass_reads_the_probed_rows():
+def test_retained_mass_reads_the_held_out_rows():
     plan = make_plan(uniform(8, 8), [[[[], []]]], segment=4, window=1)
     rows = torch.tensor([[[1, 3], [5, -1]]], dtype=torch.int32)
     dense_lse = torch.tensor([[[[0.0, 0.0], [0.0, 0.0]]]])
-    plan = sa.StripePlan(**{**vars(plan), "probe": Probe(rows, dense_lse)})
+    plan = sa.StripePlan(**{**vars(plan), "held_out": HeldOut(rows, dense_lse)})
     lse = torch.tensor([0.5, 0.25, 0.5, 0.75, 0.5, 2.0, 0.5, 0.5]).log()
     mass = plan.retained_mass(lse[None, None])
     expected = torch.tensor([[[[0.25, 0.75], [1.0, torch.nan]]]])
     torch.testing.assert_close(mass, expected, equal_nan=True)
     with pytest.raises(PlanMismatch):
-        sa.StripePlan(**{**vars(plan), "probe": None}).retained_mass(lse[None, None])
+        sa.StripePlan(**{**vars(plan), "held_out": None}).retained_mass(lse[None, None])
 
 
 def test_repr():
@@ -189,7 +189,7 @@ def test_chunk_tails(span, chunks):
 @pytest.mark.parametrize("stride", [4, 8])
 @pytest.mark.parametrize("count", [0, 1, 4, 100, 2**30])
 def test_held_out_rows_are_unsampled_and_spread(count, stride):
-    config = SampleAttentionConfig(held_out=count, row_stride=stride)
+    config = preset("default", held_out_rows=count, sample_stride=stride)
     rows = held_out_rows(128, 256, config)
     assert len(rows) == min(count, 128 - 128 // stride)
     assert (rows.diff() > 0).all()
@@ -198,7 +198,7 @@ def test_held_out_rows_are_unsampled_and_spread(count, stride):
 
 
 def test_held_out_rows_where_every_row_is_sampled():
-    config = SampleAttentionConfig.preset("pooled", held_out=4, row_stride=1, pool=None)
+    config = preset("pooled", held_out_rows=4, sample_stride=1, ranking=SampledRows())
     assert len(held_out_rows(0, 128, config)) == 4
 
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from sample_attention import SampleAttentionConfig, attend, sample_attention, select
+from sample_attention import attend, preset, sample_attention, select
 from sample_attention.problem import Problem
 from sample_attention.routing import row_spans as spans
 from sample_attention.testing import assert_matches_oracle, make_qkv
 
-CONFIG = SampleAttentionConfig.preset(
-    "pooled", dense_prefix=0, dense_tail=0, window=16, segment=32, pool=8, row_stride=4,
+CONFIG = preset(
+    "pooled", dense_prefix=0, dense_tail=0, window=16, segment=32, rows=8, sample_stride=4,
     coverage=0.8,
 )  # fmt: skip
 
@@ -39,13 +39,11 @@ def test_spans_bound_the_columns(monkeypatch):
         assert -(-len(part) // 32) * part.stop * q.shape[1] <= 40_000
 
 
-@pytest.mark.parametrize("change", [{"window_ratio": 0.1}, {"segment": None, "dense_tail": 5}])
-def test_rules_that_know_the_end_are_not_cut(monkeypatch, change):
+@pytest.mark.parametrize("name", ["paper", "mlsys"])
+def test_rules_that_know_the_end_are_not_cut(monkeypatch, name):
     monkeypatch.setattr(spans, "COLUMNS_AT_ONCE", 1000)
     q, k, _ = make_qkv(300)
-    fields = {"dense_prefix": 0, "dense_tail": 0, "pool": None, **change}
-    config = SampleAttentionConfig.preset("pooled", **fields)
-    assert spans.row_spans(Problem.of(q, k, k), config) == [range(300)]
+    assert spans.row_spans(Problem.of(q, k, k), preset(name)) == [range(300)]
 
 
 @pytest.mark.usefixtures("always_sparse")

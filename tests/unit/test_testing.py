@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import sample_attention as sa
-from sample_attention import SampleAttentionConfig, Sequences
+from sample_attention import Sequences, preset
 from sample_attention.testing import (
     assert_matches_oracle,
     make_plan,
@@ -15,8 +15,15 @@ from sample_attention.testing import (
     plan_masks,
 )
 
-CONFIG = SampleAttentionConfig.preset(
-    "pooled", dense_prefix=0, dense_tail=0, segment=32, row_stride=8, pool=8, window=8, coverage=0.7
+CONFIG = preset(
+    "pooled",
+    dense_prefix=0,
+    dense_tail=0,
+    segment=32,
+    sample_stride=8,
+    rows=8,
+    window=8,
+    coverage=0.7,
 )
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
@@ -71,7 +78,7 @@ def test_a_wrong_lse_is_seen(result):
 
 def test_another_plan_is_seen(result):
     out, lse, q, k, v, plan = result
-    other = sa.select(q, k, SampleAttentionConfig.preset("default", coverage=1))
+    other = sa.select(q, k, preset("default", coverage=1))
     with pytest.raises(AssertionError, match="out"):
         assert_matches_oracle(out, lse, q, k, v, other)
     dense = torch.nn.functional.scaled_dot_product_attention(

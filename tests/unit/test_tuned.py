@@ -1,25 +1,40 @@
 """Tuned configurations: files, names, and which configuration a call gets."""
 
 import json
-from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import pytest
 import torch
 
-from sample_attention import SampleAttentionConfig, Tuned, explain, measured_attention, select
+from sample_attention import (
+    SampleAttentionConfig,
+    SampledRows,
+    Tuned,
+    explain,
+    measured_attention,
+    preset,
+    select,
+)
 from sample_attention import sample_attention as attention
-from sample_attention.config import Interval, tuned
+from sample_attention.config import Interval, tuned, with_fields
 from sample_attention.errors import InvalidConfig
 from sample_attention.selection.rule import as_rule, rule_in_layer
 from sample_attention.testing import make_qkv
 
-SHORT = SampleAttentionConfig.preset(
-    "pooled", coverage=0.5, segment=16, row_stride=4, pool=4, window=8, dense_prefix=0, dense_tail=0
-)
-LONG = SampleAttentionConfig.preset(
-    "pooled", coverage=0.9, segment=32, row_stride=8, pool=None, window=16, dense_prefix=0,
+SHORT = preset(
+    "pooled",
+    coverage=0.5,
+    segment=16,
+    sample_stride=4,
+    rows=4,
+    window=8,
+    dense_prefix=0,
     dense_tail=0,
+)
+LONG = preset(
+    "pooled", coverage=0.9, segment=32, sample_stride=8, ranking=SampledRows(), window=16,
+    dense_prefix=0, dense_tail=0,
 )  # fmt: skip
 BOTH = Tuned("tiny", (Interval(0, SHORT), Interval(200, LONG)), ({"kl": 0.1},), {"torch": "2"})
 
@@ -79,7 +94,7 @@ def test_every_layer_has_the_coverages_of_its_heads(tmp_path):
     assert loaded == BY_HEAD
     for layer, shares in enumerate(TABLE):
         found = loaded.for_layer(layer, 2)
-        assert found.for_length(100) == replace(SHORT, head_coverage=shares)
+        assert found.for_length(100) == with_fields(SHORT, heads=shares)
         assert found.for_length(200) == LONG.for_layer(layer, 2)
     assert loaded.for_length(100) == SHORT
 
@@ -104,9 +119,9 @@ def test_what_has_no_table_suits_every_number_of_layers():
 
 
 def test_another_coverage_is_that_of_all_heads():
-    assert BY_HEAD.with_fields({"window": 24}).intervals[0].head_coverage == TABLE
+    assert BY_HEAD.with_fields({"window": 24}).intervals[0].heads == TABLE
     changed = BY_HEAD.with_fields({"coverage": 0.7})
-    alike = replace(SHORT, coverage=0.7, head_coverage=None)
+    alike = with_fields(SHORT, coverage=0.7, heads=None)
     assert changed.for_layer(1, 2).for_length(100) == alike.for_layer(1, 2)
 
 
@@ -130,20 +145,36 @@ def test_missing_files_name_the_path(tmp_path):
         as_rule(str(tmp_path / "nowhere.json"))
 
 
+def test_files_of_version_0_1_are_read():
+    """As this one was written, with a table of heads, before configurations had a schema."""
+    text = (Path(__file__).parent / "tuned_0_1.json").read_text("utf-8")
+    loaded = Tuned.from_json(text)
+    assert loaded.model == "tiny"
+    assert loaded.for_length(100) == preset(
+        "default", coverage=0.96, sample_stride=8, farthest_rows=4, run_share=None, window=64,
+        layer_ratio=1, tighten_below=None,
+    )  # fmt: skip
+    assert loaded.for_layer(1, 2).for_length(100).budget.heads == (0.97, 0.95)
+    assert Tuned.from_json(loaded.to_json()) == loaded
+    assert json.loads(loaded.to_json())["schema"] == tuned.SCHEMA
+    with pytest.raises(InvalidConfig, match="has unknown fields: head_coverage"):
+        Tuned.from_json(text.replace('"schema": 1', '"schema": 2'))
+
+
 def _changed(**fields):
     return json.dumps({**json.loads(BOTH.to_json()), **fields})
 
 
 def _with_table(table):
-    return _changed(intervals=[{"min_kv_len": 0, "config": {}, "head_coverage": table}])
+    return _changed(intervals=[{"min_kv_len": 0, "config": {}, "heads": table}])
 
 
 @pytest.mark.parametrize(
     ("text", "words"),
     [
         ("{", "not JSON"),
-        ("[]", "schema None; accepted: 1"),
-        (_changed(schema=99), "schema 99; accepted: 1"),
+        ("[]", "schema None; accepted: 1, 2"),
+        (_changed(schema=99), "schema 99; accepted: 1, 2"),
         (_changed(extra=1), "has unknown fields: extra"),
         ('{"schema": 1, "model": "tiny"}', "lacks fields: intervals"),
         (_changed(model=3), "model must be a str, got 3"),
@@ -157,7 +188,7 @@ def _with_table(table):
         (_changed(intervals=[{"min_kv_len": 0, "config": {"alpha": 1}}]), "unknown fields alpha"),
         (_with_table(3), "must be a list by layer, got 3"),
         (_with_table([0.5]), "must be a list by layer"),
-        (_with_table([[0.5], [1.0]]), "head_coverage must be below 1"),
+        (_with_table([[0.5], [1.0]]), "heads must be below 1"),
     ],
 )
 def test_bad_files_say_what_is_wrong(tmp_path, text, words):

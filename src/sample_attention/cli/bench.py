@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 
-from ..config import SampleAttentionConfig, Tuned
+from ..config import Config, Tuned
 from ..errors import InvalidInput
 from ..lab.bench.attention import (
     Settings,
@@ -31,10 +31,10 @@ from .machine import Machine
 from .output import Destination, prepare_file, print_tables
 from .setup import config_for
 
-Rule = tuple[str, SampleAttentionConfig]
+Rule = tuple[str, Config]
 """A preset's name, and the preset with what was chosen beside it."""
 
-LayerRule = tuple[str, SampleAttentionConfig | Tuned]
+LayerRule = tuple[str, Config | Tuned]
 """The same, or a tuned configuration, which has coverages for every layer of its model."""
 
 LAST_KERNEL = "whole attend"
@@ -116,7 +116,7 @@ class TtftOptions:
     prompt: Prompt
     lengths: tuple[int, ...]
     preset: str
-    config: SampleAttentionConfig | Tuned
+    config: Config | Tuned
     machine: Machine = field(default_factory=Machine)
     dense: tuple[str, ...] = ()
     repeats: int = 5
@@ -191,7 +191,7 @@ def bench_ttft(options: TtftOptions, destination: Destination) -> None:
     rows: list[Row] = []
     for length in options.lengths:
         config = config_for(options.config, length)
-        ours = {"preset": options.preset, "coverage": config.coverage, "config": asdict(config)}
+        ours = {"preset": options.preset, "coverage": config.coverage, "config": config.to_values()}
         token_ids = text_tokens(loaded, options.prompt.text, 1, length)
         with counted(f"measuring {length} tokens", None, quiet=quiet) as advance:
             measured = measure_ttft(
@@ -255,8 +255,8 @@ def _attention_rows(
         for preset, rule in options.rules:
             own = config_for(rule, inputs.k.shape[2], inputs.layer)
             row = {"yarn": options.yarn, **measure_selected(inputs, preset, own, settings)}
-            if isinstance(rule, SampleAttentionConfig):  # what was asked, and what depth made of it
-                asked = {"coverage": rule.coverage, "config": asdict(rule)}
+            if isinstance(rule, Config):  # what was asked, and what depth made of it
+                asked = {"coverage": rule.coverage, "config": rule.to_values()}
                 row |= {**asked, "layer_coverage": own.coverage}
             yield row
 
@@ -276,7 +276,7 @@ def _kernel_rows(options: KernelOptions, device: torch.device, dtype: torch.dtyp
             yield {**sizes, **measured.row(rates, fa3)}
         for preset, config in options.rules:
             plan, times = measure_kernels(inputs, config, options.repeats, seed)
-            rule = {"preset": preset, "coverage": config.coverage, "config": asdict(config),
+            rule = {"preset": preset, "coverage": config.coverage, "config": config.to_values(),
                     "density": float(plan.density().mean())}  # fmt: skip
             for measured in times:
                 yield {**sizes, **rule, **measured.row(rates, fa3)}

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from ..config import SampleAttentionConfig, Tuned
+from ..config import Config, Tuned, with_fields
 from ..integrations.recording import LayerStatistics
 from ..integrations.transformers import sample_attention_prefill
 from ..lab.capture import AttentionInputs, capture_attention
@@ -36,7 +36,7 @@ class Comparison:
         runs: the generations of each kind, as they were made.
         config: what the timed sparse runs used.
         tuned_for: the model whose heads had coverages of their own beside it; None: they had not.
-        held_out: rows per segment that the statistics were measured on.
+        held_out_rows: rows per segment that the statistics were measured on.
         layers: statistics of a prefill of their own, one per layer.
         pictured: layer that a picture can be drawn of; None where none ran sparse.
         inputs: of the attention of that layer.
@@ -45,9 +45,9 @@ class Comparison:
     prompt_tokens: int
     order: tuple[str, ...]
     runs: dict[str, tuple[Generation, ...]]
-    config: SampleAttentionConfig
+    config: Config
     tuned_for: str | None
-    held_out: int
+    held_out_rows: int
     layers: tuple[LayerStatistics, ...]
     pictured: LayerStatistics | None
     inputs: AttentionInputs | None
@@ -58,8 +58,8 @@ class Comparison:
 
 
 def compare(
-    loaded: LoadedModel, token_ids: Tensor, rule: SampleAttentionConfig | Tuned, *,
-    max_new_tokens: int, held_out: int, repeats: int,
+    loaded: LoadedModel, token_ids: Tensor, rule: Config | Tuned, *,
+    max_new_tokens: int, held_out_rows: int, repeats: int,
 ) -> Comparison:  # fmt: skip
     """Answer a prompt in both ways.
 
@@ -71,7 +71,7 @@ def compare(
         token_ids: int64 `[1, S]`.
         rule: of the sparse runs.
         max_new_tokens: longest answer.
-        held_out: rows per segment for the statistics; 0: as the configuration says.
+        held_out_rows: rows per segment for the statistics; 0: as the configuration says.
         repeats: timed runs of each kind.
 
     Raises:
@@ -93,23 +93,23 @@ def compare(
         name = "sparse prefill" if kind == SPARSE else "dense prefill"
         with attention[kind](), layer_bar(model, name, max_new_tokens) as on_token:
             runs[kind].append(generate_greedily(model, token_ids, max_new_tokens, on_token))
-    held_out = held_out or config.held_out
-    layers, pictured, inputs = _observe(model, token_ids, _measuring(rule, held_out))
+    held_out_rows = held_out_rows or config.check.held_out_rows
+    layers, pictured, inputs = _observe(model, token_ids, _measuring(rule, held_out_rows))
     made = {kind: tuple(found) for kind, found in runs.items()}
     return Comparison(
         token_ids.shape[1], tuple(order), made, config,
-        rule.model if isinstance(rule, Tuned) else None, held_out, layers, pictured, inputs,
+        rule.model if isinstance(rule, Tuned) else None, held_out_rows, layers, pictured, inputs,
     )  # fmt: skip
 
 
-def _measuring(rule: SampleAttentionConfig | Tuned, held_out: int) -> SampleAttentionConfig | Tuned:
+def _measuring(rule: Config | Tuned, held_out_rows: int) -> Config | Tuned:
     if isinstance(rule, Tuned):
-        return rule.with_fields({"held_out": held_out})
-    return replace(rule, held_out=held_out)
+        return rule.with_fields({"held_out_rows": held_out_rows})
+    return with_fields(rule, held_out_rows=held_out_rows)
 
 
 def _observe(
-    model: PreTrainedModel, token_ids: Tensor, rule: SampleAttentionConfig | Tuned
+    model: PreTrainedModel, token_ids: Tensor, rule: Config | Tuned
 ) -> tuple[tuple[LayerStatistics, ...], LayerStatistics | None, AttentionInputs | None]:
     """A sparse prefill that measures itself and keeps what a picture of one layer needs."""
     layer = _layer_to_picture(model)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from .._extras import require
 from ..api import select
-from ..config import SampleAttentionConfig, Tuned
+from ..config import Config, Tuned
 from ..errors import InvalidInput, UnsupportedAttention
 from ..lab.analysis.cra import measure_retained_mass
 from ..lab.analysis.probabilities import sample_rows
@@ -55,7 +55,7 @@ class InspectOptions:
         as_json: print JSON on stdout, and nothing else there.
     """
 
-    config: SampleAttentionConfig | Tuned
+    config: Config | Tuned
     layers: tuple[int, ...] | Literal["all"] | None = None
     heads: tuple[int, ...] | None = None
     rows: int = 128
@@ -117,7 +117,7 @@ def inspect(
     content = {
         "prompt_tokens": token_ids.shape[1],
         "model": loaded.name,
-        "config": asdict(config),
+        "config": config.to_values(),
         "rows": min(options.rows, token_ids.shape[1]),
         "layers": [_row(view) for view in views],
         "provenance": Provenance.collect(model.device, seed=SEED).as_row(),
@@ -155,7 +155,7 @@ def _chosen(
 
 def _view(
     layer: int, inputs: AttentionInputs, heads: tuple[int, ...] | None,
-    config: SampleAttentionConfig, coverage: float, row_count: int,
+    config: Config, coverage: float, row_count: int,
 ) -> LayerView:  # fmt: skip
     if inputs.mask is not None:
         raise UnsupportedAttention(

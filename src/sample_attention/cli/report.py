@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from rich.table import Table
 from torch import Tensor
 
 from .._extras import require
-from ..config import SampleAttentionConfig, Tuned
+from ..config import Config, Tuned
 from ..integrations.recording import LayerStatistics
 from ..lab.generation import WARM_UP_KEYS, WARM_UP_TOKENS
 from ..lab.models import LoadedModel
@@ -42,15 +42,15 @@ class ComparisonOptions:
     Attributes:
         config: of the sparse runs.
         max_new_tokens: longest answer.
-        held_out: rows per segment for the statistics.
+        held_out_rows: rows per segment for the statistics.
         repeats: timed runs of each kind.
         output: folder for the report; None: no files.
         as_json: print JSON on stdout, and nothing else there.
     """
 
-    config: SampleAttentionConfig | Tuned
+    config: Config | Tuned
     max_new_tokens: int = 32
-    held_out: int = 4
+    held_out_rows: int = 4
     repeats: int = 1
     output: Path | None = None
     as_json: bool = False
@@ -85,7 +85,7 @@ def report_on(loaded: LoadedModel, token_ids: Tensor, options: ComparisonOptions
     """Compare both ways on a prompt, int64 `[1, S]`."""
     comparison = compare(
         loaded, token_ids, options.config, max_new_tokens=options.max_new_tokens,
-        held_out=options.held_out, repeats=options.repeats,
+        held_out_rows=options.held_out_rows, repeats=options.repeats,
     )  # fmt: skip
     return build_report(loaded, comparison, options.max_new_tokens)
 
@@ -134,7 +134,7 @@ def build_report(loaded: LoadedModel, comparison: Comparison, max_new_tokens: in
             "order": list(comparison.order),
             "warm_up": f"a dense prefill of up to {WARM_UP_TOKENS} tokens and one sparse attention "
             f"over {WARM_UP_KEYS} random keys, before the first timed run",
-            "statistics": f"from an untimed prefill with held_out={comparison.held_out}",
+            "statistics": f"from an untimed prefill with held_out_rows={comparison.held_out_rows}",
         },
         "model": {
             "name": loaded.name,
@@ -142,7 +142,7 @@ def build_report(loaded: LoadedModel, comparison: Comparison, max_new_tokens: in
             "dtype": str(model.dtype).removeprefix("torch."),
             "context_length": loaded.context_length,
         },
-        "config": asdict(comparison.config),
+        "config": comparison.config.to_values(),
         "tuned_for": comparison.tuned_for,
         "definitions": DEFINITIONS,
         "provenance": Provenance.collect(model.device).as_row(),

@@ -11,7 +11,7 @@ from .options import Assignments, Coverage, PresetOrTuned
 from .setup import build_config, build_rule
 
 if TYPE_CHECKING:
-    from ..config import SampleAttentionConfig, Tuned
+    from ..config import Config, Tuned
 
 # typer evaluates these annotations at run time, on Python 3.10 too, hence Optional.
 
@@ -41,7 +41,7 @@ class RuleOptions:
     coverage: Coverage = None
     config: Assignments = None
 
-    def rule(self, held_out: int = 0) -> SampleAttentionConfig | Tuned:
+    def rule(self, held_out: int = 0) -> Config | Tuned:
         """See `build_rule`."""
         return build_rule(self.preset, self.coverage, self.config, held_out)
 
@@ -60,11 +60,11 @@ class SeveralRules:
     coverage: Coverages = None
     config: Assignments = None
 
-    def configs(self) -> tuple[tuple[str, SampleAttentionConfig], ...]:
+    def configs(self) -> tuple[tuple[str, Config], ...]:
         """The rules with the names of their presets; tuned ones are refused."""
         return tuple((x, build_config(x, y, self.config)) for x, y in self._crossed())
 
-    def rules(self) -> tuple[tuple[str, SampleAttentionConfig | Tuned], ...]:
+    def rules(self) -> tuple[tuple[str, Config | Tuned], ...]:
         """The rules with the names of their presets, tuned ones among them."""
         return tuple((x, build_rule(x, y, self.config)) for x, y in self._crossed())
 

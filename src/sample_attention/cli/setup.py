@@ -3,61 +3,64 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from .._extras import require
-from ..config import SampleAttentionConfig, Tuned, names_tuned
+from ..config import Config, Tuned, as_config, fields_of, names_tuned, with_fields
 from ..errors import InvalidConfig, InvalidInput, PromptTooLong
 from ..lab.models import LoadedModel, batch_of_one, load_model
 from ..lab.models.tokens import encode_prompt
 from .console import step
 from .machine import Machine, choose_device
 
+PARTS = ("ranking", "budget", "check")
+"""Fields that are no numbers; those within them are named by themselves."""
+
 WORDS = {"none": None, "true": True, "false": False}
 
 
-def build_config(
-    preset: str, coverage: float | None, assignments: Sequence[str] | None
-) -> SampleAttentionConfig:
+def build_config(preset: str, coverage: float | None, assignments: Sequence[str] | None) -> Config:
     """The preset with `coverage` and every `KEY=VALUE` applied.
 
     Raises:
         InvalidConfig: unknown preset or field, or a value out of range.
     """
-    return SampleAttentionConfig.preset(preset, **_overrides(coverage, assignments))
+    rule = as_config(preset)
+    return with_fields(rule, **_overrides(rule, coverage, assignments))
 
 
 def build_rule(
     preset: str, coverage: float | None, assignments: Sequence[str] | None, held_out: int = 0
-) -> SampleAttentionConfig | Tuned:
+) -> Config | Tuned:
     """`build_config`, or a tuned configuration with the fields of all its intervals replaced.
 
     Args:
         preset: its name.
         coverage: in the place of the preset's.
         assignments: any other fields, as `KEY=VALUE`.
-        held_out: rows that a guard measures on, where the assignments name none.
+        held_out: rows that `min_retained_mass` is measured on, where the assignments name none.
 
     Raises:
         InvalidConfig: unknown name or field, or a value out of range.
     """
-    overrides = _overrides(coverage, assignments)
-    if overrides.get("guard") is not None and held_out:
-        overrides.setdefault("held_out", held_out)
-    if not names_tuned(preset):
-        return SampleAttentionConfig.preset(preset, **overrides)
-    return Tuned.load(preset).with_fields(overrides)
+    rule = Tuned.load(preset) if names_tuned(preset) else as_config(preset)
+    named = rule.intervals[0].config if isinstance(rule, Tuned) else rule
+    overrides = _overrides(named, coverage, assignments)
+    if overrides.get("min_retained_mass") is not None and held_out:
+        overrides.setdefault("held_out_rows", held_out)
+    if isinstance(rule, Tuned):
+        return rule.with_fields(overrides)
+    return with_fields(rule, **overrides)
 
 
 def config_for(
-    rule: SampleAttentionConfig | Tuned,
+    rule: Config | Tuned,
     prompt_tokens: int,
     layer: tuple[int, int] | None = None,
-) -> SampleAttentionConfig:
+) -> Config:
     """The configuration for a prompt of this length; in a layer, of so many, with what that keeps.
 
     Raises:
@@ -67,7 +70,7 @@ def config_for(
     return placed.for_length(prompt_tokens) if isinstance(placed, Tuned) else placed
 
 
-def check_rule(rule: SampleAttentionConfig | Tuned, loaded: LoadedModel) -> None:
+def check_rule(rule: Config | Tuned, loaded: LoadedModel) -> None:
     """Check before any prefill that a tuned configuration has the layers of the model.
 
     Raises:
@@ -78,8 +81,10 @@ def check_rule(rule: SampleAttentionConfig | Tuned, loaded: LoadedModel) -> None
         rule.for_layer(int(text.num_hidden_layers) - 1, int(text.num_hidden_layers))
 
 
-def _overrides(coverage: float | None, assignments: Sequence[str] | None) -> dict[str, Any]:
-    accepted = [field.name for field in fields(SampleAttentionConfig)]
+def _overrides(
+    rule: Config, coverage: float | None, assignments: Sequence[str] | None
+) -> dict[str, Any]:
+    accepted = [name for name in fields_of(rule) if name not in PARTS]
     overrides: dict[str, Any] = {} if coverage is None else {"coverage": coverage}
     for assignment in assignments or ():
         name, separator, text = assignment.partition("=")

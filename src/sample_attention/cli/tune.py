@@ -8,11 +8,12 @@ from ..config import Tuned
 from ..lab.models import Prompt, load_model
 from ..lab.records import RecordTable
 from ..lab.tuning import TuneOptions, tune
+from ..lab.tuning.search import field_of
 from .console import counted, messages, step
 from .machine import Machine
 from .output import prepare_file, print_tables
 
-COLUMNS = ("coverage", "segment", "row_stride", "probes", "window")
+COLUMNS = ("coverage", "segment", "sample_stride", "sampled_keys", "window")
 
 
 def tune_model(
@@ -48,7 +49,7 @@ def _table(tuned: Tuned) -> RecordTable:
     for interval, row in zip(tuned.intervals, tuned.measured, strict=True):
         validated = row["validated"]
         lines.append((
-            f"{interval.min_kv_len:,}", *(str(getattr(interval.config, x)) for x in COLUMNS),
+            f"{interval.min_kv_len:,}", *(str(field_of(interval.config, x)) for x in COLUMNS),
             *(f"{validated[x]:.3f}" for x in ("density", "sampling", "cost")),
             *(f"{validated[x]:.4f}" for x in ("kl", "kl_bound")),
             f"{validated['retained_mass']:.3f}",

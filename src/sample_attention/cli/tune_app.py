@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional, cast
 
 import typer
 
 from .grouping import grouped
 from .machine import Machine
 from .options import Assignments, Json, Lengths, Preset
+
+if TYPE_CHECKING:
+    from ..config import SampleAttentionConfig
 
 # typer evaluates these annotations at run time, on Python 3.10 too, hence Optional.
 
@@ -49,12 +52,14 @@ def _tune(  # noqa: PLR0913 - the options of a command
     as_json: Json = False,
 ) -> None:  # fmt: skip
     """Find the cheapest configuration of a model that stays near dense attention, by length."""
-    from ..lab.tuning import Budget, TuneOptions
+    from ..lab.tuning import ErrorBudget, TuneOptions
     from .setup import build_config, parse_indices
     from .tune import tune_model
 
+    # Options refuse every other rule.
+    base = cast("SampleAttentionConfig", build_config(preset, None, config))
     options = TuneOptions(
         parse_indices("lengths", lengths) or (), requests, tuple(texts.split(",")),
-        Budget(max_kl, min_mass), build_config(preset, None, config), minutes, by_head,
+        ErrorBudget(max_kl, min_mass), base, minutes, by_head,
     )  # fmt: skip
     tune_model(model, options, machine, output, as_json=as_json)

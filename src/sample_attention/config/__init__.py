@@ -1,6 +1,6 @@
-"""What the user wants: how keys are selected, and what is tuned for a model."""
+"""How keys are selected, as a user says it: three rules, presets of them, and tuned files."""
 
-from .default import (
+from .fixed import (
     CENTRE_STRIDE,
     CLASSES_PER_OCTAVE,
     HIGHEST_RANK,
@@ -8,13 +8,15 @@ from .default import (
     LOWEST_RANK,
     MOST_HEAVY,
     PEAK,
-    PRESETS,
     RUN,
     SPREAD_SHARE,
     WINDOW_ALIGNMENT,
-    SampleAttentionConfig,
-    as_config,
 )
+from .parts import Budget, Check, PooledQueries, QueryMoments, Ranking, SampledRows
+from .presets import PRESETS, as_config, config_from_json, fields_of, preset, with_fields
+from .published import MlsysConfig, PaperConfig
+from .rule import Config
+from .sample_attention import SampleAttentionConfig
 from .tuned import PREFIX, SUFFIX, Interval, Tuned, names_tuned
 
 __all__ = [
@@ -31,9 +33,22 @@ __all__ = [
     "SPREAD_SHARE",
     "SUFFIX",
     "WINDOW_ALIGNMENT",
+    "Budget",
+    "Check",
+    "Config",
     "Interval",
+    "MlsysConfig",
+    "PaperConfig",
+    "PooledQueries",
+    "QueryMoments",
+    "Ranking",
     "SampleAttentionConfig",
+    "SampledRows",
     "Tuned",
     "as_config",
+    "config_from_json",
+    "fields_of",
     "names_tuned",
+    "preset",
+    "with_fields",
 ]

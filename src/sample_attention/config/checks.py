@@ -1,17 +1,15 @@
-"""What a number may be: a field of a configuration or of a rule, a length."""
+"""Numbers as they are accepted: a field of a configuration or of a rule, a length."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from numbers import Integral, Real
+from typing import cast
 
 from ..errors import InvalidConfig, InvalidInput
 
 LARGEST = 2**30
 """Largest count that a field takes: beyond every prompt, and within int32."""
-
-MOST_CONTRAST = 64
-"""Largest `depth_contrast`."""
-
 
 _PLAIN = (type(None), bool, int, float)
 
@@ -40,32 +38,55 @@ def as_length(name: str, value: object) -> int:
     return number
 
 
-def check_share(name: str, value: object) -> None:
-    """Raise InvalidConfig unless the value is in (0, 1], or None where the field may be."""
-    if value is None and name not in ("coverage", "dense_above", "head_coverage"):
-        return
+def check_share(name: str, value: object) -> float:
+    """The value as a float.
+
+    Raises:
+        InvalidConfig: it is no number in (0, 1].
+    """
     number = plain(value)
     if isinstance(number, bool) or not isinstance(number, (int, float)) or not 0 < number <= 1:
         raise InvalidConfig(f"{name} must be a number in (0, 1], got {value!r}")
+    return float(number)
 
 
-def check_count(name: str, value: object, lowest: int) -> None:
-    """Raise InvalidConfig unless the value is an integer from `lowest` on, or may be None."""
-    if value is None and name in ("coverage_at", "segment", "chunk_tails", "pool", "probes"):
-        return
+def check_count(name: str, value: object, lowest: int, highest: int = LARGEST) -> int:
+    """The value as an int.
+
+    Raises:
+        InvalidConfig: it is no integer from `lowest` to `highest`.
+    """
     number = plain(value)
-    if isinstance(number, bool) or not isinstance(number, int) or not lowest <= number <= LARGEST:
-        raise InvalidConfig(f"{name} must be an integer from {lowest} to {LARGEST}, got {value!r}")
+    if isinstance(number, bool) or not isinstance(number, int) or not lowest <= number <= highest:
+        raise InvalidConfig(f"{name} must be an integer from {lowest} to {highest}, got {value!r}")
+    return number
 
 
-def check_contrast(value: object) -> None:
-    """Raise InvalidConfig unless the value may be a `depth_contrast`."""
+def check_ratio(name: str, value: object, highest: float) -> float:
+    """The value as a float.
+
+    Raises:
+        InvalidConfig: it is no number from 1 to `highest`.
+    """
     number = plain(value)
     if (
         isinstance(number, bool)
         or not isinstance(number, (int, float))
-        or not 1 <= number <= MOST_CONTRAST
+        or not 1 <= number <= highest
     ):
-        raise InvalidConfig(
-            f"depth_contrast must be a number from 1 to {MOST_CONTRAST}, got {value!r}"
-        )
+        raise InvalidConfig(f"{name} must be a number from 1 to {highest}, got {value!r}")
+    return float(number)
+
+
+def check_shares(name: str, value: object) -> tuple[float, ...]:
+    """A tuple of floats, from a tuple, or a list as JSON has it.
+
+    Raises:
+        InvalidConfig: it is empty or no sequence, or a part is no number in (0, 1).
+    """
+    if not isinstance(value, (tuple, list)) or not value:
+        raise InvalidConfig(f"{name} must be a share for each query head; got {value!r}")
+    shares = tuple([check_share(name, share) for share in cast("Sequence[object]", value)])
+    if 1.0 in shares:
+        raise InvalidConfig(f"{name} must be below 1; 0.999 keeps next to everything")
+    return shares

@@ -2,10 +2,13 @@
 
 A file is one JSON object::
 
-    {"schema": 1, "model": "smollm2-135m",
-     "intervals": [{"min_kv_len": 0, "config": {...}, "head_coverage": [[0.5, 0.94, ...], ...]},
+    {"schema": 2, "model": "smollm2-135m",
+     "intervals": [{"min_kv_len": 0, "config": {...}, "heads": [[0.5, 0.94, ...], ...]},
                    {"min_kv_len": 8192, "config": {...}}],
      "measured": [...], "provenance": {...}}
+
+Files of schema 1, of version 0.1, are read as well: `heads` was `head_coverage` there, and
+configurations had no schema of their own.
 """
 
 from __future__ import annotations
@@ -22,10 +25,14 @@ from typing import Any
 
 from ..errors import InvalidConfig
 from .checks import check_count
-from .default import SampleAttentionConfig
+from .presets import with_fields
+from .sample_attention import SampleAttentionConfig
 
-SCHEMA = 1
-"""Version of the file format; a reader refuses every other."""
+SCHEMA = 2
+"""Version of the file format that is written."""
+
+TABLES = {1: "head_coverage", 2: "heads"}
+"""Versions that are read, with the field that holds an interval's table."""
 
 PREFIX = "tuned:"
 """Before the name of a file that ships with the package."""
@@ -48,7 +55,7 @@ class Interval:
     Attributes:
         min_kv_len: least keys of a call; it holds up to the next interval.
         config: how keys are selected there.
-        head_coverage: that of the configuration for each layer, by layer; None: every head has
+        heads: `Budget.heads` of the configuration for each layer, by layer; None: every head has
             the `coverage` of the configuration.
 
     Raises:
@@ -57,15 +64,15 @@ class Interval:
 
     min_kv_len: int
     config: SampleAttentionConfig
-    head_coverage: tuple[tuple[float, ...], ...] | None = None
+    heads: tuple[tuple[float, ...], ...] | None = None
 
     def __post_init__(self) -> None:
         """Check the length and the table."""
-        check_count("min_kv_len", self.min_kv_len, 0)
-        self.__dict__["min_kv_len"] = int(self.min_kv_len)
+        length = check_count("min_kv_len", self.min_kv_len, 0)
+        object.__setattr__(self, "min_kv_len", length)
         if not isinstance(self.config, SampleAttentionConfig):  # pyright: ignore[reportUnnecessaryIsInstance]
             raise InvalidConfig(f"config must be a SampleAttentionConfig, got {self.config!r}")
-        layers = len(self.head_coverage or ())
+        layers = len(self.heads or ())
         for layer in range(layers):
             self.for_layer(layer, layers)
 
@@ -75,16 +82,14 @@ class Interval:
         Raises:
             InvalidConfig: the table is for another number of layers, or has no such layer.
         """
-        table = self.head_coverage
+        table = self.heads
         if table is None:
             return replace(self, config=self.config.for_layer(layer, layers))
         if layers != len(table) or not 0 <= layer < layers:
             raise InvalidConfig(
-                f"head_coverage is for {len(table)} layers, and was asked for layer {layer} of "
-                f"{layers}"
+                f"heads is for {len(table)} layers, and was asked for layer {layer} of {layers}"
             )
-        config = replace(self.config, head_coverage=table[layer])
-        return replace(self, config=config, head_coverage=None)
+        return replace(self, config=with_fields(self.config, heads=table[layer]), heads=None)
 
     def losing(self, times: float) -> Interval:
         """The same with what every head may lose that many times as large; none is dense."""
@@ -93,8 +98,8 @@ class Interval:
             return 1 - min(max((1 - coverage) * times, LEAST_LOST), MOST_LOST)
 
         config = replace(self.config, coverage=turned(self.config.coverage))
-        table = self.head_coverage and tuple(tuple(map(turned, row)) for row in self.head_coverage)
-        return replace(self, config=config, head_coverage=table)
+        table = self.heads and tuple(tuple(map(turned, row)) for row in self.heads)
+        return replace(self, config=config, heads=table)
 
 
 @dataclass(frozen=True)
@@ -160,8 +165,10 @@ class Tuned:
         Raises:
             InvalidConfig: a value is out of range.
         """
-        kept = {"head_coverage": None} if {"coverage", "head_coverage"} & {*values} else {}
-        changed = [replace(x, config=replace(x.config, **values), **kept) for x in self.intervals]
+        kept = {"heads": None} if {"coverage", "heads"} & {*values} else {}
+        changed = [
+            replace(x, config=with_fields(x.config, **values), **kept) for x in self.intervals
+        ]
         return replace(self, intervals=tuple(changed))
 
     def losing(self, times: float) -> Tuned:
@@ -193,11 +200,11 @@ class Tuned:
             content = json.loads(text)
         except (TypeError, ValueError) as error:
             raise InvalidConfig(f"not JSON: {error}") from error
-        if not isinstance(content, dict) or content.get("schema") != SCHEMA:
-            given = content.get("schema") if isinstance(content, dict) else None
+        schema = content.get("schema") if isinstance(content, dict) else None
+        if schema not in TABLES:
             raise InvalidConfig(
-                f"a tuned configuration of schema {given!r}; accepted: {SCHEMA}; write it again "
-                "with sample-attention tune"
+                f"a tuned configuration of schema {schema!r}; accepted: "
+                f"{', '.join(map(str, TABLES))}; write it again with sample-attention tune"
             )
         _check_fields("a tuned configuration", content, _NEEDED, _ACCEPTED)
         measured, provenance = content.get("measured", []), content.get("provenance", {})
@@ -206,7 +213,7 @@ class Tuned:
                 raise InvalidConfig(f"{name} must be a {kind.__name__}, got {content[name]!r}")
         if not isinstance(measured, list) or not isinstance(provenance, dict):
             raise InvalidConfig("measured must be a list and provenance an object")
-        intervals = tuple(map(_interval, content["intervals"]))
+        intervals = tuple(_interval(x, TABLES[schema]) for x in content["intervals"])
         return cls(content["model"], intervals, tuple(measured), provenance)
 
     @classmethod
@@ -270,22 +277,22 @@ def _read(path: Path) -> Tuned:
 def _content(interval: Interval) -> dict[str, Any]:
     """An interval as plain values, without a table that it does not have."""
     content = {"min_kv_len": interval.min_kv_len, "config": json.loads(interval.config.to_json())}
-    table = interval.head_coverage
-    return content if table is None else {**content, "head_coverage": table}
+    table = interval.heads
+    return content if table is None else {**content, TABLES[SCHEMA]: table}
 
 
-def _interval(given: object) -> Interval:
+def _interval(given: object, table_name: str) -> Interval:
     if not isinstance(given, dict):
         raise InvalidConfig(f"an interval must be an object, got {given!r}")
     content: dict[str, Any] = given
     needed = {"min_kv_len", "config"}
-    _check_fields("an interval", content, needed, {*needed, "head_coverage"})
+    _check_fields("an interval", content, needed, {*needed, table_name})
     config = SampleAttentionConfig.from_json(json.dumps(content["config"]))
-    table = content.get("head_coverage")
+    table = content.get(table_name)
     if table is None:
         return Interval(content["min_kv_len"], config)
     if not isinstance(table, list) or not all(isinstance(row, list) for row in table):
-        raise InvalidConfig(f"head_coverage of an interval must be a list by layer, got {table!r}")
+        raise InvalidConfig(f"{table_name} of an interval must be a list by layer, got {table!r}")
     return Interval(content["min_kv_len"], config, tuple(map(tuple, table)))
 
 

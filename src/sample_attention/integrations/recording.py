@@ -25,7 +25,7 @@ class LayerStatistics:
         route: how the call ran, and why.
         density: computed pairs over causal pairs; 1 where a head was guarded.
         retained_mass_mean: dense probability on the kept keys, mean over the held-out rows; 1 where
-            a head was guarded. None when nothing was measured (dense, or `held_out=0`).
+            a head was guarded. None when nothing was measured (dense, or `held_out_rows=0`).
         retained_mass_p5: its 5th percentile.
         retained_mass_min: its minimum.
         guarded: share of the sequences for which the head missed the guard and was computed dense.

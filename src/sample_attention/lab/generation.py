@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..api import attend, select
-from ..config import SampleAttentionConfig
+from ..config import Config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -102,7 +102,7 @@ def prefill(model: PreTrainedModel, token_ids: Tensor) -> Tensor:
 
 
 @torch.inference_mode()
-def warm_up(model: PreTrainedModel, token_ids: Tensor, config: SampleAttentionConfig) -> None:
+def warm_up(model: PreTrainedModel, token_ids: Tensor, config: Config) -> None:
     """Pay the costs of first calls: threads, kernels and imports, of both ways to attend.
 
     Makes a short prefill, and one sparse attention over random tensors shaped like the model's.

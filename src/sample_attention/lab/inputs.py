@@ -13,10 +13,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..config import SampleAttentionConfig
+from ..config import Config, SampleAttentionConfig
 from ..errors import InvalidConfig, InvalidInput
 from ..plan import StripePlan
 from ..problem import Problem
+from ..selection.geometry import plan_form, window_edges
 
 
 @dataclass(frozen=True)
@@ -92,9 +93,7 @@ def planted_inputs(
     return Inputs("planted", random.q, random.k, random.v)
 
 
-def random_plan(
-    inputs: Inputs, density: float, config: SampleAttentionConfig, seed: int
-) -> StripePlan:
+def random_plan(inputs: Inputs, density: float, config: Config, seed: int) -> StripePlan:
     """A plan of a density, whose lists hold random keys left of the window.
 
     Args:
@@ -107,13 +106,13 @@ def random_plan(
         InvalidConfig: the configuration has no segments.
         InvalidInput: the density is below that of the window, or above 1.
     """
-    if config.segment is None:
-        raise InvalidConfig("random lists need segments; choose a preset or --config segment=128")
+    if not isinstance(config, SampleAttentionConfig):
+        raise InvalidConfig("random lists need segments; choose a preset that has some")
     problem, device = Problem.of(inputs.q, inputs.k, inputs.v), inputs.q.device
     batch, num_heads, length, _ = inputs.q.shape
-    align, window = config.window_alignment, config.window_for(length)
+    window, align = config.window, plan_form(config).window_alignment
     starts = torch.arange(0, length, config.segment, device=device)
-    edges = (starts // align * align - window + 1).clamp(min=0)
+    edges = window_edges(starts, window, align)
     share = _share_of_keys(edges, length, density, config)
     generator = torch.Generator(device).manual_seed(seed)
     keys = torch.arange(length, device=device)
@@ -143,9 +142,8 @@ def _share_of_keys(
     edges: Tensor, length: int, density: float, config: SampleAttentionConfig
 ) -> float:
     """How much of the keys left of `edges` makes up a density together with the window."""
-    segment, align = config.segment or length, config.window_alignment
-    rows = torch.arange(length, device=edges.device)
-    band = rows + 1 - (rows // align * align - config.window_for(length) + 1).clamp(min=0)
+    segment, rows = config.segment, torch.arange(length, device=edges.device)
+    band = rows + 1 - window_edges(rows, config.window, plan_form(config).window_alignment)
     heights = torch.full_like(edges, segment)
     heights[-1] = length - (len(edges) - 1) * segment
     pairs, window_pairs = length * (length + 1) / 2, int(band.sum())

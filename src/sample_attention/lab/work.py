@@ -10,11 +10,20 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..config import CENTRE_STRIDE, WINDOW_ALIGNMENT, SampleAttentionConfig
+from ..config import (
+    CENTRE_STRIDE,
+    WINDOW_ALIGNMENT,
+    Config,
+    MlsysConfig,
+    PaperConfig,
+    PooledQueries,
+    QueryMoments,
+    SampleAttentionConfig,
+)
 from ..plan import StripePlan, segment_starts
-from ..plan.stripe import WHOLE
+from ..selection.geometry import moments_of, plan_form, stride_of, window_edges, window_for
 from ..selection.rows import chunk_tail_rows, held_out_rows, strided_rows
-from ..selection.sampled_keys import probe_step
+from ..selection.sampled_keys import key_step
 from .inputs import Inputs
 
 BIT_BYTES, FLAG_BYTES, CLASS_BYTES, BF16_BYTES, ENTRY_BYTES, FP32_BYTES = 1 / 8, 1, 1, 2, 4, 4
@@ -76,10 +85,10 @@ class Call:
     length: int
     head_dim: int
     element: int
-    config: SampleAttentionConfig
+    config: Config
 
     @classmethod
-    def of(cls, inputs: Inputs, config: SampleAttentionConfig) -> Call:
+    def of(cls, inputs: Inputs, config: Config) -> Call:
         """The sizes of these inputs."""
         batch, heads, length, head_dim = inputs.q.shape
         return cls(
@@ -112,92 +121,92 @@ def work_of_selection(call: Call, plan: StripePlan) -> dict[str, Work]:
     """
     config, listed = call.config, listed_columns(call)
     exact, entries = exact_positions(call), int(plan.counts.sum())
-    queries = call.q_bytes if config.pool is None else 0.0
-    flagged = BIT_BYTES if config.spread else CLASS_BYTES + BIT_BYTES
+    ranking = config.ranking if isinstance(config, SampleAttentionConfig) else None
+    queries = 0.0 if isinstance(ranking, (QueryMoments, PooledQueries)) else call.q_bytes
+    flagged = BIT_BYTES if isinstance(ranking, QueryMoments) else CLASS_BYTES + BIT_BYTES
     found = {
         "finite_check": Work(bytes=call.k_bytes + queries),
         "place_compact": Work(bytes=call.heads * listed * flagged + entries * ENTRY_BYTES),
     }
-    if not config.spread:
+    if not isinstance(ranking, QueryMoments):
         found["row_lse_rows"] = row_lse(call, exact)
-    if config.held_out:
+    if config.check.held_out_rows:
         found["row_lse_held_out"] = row_lse(call, _held_out_positions(call))
-    if config.chunk_tails is not None:
+    if isinstance(config, MlsysConfig):
         blocks = len(exact) // 128 * -(-call.length // config.key_block)
         found["block_mass"] = _mass(call, exact, exact + 1, 2 * FP32_BYTES * blocks)
         return found
-    if config.segment is None:
-        counted = window_edges(call, exact) if config.residual else exact + 1
-        found["column_mass"] = _mass(call, exact, counted, FP32_BYTES * call.length)
+    if isinstance(config, PaperConfig):
+        found["column_mass"] = _mass(call, exact, exact + 1, FP32_BYTES * call.length)
         mass_and_flags = (FP32_BYTES + FLAG_BYTES) * call.heads * call.length
         found["torch_operators"] = Work(bytes=mass_and_flags)
         return found
-    if config.spread:
-        return found | _work_by_spread(call, listed)
+    if isinstance(ranking, QueryMoments):
+        return found | _work_by_moments(call, ranking, listed)
     found["threshold"] = Work(bytes=call.heads * listed * (CLASS_BYTES + BF16_BYTES))
-    counted = window_edges(call, exact)
-    if config.pool is None:
+    counted = edges_in_call(call, exact)
+    if not isinstance(ranking, PooledQueries):
         found["mass_and_class_pass"] = _mass(call, exact, counted, 3 * listed)
         return found
-    means = torch.arange(0, call.length, config.pool, device="cpu")
+    means = torch.arange(0, call.length, ranking.rows, device="cpu")
     found["mean_queries"] = Work(bytes=call.q_bytes + call.heads * len(means) * call.row_bytes)
     found["row_lse_means"] = row_lse(call, means)
-    found["class_pass"] = _mass(call, means, window_edges(call, means), CLASS_BYTES * listed)
+    found["class_pass"] = _mass(call, means, edges_in_call(call, means), CLASS_BYTES * listed)
     found["mass_pass"] = _mass(call, exact, counted, BF16_BYTES * listed)
     return found
 
 
-def _work_by_spread(call: Call, listed: int) -> dict[str, Work]:
+def _work_by_moments(call: Call, ranking: QueryMoments, listed: int) -> dict[str, Work]:
     """Heavy columns and peaks are not counted: how many there are is not known here."""
     means = 2 * call.heads * len(_segments(call)) * call.row_bytes
     columns, d = call.heads * listed, call.head_dim
-    probes, probed, near = (call.heads * x for x in probed_pairs(call))
-    read = call.k_bytes + call.q_bytes / call.config.row_stride
+    keys, on_keys, near = (call.heads * x for x in sampled_pairs(call))
+    sampled_bytes = call.q_bytes / (stride_of(call.config) or 1)
+    read = call.k_bytes + sampled_bytes
     rows = FP32_BYTES * call.heads * len(exact_positions(call))
     runs = call.length // WINDOW_ALIGNMENT * call.kv_heads * call.head_dim * FP32_BYTES
-    return _work_of_outliers(call) | {
+    return _work_of_farthest_rows(call, ranking) | {
         "key_sums": Work(bytes=call.k_bytes / CENTRE_STRIDE + runs),
         "moments": Work(bytes=call.q_bytes + means),
-        "rank_probes": Work(4 * d * probes, probes, means),
+        "rank_probes": Work(4 * d * keys, keys, means),
         "rank_pass": Work(
             4 * d * columns, 0, call.k_bytes + means + (CLASS_BYTES + BIT_BYTES) * columns
         ),
-        "heavy_lse": Work(
-            bytes=BIT_BYTES * columns + call.q_bytes / call.config.row_stride + 2 * rows
-        ),
-        "probe_lse": Work(2 * d * (probed + near), probed + near, read + 3 * rows),
-        "probe_mass": Work(2 * d * probed, probed, read + rows + FP32_BYTES * probes),
-        "decide": Work(bytes=rows + FP32_BYTES * probes + (CLASS_BYTES + BIT_BYTES) * columns),
+        "heavy_lse": Work(bytes=BIT_BYTES * columns + sampled_bytes + 2 * rows),
+        "probe_lse": Work(2 * d * (on_keys + near), on_keys + near, read + 3 * rows),
+        "probe_mass": Work(2 * d * on_keys, on_keys, read + rows + FP32_BYTES * keys),
+        "decide": Work(bytes=rows + FP32_BYTES * keys + (CLASS_BYTES + BIT_BYTES) * columns),
     }
 
 
-def _work_of_outliers(call: Call) -> dict[str, Work]:
-    """Choosing outlier rows among those that are sampled, and scoring them on all columns."""
-    if not call.config.outliers:
+def _work_of_farthest_rows(call: Call, ranking: QueryMoments) -> dict[str, Work]:
+    """Choosing the farthest rows among those that are sampled, and scoring them on all columns."""
+    if not ranking.farthest_rows:
         return {}
-    rows = call.heads * call.config.outliers * len(_segments(call))
-    pairs = call.heads * outlier_pairs(call)
+    rows = call.heads * ranking.farthest_rows * len(_segments(call))
+    pairs = call.heads * farthest_pairs(call)
     written = 2 * BIT_BYTES * call.heads * listed_columns(call)  # peaks, and those of runs
     return {
-        "outlier_rows": Work(bytes=call.q_bytes / call.config.row_stride),
+        "outlier_rows": Work(bytes=call.q_bytes / (stride_of(call.config) or 1)),
         "peaks": Work(2 * call.head_dim * pairs, 0, call.k_bytes + rows * call.row_bytes + written),
     }
 
 
-def outlier_pairs(call: Call) -> float:
-    """Pairs of the outlier rows of one head and the columns that their segments choose from."""
-    return float(call.config.outliers * listed_columns(call))
+def farthest_pairs(call: Call) -> float:
+    """Pairs of the farthest rows of one head and the columns that their segments choose from."""
+    return float(moments_of(call.config).farthest_rows * listed_columns(call))
 
 
-def probed_pairs(call: Call) -> tuple[float, float, float]:
-    """Regular probes of one head's segments; pairs that exact rows score on them, and near rows."""
-    config, probes, probed, near = call.config, 0, 0, 0
+def sampled_pairs(call: Call) -> tuple[float, float, float]:
+    """Sampled keys of one head's segments; pairs that exact rows score on them, and near rows."""
+    ranking, keys, on_keys, near = moments_of(call.config), 0, 0, 0
+    exact = exact_positions(call)
     for lo, hi in _segments(call):
-        left = int(window_edges(call, torch.tensor([hi - 1], device="cpu")))
-        regular = left // probe_step(left, config.probes)
-        rows = len(strided_rows(lo, hi, config.row_stride))
-        probes, probed, near = probes + regular, probed + rows * regular, near + rows * (hi - left)
-    return float(probes), float(probed), float(near)
+        left = int(edges_in_call(call, torch.tensor([hi - 1], device="cpu")))
+        regular = left // key_step(left, ranking.sampled_keys)
+        rows = int(((exact >= lo) & (exact < hi)).sum())
+        keys, on_keys, near = keys + regular, on_keys + rows * regular, near + rows * (hi - left)
+    return float(keys), float(on_keys), float(near)
 
 
 def row_lse(call: Call, positions: Tensor) -> Work:
@@ -225,30 +234,31 @@ def causal_pairs(call: Call) -> float:
 
 def exact_positions(call: Call) -> Tensor:
     """Positions of the rows that are scored exactly: int64 `[R]`."""
-    if call.config.chunk_tails is not None:
-        return torch.cat(chunk_tail_rows(0, call.length, call.config.chunk_tails))
-    return strided_rows(0, call.length, call.config.row_stride)
+    config = call.config
+    if isinstance(config, MlsysConfig):
+        return torch.cat(chunk_tail_rows(0, call.length, config.chunks))
+    return strided_rows(0, call.length, stride_of(config) or 1)
 
 
-def window_edges(call: Call, positions: Tensor) -> Tensor:
+def edges_in_call(call: Call, positions: Tensor) -> Tensor:
     """How many keys lie left of the window of each row."""
-    align, window = call.config.window_alignment, call.config.window_for(call.length)
-    return (positions // align * align - window + 1).clamp(min=0)
+    config = call.config
+    return window_edges(
+        positions, window_for(config, call.length), plan_form(config).window_alignment
+    )
 
 
 def listed_columns(call: Call) -> int:
     """Columns, or blocks of them, that one head's lists can hold, all segments together."""
     config = call.config
     last = torch.tensor([hi - 1 for _, hi in _segments(call)], device="cpu")
-    if config.segment is None:
-        return int((last // config.key_block + 1).sum())
-    return int(window_edges(call, last).sum())
+    if not isinstance(config, SampleAttentionConfig):
+        return int((last // plan_form(config).key_block + 1).sum())
+    return int(edges_in_call(call, last).sum())
 
 
 def _segments(call: Call) -> list[tuple[int, int]]:
-    config = call.config
-    size = config.key_block if config.chunk_tails is not None else config.segment or WHOLE
-    return segment_starts(0, call.length, size)
+    return segment_starts(0, call.length, plan_form(call.config).segment)
 
 
 def _held_out_positions(call: Call) -> Tensor:

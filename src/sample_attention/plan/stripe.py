@@ -37,7 +37,7 @@ class PlanForm(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Probe:
+class HeldOut:
     """Rows on which the retained mass is measured, and their dense log-sum-exp.
 
     Attributes:
@@ -64,7 +64,7 @@ class StripePlan:
         window_alignment: rows that share one left edge of the window.
         key_block: keys per list entry.
         dense_tail: last rows of each sequence that attend to every key.
-        probe: rows for measuring the retained mass, or None.
+        held_out: rows for measuring the retained mass, or None.
     """
 
     indices: Tensor
@@ -77,7 +77,7 @@ class StripePlan:
     window_alignment: int = 1
     key_block: int = 1
     dense_tail: int = 0
-    probe: Probe | None = None
+    held_out: HeldOut | None = None
 
     @property
     def form(self) -> PlanForm:
@@ -158,7 +158,7 @@ class StripePlan:
         return (lo - first) * self.key_block + cut * (limit % self.key_block)
 
     def retained_mass(self, lse: Tensor) -> Tensor:
-        """Dense probability on the kept keys, measured on the probe's held-out rows.
+        """Dense probability on the kept keys, measured on the held-out rows.
 
         exp(lse of the kept keys - lse of all keys), clamped to 1 against rounding.
 
@@ -171,16 +171,16 @@ class StripePlan:
         Raises:
             PlanMismatch: the plan was selected without held-out rows.
         """
-        if self.probe is None:
+        if self.held_out is None:
             raise PlanMismatch(
-                "the plan has no held-out rows to measure on; select with held_out=4 or more"
+                "the plan has no held-out rows to measure on; select with held_out_rows=4 or more"
             )
         lse = lse if lse.dim() == 3 else lse[None]
         batch, q_start = self.sequences.table[:, 0].long(), self.sequences.table[:, 1].long()
-        rows = self.probe.rows.long()
-        at = (rows.clamp(min=0) + q_start[:, None, None])[:, None].expand(self.probe.lse.shape)
+        rows = self.held_out.rows.long()
+        at = (rows.clamp(min=0) + q_start[:, None, None])[:, None].expand(self.held_out.lse.shape)
         sparse = lse[batch].gather(2, at.flatten(2)).view(at.shape)
-        mass = torch.exp(sparse - self.probe.lse).clamp(max=1.0)
+        mass = torch.exp(sparse - self.held_out.lse).clamp(max=1.0)
         return mass.masked_fill((rows < 0)[:, None], torch.nan)
 
     def with_dense(self, heads: Tensor) -> StripePlan:

@@ -13,7 +13,7 @@ from typing import ParamSpec, Protocol, TypeVar, cast
 import torch
 from torch import Tensor, library
 
-from ..config import SampleAttentionConfig, as_config
+from ..config import as_config, config_from_json
 from ..errors import InvalidInput
 from ..problem import Sequences
 from ..problem.modes import as_autocast, autocast_dtype
@@ -53,7 +53,7 @@ def operator(function: Attention) -> Attention:
         policy: Policy, tables: list[Tensor], bounds: list[int],
     ) -> Tensor:  # fmt: skip
         settings, sequences = (
-            SampleAttentionConfig.from_json(config),
+            config_from_json(config),
             restore_sequences(tables, bounds),
         )
         out = function(

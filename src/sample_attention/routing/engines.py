@@ -7,10 +7,11 @@ from typing import Protocol, cast
 
 from torch import Tensor
 
-from ..config import SampleAttentionConfig
+from ..config import Config
 from ..errors import InvalidConfig, UnsupportedProblem
-from ..plan import WHOLE, PlanForm, StripePlan
+from ..plan import PlanForm, StripePlan
 from ..problem import Problem
+from ..selection.geometry import plan_form
 
 ACCEPTED = "accepted"
 
@@ -29,12 +30,12 @@ class SelectionEngine(Protocol):
 
     name: str
 
-    def refusal(self, problem: Problem, config: SampleAttentionConfig) -> str | None:
+    def refusal(self, problem: Problem, config: Config) -> str | None:
         """Why the engine cannot select by this configuration; None: it can."""
         ...
 
     def select(
-        self, q: Tensor, k: Tensor, problem: Problem, config: SampleAttentionConfig, scale: float
+        self, q: Tensor, k: Tensor, problem: Problem, config: Config, scale: float
     ) -> StripePlan:
         """Stages 1 and 2: sampled column mass, then the fewest columns that hold it."""
         ...
@@ -68,14 +69,7 @@ def attention_engine(name: str) -> AttentionEngine:
     return cast("AttentionEngine", module.engine)
 
 
-def plan_form(config: SampleAttentionConfig) -> PlanForm:
-    """The form of the plans that a configuration makes."""
-    by_rows = WHOLE if config.segment is None else config.segment
-    segment = config.key_block if config.key_block > 1 else by_rows
-    return PlanForm(segment, config.window_alignment, config.key_block, config.tail_rows)
-
-
-def choose_selection(backend: str, problem: Problem, config: SampleAttentionConfig) -> str:
+def choose_selection(backend: str, problem: Problem, config: Config) -> str:
     """The first engine that selects by a configuration, of those that the backend allows.
 
     Raises:
@@ -100,9 +94,7 @@ def choose_attention(backend: str, problem: Problem, form: PlanForm | None = Non
     raise UnsupportedProblem(str(problem), verdicts(problem, form=form))
 
 
-def choose_engines(
-    backend: str, problem: Problem, config: SampleAttentionConfig
-) -> tuple[str, str]:
+def choose_engines(backend: str, problem: Problem, config: Config) -> tuple[str, str]:
     """Who selects by a configuration, and who attends to its plans.
 
     Raises:
@@ -113,7 +105,7 @@ def choose_engines(
 
 
 def verdicts(
-    problem: Problem, config: SampleAttentionConfig | None = None, form: PlanForm | None = None
+    problem: Problem, config: Config | None = None, form: PlanForm | None = None
 ) -> dict[str, str]:
     """For every backend `accepted` or the reason of its refusal, by preference.
 
@@ -127,7 +119,7 @@ def verdicts(
 
 
 def refusal_of(
-    backend: str, problem: Problem, config: SampleAttentionConfig | None = None,
+    backend: str, problem: Problem, config: Config | None = None,
     form: PlanForm | None = None,
 ) -> str | None:  # fmt: skip
     """Why a backend cannot do what `verdicts` asks about; None: it can."""

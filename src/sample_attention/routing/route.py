@@ -10,7 +10,7 @@ import itertools
 from dataclasses import dataclass, replace
 from typing import TypeAlias
 
-from ..config import PRESETS, SampleAttentionConfig
+from ..config import PRESETS, Config, PaperConfig, SampleAttentionConfig
 from ..dense import provider
 from ..problem import Problem
 from ..selection.rule import FixedRule, Rule, as_rule, fixed_rule
@@ -121,7 +121,7 @@ def route(
         InvalidConfig: unknown rule, backend or policy.
         UnsupportedProblem: no engine accepts, or not the named one.
     """
-    lasting = type(rule) is SampleAttentionConfig or (type(rule) is str and rule in PRESETS)
+    lasting = rule in PRESETS if isinstance(rule, str) else isinstance(rule, Config)
     if not lasting:  # a file that may change, or a selector that may not be hashed
         return _route(problem, as_rule(rule), backend, policy, ends_prompt)
     crossover = policies.CROSSOVERS.get(problem.device.type)
@@ -165,7 +165,7 @@ def _verdict(
     problem: Problem, rule: Rule, policy: Policy, q_len: int, kv_len: int
 ) -> tuple[Verdict, FixedRule]:
     fixed, kind = fixed_rule(rule, kv_len, problem), problem.device.type
-    if isinstance(fixed, SampleAttentionConfig) and fixed.dense:
+    if isinstance(fixed, Config) and fixed.dense:
         return Verdict(sparse=False, reason="coverage 1 keeps every key"), fixed
     return decide(policy, kind, policies.CROSSOVERS.get(kind), q_len, kv_len), fixed
 
@@ -177,7 +177,7 @@ def _alike(answer: tuple[tuple[Verdict, FixedRule], object]) -> tuple[bool, int]
 
 def _at_end(rule: FixedRule, ends_prompt: bool | None) -> FixedRule:
     """The rule without its dense tail where the prompt goes on."""
-    if ends_prompt is False and isinstance(rule, SampleAttentionConfig):
+    if ends_prompt is False and isinstance(rule, SampleAttentionConfig | PaperConfig):
         return replace(rule, dense_tail=0)
     return rule
 
@@ -195,7 +195,7 @@ def _part(
 
 def _engines(problem: Problem, rule: FixedRule, backend: str) -> tuple[str, str | None]:
     """Who selects and who attends; a selector does not say what plans it makes."""
-    if isinstance(rule, SampleAttentionConfig):
+    if isinstance(rule, Config):
         return choose_engines(backend, problem, rule)
     choose_attention(backend, problem)
     return type(rule).__name__, None

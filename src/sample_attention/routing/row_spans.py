@@ -24,7 +24,7 @@ def row_spans(problem: Problem, rule: FixedRule) -> list[range]:
     """Query rows of the call that are computed together, in order; one span where all fit.
 
     Only batches without padding are cut: other sequences end at different rows. So are only
-    configurations whose window is no share of the keys. What a selector looks at is not known
+    configurations with segments. What a selector looks at is not known
     here, so it sees the whole call.
     """
     s, size = problem.sequences, _segment(rule)
@@ -45,9 +45,7 @@ def row_spans(problem: Problem, rule: FixedRule) -> list[range]:
 
 def _segment(rule: FixedRule) -> int | None:
     """Rows that are selected for on their own, whatever follows them; None: all of the call."""
-    if not isinstance(rule, SampleAttentionConfig):
-        return None
-    return None if rule.window_ratio is not None else rule.segment
+    return rule.segment if isinstance(rule, SampleAttentionConfig) else None
 
 
 def rule_of_span(rule: FixedRule, rows: range, q_len: int) -> FixedRule:

@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from ..config import SampleAttentionConfig
+from ..config import Config, with_fields
 from ..dense import dense, dense_with_lse
 from ..plan import StripePlan
 from ..problem import Problem, as_batched, keys_of, part_of, rows_of
@@ -30,9 +30,9 @@ class Measured:
         lse: as `attend` returns it, of all keys for the guarded heads; None when a sequence ran
             dense.
         retained_mass: `[N, H, G, R]` on the held-out rows, NaN where there is none; None without
-            `held_out` or without a plan.
-        guarded: bool `[N, H]`, heads that missed `guard` and were computed again, dense; None
-            without a guard.
+            held-out rows or without a plan.
+        guarded: bool `[N, H]`, heads that missed `min_retained_mass` and were computed again,
+            dense; None without it.
         parts: what was done for each part of the route, where there are several.
     """
 
@@ -56,9 +56,9 @@ def run_route(
         problem: the facts.
         route: made for this problem.
         scale: multiplies q.k.
-        keep_plan: return the plan and what is measured with it. Without, and without a guard, a
-            long call is computed in spans of rows, and extra memory does not grow with the square
-            of its length.
+        keep_plan: return the plan and what is measured with it. Without, and without
+            `min_retained_mass`, a long call is computed in spans of rows, and extra memory does
+            not grow with the square of its length.
         with_lse: return the lse of dense parts too.
     """
     if len(route.parts) == 1:
@@ -89,17 +89,17 @@ def _run_part(
     q, k, v = (as_batched(x, problem) for x in qkv) if problem.sequences.packed else qkv
     if isinstance(part.answer, Dense) or part.rule is None:
         return _run_dense(q, k, v, problem, route, scale, with_lse=with_lse)
-    guard = part.rule.guard if isinstance(part.rule, SampleAttentionConfig) else None
-    if not keep_plan and guard is None:
+    least = part.rule.check.min_retained_mass if isinstance(part.rule, Config) else None
+    if not keep_plan and least is None:
         out, lse = _in_spans(q, k, v, problem, part, route.backend, scale)
         return Measured(_as_given(out, problem), route, lse=_lse_as_given(lse, problem))
     plan = _select(q, k, problem, part.rule, part.answer.selection, scale)
     engine = attention_engine(choose_attention(route.backend, problem, plan.form))
     out, lse = engine.attend(q, k, v, problem, plan, scale)
-    mass = plan.retained_mass(lse) if plan.probe is not None else None
+    mass = plan.retained_mass(lse) if plan.held_out is not None else None
     guarded = None
-    if guard is not None and mass is not None:
-        guarded = mass.flatten(2).nanmean(-1) < guard
+    if least is not None and mass is not None:
+        guarded = mass.flatten(2).nanmean(-1) < least
         _redo_dense((q, k, v), (out, lse), guarded, problem, scale)
     given = _as_given(out, problem)
     return Measured(given, route, plan, _lse_as_given(lse, problem), mass, guarded)
@@ -118,7 +118,7 @@ def _run_dense(
 def _select(
     q: Tensor, k: Tensor, problem: Problem, rule: FixedRule, engine: str, scale: float
 ) -> StripePlan:
-    if isinstance(rule, SampleAttentionConfig):
+    if isinstance(rule, Config):
         return selection_engine(engine).select(q, k, problem, rule, scale)
     return rule.select(q, k, problem, scale)
 
@@ -128,8 +128,8 @@ def _in_spans(
 ) -> tuple[Tensor, Tensor]:
     """Select and attend span by span: out like q and lse `[B, H, Sq]`."""
     answer, rule = cast("Sparse", part.answer), cast("FixedRule", part.rule)
-    if isinstance(rule, SampleAttentionConfig) and rule.held_out:
-        rule = replace(rule, held_out=0)  # nobody would see the mass
+    if isinstance(rule, Config) and rule.check.held_out_rows:
+        rule = with_fields(rule, held_out_rows=0)  # nobody would see the mass
     if len(answer.spans) == 1:
         plan = _select(q, k, problem, rule, answer.selection, scale)
         engine = attention_engine(answer.attention or choose_attention(backend, problem, plan.form))

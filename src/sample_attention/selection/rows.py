@@ -9,10 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..config import SampleAttentionConfig
+from ..config import Config
+from .geometry import stride_of
 
 TAIL_ROWS = 128
-"""Rows at the end of each chunk that the v3 preset samples."""
+"""Rows at the end of each chunk that the rule of v3 samples."""
 
 
 def strided_rows(lo: int, hi: int, stride: int) -> Tensor:
@@ -34,15 +35,16 @@ def chunk_tail_rows(offset: int, kv_len: int, num_chunks: int) -> list[Tensor]:
     ]
 
 
-def held_out_rows(lo: int, hi: int, config: SampleAttentionConfig) -> Tensor:
+def held_out_rows(lo: int, hi: int, config: Config) -> Tensor:
     """Evenly spaced positions in [lo, hi) that the strided sampling does not use: int64 `[R]`.
 
-    R is `config.held_out`, or fewer in a segment with fewer unsampled rows.
+    R is `held_out_rows` of the check, or fewer in a segment with fewer unsampled rows.
     """
     free = torch.arange(lo, hi, device="cpu")
-    if config.chunk_tails is None:
-        unsampled = free % config.row_stride != config.row_stride // 2
+    stride = stride_of(config)
+    if stride is not None:
+        unsampled = free % stride != stride // 2
         free = free[unsampled] if bool(unsampled.any()) else free
-    count = min(config.held_out, len(free))
+    count = min(config.check.held_out_rows, len(free))
     middles = (torch.arange(count, device="cpu") * 2 + 1) * len(free) // (2 * max(count, 1))
     return free[middles]

@@ -7,10 +7,11 @@ from typing import Protocol, TypeAlias, cast, runtime_checkable
 
 from torch import Tensor
 
-from ..config import PRESETS, SampleAttentionConfig, Tuned, as_config, names_tuned
+from ..config import PRESETS, Config, SampleAttentionConfig, Tuned, as_config, names_tuned
 from ..errors import InvalidConfig
 from ..plan import StripePlan
 from ..problem import Problem
+from .geometry import coverage_of
 
 
 @runtime_checkable
@@ -22,7 +23,7 @@ class Selector(Protocol):
         ...
 
 
-FixedRule: TypeAlias = SampleAttentionConfig | Selector
+FixedRule: TypeAlias = Config | Selector
 """How keys are selected: by a configuration, which a backend carries out, or by a selector."""
 
 Rule: TypeAlias = FixedRule | Tuned
@@ -42,7 +43,7 @@ def as_rule(rule: object) -> Rule:
         return Tuned.load(rule)
     if isinstance(rule, Tuned):
         return rule
-    plain = isinstance(rule, SampleAttentionConfig | str)  # asking for a protocol takes long
+    plain = isinstance(rule, Config | str)  # asking for a protocol takes long
     if not plain and isinstance(rule, Selector) and not isinstance(rule, type):
         return rule
     if not plain and isinstance(rule, os.PathLike):
@@ -61,7 +62,7 @@ def rule_in_layer(rule: Rule, layer: int, layers: int) -> Rule:
     Raises:
         InvalidConfig: tuned for a model of another number of layers, or without such a layer.
     """
-    layered = isinstance(rule, SampleAttentionConfig | Tuned)
+    layered = isinstance(rule, Config | Tuned)
     return rule.for_layer(layer, layers) if layered else rule
 
 
@@ -69,9 +70,9 @@ def fixed_rule(rule: Rule, kv_len: int, problem: Problem) -> FixedRule:
     """The rule for a sequence of `kv_len` keys: of a tuned configuration that for its length.
 
     Raises:
-        InvalidConfig: `head_coverage` is for another number of heads.
+        InvalidConfig: `Budget.heads` is for another number of heads.
     """
     fixed = rule.for_length(kv_len) if isinstance(rule, Tuned) else rule
-    if isinstance(fixed, SampleAttentionConfig) and fixed.head_coverage is not None:
-        fixed.coverage_of(problem.num_heads)  # or raises
+    if isinstance(fixed, SampleAttentionConfig) and fixed.budget.heads is not None:
+        coverage_of(fixed, problem.num_heads)  # or raises
     return fixed

@@ -1,7 +1,7 @@
-"""Which columns exact rows score when mean and spread rank: some at even distances, all heavy ones.
+"""Which columns sampled rows score where moments rank: some at even distances, all heavy ones.
 
-Even distances are powers of two tied to absolute positions, so that a longer prompt probes some of
-the columns that a shorter one does, and the segments of a stretch share their probes.
+Even distances are powers of two tied to absolute positions, so that a longer prompt samples some
+of the columns that a shorter one does, and neighbouring segments share their sampled keys.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ NUM_RANKS = HIGHEST_RANK - LOWEST_RANK + 1
 """Classes of ranks relative to the first heavy one; a class fits in a byte."""
 
 
-def probe_step(columns: int, probes: int | None) -> int:
-    """Distance of the probes among that many columns: key j is one if (j + 1) % distance == 0.
+def key_step(columns: int, sampled_keys: int | None) -> int:
+    """Distance of the sampled keys among that many columns: where (j + 1) % distance is 0.
 
-    It is the smallest power of two that leaves at most `probes`; None: 1, every column is one.
+    The smallest power of two that leaves at most `sampled_keys`; None: 1, every column is one.
     """
-    if probes is None:
+    if sampled_keys is None:
         return 1
-    return 1 << max(0, -(-columns // probes) - 1).bit_length()
+    return 1 << max(0, -(-columns // sampled_keys) - 1).bit_length()

@@ -65,7 +65,7 @@ def test_results_and_implementation_stay(model, tokens, implementation):
 
 def test_inside_sample_attention_it_sees_the_same_call(model, tokens, monkeypatch):
     monkeypatch.setitem(policy.CROSSOVERS, "cpu", policy.Crossover(64, 64, "a test"))
-    config = sa.SampleAttentionConfig.preset("pooled", dense_prefix=32, segment=32, window=16)
+    config = sa.preset("pooled", dense_prefix=32, segment=32, window=16)
     with (
         torch.inference_mode(),
         sample_attention_prefill(model, config, keep_plans=[1]) as recorder,

@@ -1,17 +1,16 @@
 """Retained mass against the specification, in fp64."""
 
-from dataclasses import replace
-
 import pytest
 import torch
 
 import sample_attention as sa
 from sample_attention import reference
+from sample_attention.config import with_fields
 from sample_attention.errors import InvalidInput, PlanMismatch
 from sample_attention.lab.analysis import measure_retained_mass, probabilities, sample_rows
 
-CONFIG = sa.SampleAttentionConfig.preset(
-    "pooled", coverage=0.8, segment=32, row_stride=8, pool=16, window=16, dense_prefix=32,
+CONFIG = sa.preset(
+    "pooled", coverage=0.8, segment=32, sample_stride=8, rows=16, window=16, dense_prefix=32,
     dense_tail=5,
 )  # fmt: skip
 
@@ -58,9 +57,9 @@ def test_packed_sequences(problem):
 def test_agrees_with_the_lse_of_attend(problem):
     """The held-out measurement of the package, made another way."""
     q, k = problem
-    plan = sa.select(q, k, replace(CONFIG, held_out=2))
+    plan = sa.select(q, k, with_fields(CONFIG, held_out_rows=2))
     mass = plan.retained_mass(sa.attend(q, k, k, plan).lse)
-    for g, probed in enumerate(plan.probe.rows[0].long()):
+    for g, probed in enumerate(plan.held_out.rows[0].long()):
         rows = probed[probed >= 0]
         found = measure_retained_mass(q, k, plan, rows=rows)
         torch.testing.assert_close(mass[0, :, g, : len(rows)].double(), found.mass)

@@ -9,8 +9,8 @@ from sample_attention.errors import InvalidInput, MissingExtra
 from sample_attention.lab.analysis.maps import head_map
 from sample_attention.lab.capture import AttentionInputs
 
-CONFIG = sa.SampleAttentionConfig.preset(
-    "pooled", coverage=0.8, segment=32, row_stride=8, pool=16, window=16, dense_prefix=32,
+CONFIG = sa.preset(
+    "pooled", coverage=0.8, segment=32, sample_stride=8, rows=16, window=16, dense_prefix=32,
     dense_tail=5,
 )  # fmt: skip
 

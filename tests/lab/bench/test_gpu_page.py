@@ -2,12 +2,11 @@
 
 import json
 import sys
-from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
-from sample_attention.config import SampleAttentionConfig
+from sample_attention import SampledRows, preset
 
 MAKERS = Path(__file__).resolve().parents[3] / "benchmarks" / "pages"
 FACTS = {"device": "NVIDIA TEST", "torch": "9.9", "commit": "c" * 40, "dtype": "bfloat16",
@@ -25,10 +24,10 @@ def gpu_page(monkeypatch):
 
 
 def whole(layer, ms_total, **fields):
-    config = SampleAttentionConfig.preset("pooled", **fields.pop("config", {}))
+    config = preset("pooled", **fields.pop("config", {}))
     return {
         **FACTS, **SIZES, "input": f"captured:model/text/{layer}", "seq_len": 32768, "yarn": 4.0,
-        "preset": "pooled", "coverage": config.coverage, "config": asdict(config),
+        "preset": "pooled", "coverage": config.coverage, "config": config.to_values(),
         "routed": False, "route": "sparse", "backend": "triton", "density": 0.1,
         "retained_mass_mean": 0.95, "ms_select": 1.0, "ms_attend": 2.0, "ms_total": ms_total,
         "ms_dense": {"fa3": 12.0, "sdpa": 20.0}, **fields,
@@ -47,7 +46,7 @@ def test_without_records_every_section_says_so(gpu_page, tmp_path):
 
 
 def test_rows_are_means_of_layers_by_rule(gpu_page, tmp_path):
-    other = {"segment": 4096, "row_stride": 32, "pool": None}
+    other = {"segment": 4096, "sample_stride": 32, "ranking": SampledRows()}
     rows = [whole(3, 3.0), whole(10, 5.0), whole(3, 6.0, config=other), whole(3, 99.0),
             whole(17, 6.0, seq_len=1024, routed=True, route="dense", ms_select=None,
                   ms_attend=None)]  # fmt: skip
@@ -57,7 +56,7 @@ def test_rows_are_means_of_layers_by_rule(gpu_page, tmp_path):
     case = "| model, text, YaRN 4 | 32,768 | 12/2 | 2 | triton | pooled | 0.95 "
     assert f"{case}| 0.100 | 0.950 | 1.00" in means
     assert means.endswith("| 52.00 | 12.00 | 12.00 (fa3) | 0.23× |")  # of a layer the last counts
-    assert "pooled, segment=4096, row_stride=32, pool=none" in named
+    assert "pooled, segment=4096, sample_stride=32, ranking=sampled_rows" in named
     assert "| 1,024 | dense |" in tables["routed"]
     assert "2.00×" in tables["routed"]
     assert "NVIDIA TEST, bfloat16, torch 9.9, fa3-fwd 0.1, commit cccccccccc." in tables["whole"]

@@ -10,8 +10,7 @@ import pytest
 import torch
 
 import sample_attention
-from sample_attention import api
-from sample_attention.config import SampleAttentionConfig
+from sample_attention import SampledRows, api, preset
 from sample_attention.errors import InvalidInput
 from sample_attention.lab import work
 from sample_attention.lab.bench import kernels
@@ -24,14 +23,14 @@ SHAPE = Shape(batch=2, num_heads=4, num_kv_heads=2, head_dim=32)
 RATES = Rates(flops=1e12, exps=1e10, bytes=1e9)
 CPU = torch.device("cpu")
 CONFIGS = {
-    "pooled": SampleAttentionConfig.preset("pooled", window=32, dense_prefix=0, dense_tail=0),
-    "no pool": SampleAttentionConfig.preset(
-        "pooled", segment=256, row_stride=32, pool=None, dense_prefix=0, dense_tail=0
+    "pooled": preset("pooled", window=32, dense_prefix=0, dense_tail=0),
+    "no pool": preset(
+        "pooled", segment=256, sample_stride=32, ranking=SampledRows(), dense_prefix=0, dense_tail=0
     ),
-    "paper": SampleAttentionConfig.preset("paper"),
-    "mlsys": SampleAttentionConfig.preset("mlsys"),
-    "held out": SampleAttentionConfig.preset("pooled", window=32, held_out=3),
-    "default": SampleAttentionConfig(window=32, probes=64),
+    "paper": preset("paper"),
+    "mlsys": preset("mlsys"),
+    "held out": preset("pooled", window=32, held_out_rows=3),
+    "default": preset("default", window=32, sampled_keys=64),
 }
 LSE = ("row_lse_kernel", "merge_lse_kernel")
 LISTS = ("flag_kernel", "offsets_kernel", "compact_kernel")
@@ -89,7 +88,7 @@ def test_columns_and_edges_are_those_of_the_plan():
     sparse = api.select(planted().q, planted().k, CONFIGS["pooled"])
     align, window = sparse.window_alignment, int(sparse.window[0])
     left = (keys[None] <= (rows // align * align - window)[:, None]).sum(1)
-    assert work.window_edges(call, rows).tolist() == left.tolist()
+    assert work.edges_in_call(call, rows).tolist() == left.tolist()
     last = [127, 255, 383, 511, 639, 699]
     assert work.listed_columns(call) == sum(max(0, p // 128 * 128 - 31) for p in last)
     assert everything.dense.all()

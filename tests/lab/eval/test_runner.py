@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from sample_attention import SampleAttentionConfig, Tuned
+from sample_attention import PooledQueries, SampleAttentionConfig, Tuned
 from sample_attention.config import Interval
 from sample_attention.errors import InvalidConfig, PromptTooLong
 from sample_attention.lab.contenders import DENSE, Contender, parse_method, parse_methods
@@ -23,7 +23,7 @@ from sample_attention.routing import policy
 
 LENGTH = 768
 SETTINGS = RunSettings("tiny", skip_below=0.0)
-SMALL = "coverage_at=none,dense_prefix=0,dense_tail=0,runs=none,window=16"
+SMALL = "dense_prefix=0,dense_tail=0,run_share=none,tighten_below=none,window=16"
 SPARSE = f"default:coverage=0.6,{SMALL}"
 FIELDS = {
     "model", "length", "task", "method", "setting", "n", "score", "answer_logprob", "ci95",
@@ -81,7 +81,7 @@ def test_retained_mass_is_measured_on_request(loaded):
     assert sparse["density"] == known[1]["density"]
     least, low, mean = (sparse[f"retained_mass_{x}"] for x in ("min", "p5", "mean"))
     assert 0 < least < low < mean < 1
-    assert sparse["config"]["held_out"] == 2
+    assert sparse["config"]["check"]["held_out_rows"] == 2
 
 
 def test_the_crossover_holds_where_rows_are_routed(loaded):
@@ -209,10 +209,10 @@ def test_baselines_run_on_the_same_harness(loaded, name):
 
 def test_methods_are_read_from_text():
     assert parse_method("xattention:threshold=0.8").config == XAttention(threshold=0.8)
-    assert parse_method("paper").config.row_stride == 20
-    method = parse_method("pooled: window=128,pool=none".replace(" ", ""))
-    assert (method.config.window, method.config.pool) == (128, None)
-    assert method.label == "pooled:pool=none,window=128"
+    assert parse_method("paper").config.sample_stride == 20
+    method = parse_method("pooled: window=128,tighten_below=none".replace(" ", ""))
+    assert (method.config.window, method.config.ranking) == (128, PooledQueries())
+    assert method.label == "pooled:tighten_below=none,window=128"
     assert parse_method(method.label) == method
     assert [m.label for m in parse_methods(["paper", DENSE, "paper"])] == ["dense", "paper"]
 
@@ -225,15 +225,15 @@ def test_tuned_configurations_are_methods(tmp_path):
     assert (method.name, method.config) == ("tuned", tuned)
     assert parse_method(method.label) == method
     measuring = method.measuring(4)
-    assert measuring.config.intervals[0].config.held_out == 4
-    assert measuring.config.intervals[0].head_coverage == table
+    assert measuring.config.intervals[0].config.check.held_out_rows == 4
+    assert measuring.config.intervals[0].heads == table
     assert method.recorded["tuned_for"] == "tiny"
     assert method.recorded != measuring.recorded
     same, halved, most = (method.turned(x, 100).config.intervals[0] for x in (0.5, 0.5625, 0.0))
-    assert sum(same.head_coverage, ()) == pytest.approx((0.3, 0.5, 0.7, 0.9))
-    assert sum(halved.head_coverage, ()) == pytest.approx((0.65, 0.75, 0.85, 0.95))
+    assert sum(same.heads, ()) == pytest.approx((0.3, 0.5, 0.7, 0.9))
+    assert sum(halved.heads, ()) == pytest.approx((0.65, 0.75, 0.85, 0.95))
     assert halved.config.coverage == pytest.approx(1 - (1 - SampleAttentionConfig().coverage) / 2)
-    assert sum(most.head_coverage, ()) == pytest.approx([0.001] * 4)  # loses all but the bound
+    assert sum(most.heads, ()) == pytest.approx([0.001] * 4)  # loses all but the bound
     equal = parse_method(f"tuned:{tmp_path / 'tuned.json'},density=0.16")
     assert (equal.config, equal.density) == (tuned, 0.16)
     assert parse_method(equal.label) == equal

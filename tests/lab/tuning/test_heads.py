@@ -5,7 +5,7 @@ import torch
 
 transformers = pytest.importorskip("transformers")
 
-from sample_attention import SampleAttentionConfig  # noqa: E402
+from sample_attention import preset  # noqa: E402
 from sample_attention.config import Interval, Tuned  # noqa: E402
 from sample_attention.lab.contenders import DENSE, Contender  # noqa: E402
 from sample_attention.lab.models import LoadedModel  # noqa: E402
@@ -13,15 +13,15 @@ from sample_attention.lab.reading import compare_text, text_logits  # noqa: E402
 from sample_attention.lab.tuning.heads import HEAD_COVERAGES, HeadProfile, profile_heads  # noqa: E402
 
 LAYERS = 3
-CONFIG = SampleAttentionConfig(
+CONFIG = preset(
+    "default",
     dense_prefix=0,
     dense_tail=0,
     window=16,
     segment=32,
-    pool=32,
     dense_above=1.0,
-    coverage_at=None,
-    runs=None,
+    tighten_below=None,
+    run_share=None,
 )
 
 

@@ -8,22 +8,23 @@ from dataclasses import replace
 
 import pytest
 
-from sample_attention import SampleAttentionConfig
+from sample_attention import SampledRows, preset
+from sample_attention.config import with_fields
 from sample_attention.errors import InvalidConfig, InvalidInput
-from sample_attention.lab.tuning import Budget, Reading, Search, Trial
+from sample_attention.lab.tuning import ErrorBudget, Reading, Search, Trial
 from sample_attention.lab.tuning.cost import attention_cost, sampling_density
 from sample_attention.lab.tuning.search import COVERAGES, SHAPES
 
 LENGTH = 32768
-BASE = SampleAttentionConfig(row_stride=8, probes=1024, window=256)
-POOLED = SampleAttentionConfig.preset("pooled")
-BUDGET = Budget(max_kl=0.01, min_mass=0.9)
+BASE = preset("default", sample_stride=8, sampled_keys=1024, window=256)
+POOLED = preset("pooled")
+BUDGET = ErrorBudget(max_kl=0.01, min_mass=0.9)
 REQUESTS = 8
 
 
 def made_up(config, index):
     """Error falls and density rises with coverage; coarser sampling costs accuracy."""
-    rough = config.row_stride / 64 + 256 / config.probes + config.segment / 512
+    rough = config.sample_stride / 64 + 256 / config.ranking.sampled_keys + config.segment / 512
     kl = (1 - config.coverage) * (0.2 + rough + index / 100) * (1 + 64 / config.window)
     density = 0.3 * config.coverage**4 + config.window / LENGTH
     return Reading(density, kl / 8, 1 - (1 - config.coverage) / 2)
@@ -45,8 +46,7 @@ def neighbours(config):
     """Every configuration that differs in one field, and in coverage."""
     for name, values in SHAPES.items():
         for value, coverage in itertools.product(values, COVERAGES):
-            tied = {"pool": value} if name == "segment" else {}
-            yield replace(config, **{name: value}, **tied, coverage=coverage)
+            yield with_fields(config, **{name: value}, coverage=coverage)
 
 
 def test_the_result_is_within_the_budget_and_cheaper_than_its_neighbours():
@@ -75,7 +75,7 @@ def test_nothing_within_the_budget_is_dense():
 
 
 def test_retained_mass_counts_like_kl():
-    search, _ = searched(budget=Budget(max_kl=10.0, min_mass=0.98))
+    search, _ = searched(budget=ErrorBudget(max_kl=10.0, min_mass=0.98))
     assert search.best.mean.mass >= search.best.mass_bound >= 0.98
 
 
@@ -89,7 +89,7 @@ def test_the_mean_alone_is_not_enough():
 
 
 def test_keys_of_small_segments_cost_their_gathering():
-    halved = replace(BASE, segment=64, pool=64)
+    halved = with_fields(BASE, segment=64)
     assert attention_cost(halved, 0.1) == 2 * attention_cost(BASE, 0.1) == 0.2
     assert attention_cost(replace(halved, coverage=1.0), 1.0) == 1
 
@@ -144,16 +144,16 @@ def test_the_deadline_keeps_what_was_found():
 def test_every_shape_is_a_configuration():
     for segment, *values in itertools.product(*SHAPES.values()):
         others = dict(zip(list(SHAPES)[1:], values, strict=True))
-        replace(BASE, segment=segment, pool=segment, **others)
+        with_fields(BASE, segment=segment, **others)
 
 
 @pytest.mark.parametrize(
     ("config", "share"),
     [
         (POOLED, 1 / 8 + 1 / 32),
-        (replace(POOLED, pool=None), 1 / 8),
-        (replace(POOLED, row_stride=32, pool=64), 1 / 32 + 1 / 64),
-        (SampleAttentionConfig.preset("paper"), 1 / 20),
+        (with_fields(POOLED, ranking=SampledRows()), 1 / 8),
+        (with_fields(POOLED, sample_stride=32, rows=64), 1 / 32 + 1 / 64),
+        (preset("paper"), 1 / 20),
         (replace(BASE, coverage=1.0), 0),
     ],
 )
@@ -164,4 +164,4 @@ def test_sampling_costs_its_share_of_rows(config, share):
 @pytest.mark.parametrize("given", [{"max_kl": -1.0}, {"max_kl": float("nan")}, {"min_mass": 0.0}])
 def test_bad_budgets(given):
     with pytest.raises((InvalidInput, InvalidConfig)):
-        Budget(**given)
+        ErrorBudget(**given)

@@ -14,7 +14,7 @@ import pytest
 from sample_attention import SampleAttentionConfig, Tuned
 from sample_attention.config import Interval, tuned
 from sample_attention.lab.models import PINNED_WEIGHTS
-from sample_attention.lab.tuning import Budget
+from sample_attention.lab.tuning import ErrorBudget
 
 SHIPPED = ("qwen2.5-coder-0.5b", "qwen2.5-coder-1.5b", "smollm2-135m")
 """Names of all of them; `docs/cli.md` lists the same."""
@@ -39,7 +39,7 @@ def objections(found):
 
 
 def _objections_to(interval, row):
-    said, facts, default = [], row["validated"], Budget()
+    said, facts, default = [], row["validated"], ErrorBudget()
     if row["config"] != json.loads(interval.config.to_json()):
         said.append("another configuration was measured")
     if interval.min_kv_len not in (0, row["length"]):

@@ -5,7 +5,7 @@ from .source import ADAPTERS, is_device_code, parameters
 MAX_LINES, MAX_KERNEL_LINES = 400, 500
 MAX_FUNCTION_LINES = 60
 MAX_PARAMETERS = 8
-CHECKED_KEYWORDS = {"config/default.py:preset"}
+CHECKED_KEYWORDS = {"config/presets.py:preset", "config/presets.py:with_fields"}
 """Functions whose open keywords end in a dataclass, which rejects those it does not have."""
 
 

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ...api import attend, sample_attention, select
-from ...config import SampleAttentionConfig
+from ...config import Config, SampleAttentionConfig
 from ...plan import StripePlan
 from ...problem import Problem
 from ...routing.engines import choose_attention
 from ...routing.route import route
+from ...selection.geometry import stride_of
 from ..analysis import measure_retained_mass
 from ..contenders import DenseContender, dense_providers
 from ..inputs import Inputs, random_plan
@@ -46,9 +47,7 @@ class Settings:
     seed: int = 0
 
 
-def measure_selected(
-    inputs: Inputs, preset: str, config: SampleAttentionConfig, settings: Settings
-) -> Row:
+def measure_selected(inputs: Inputs, preset: str, config: Config, settings: Settings) -> Row:
     """One row: select from the inputs, attend, and both in one go; correctness first.
 
     Raises:
@@ -73,7 +72,8 @@ def measure_selected(
     return {
         **_measured(inputs, plan, runs, settings, dense=dense),
         "backend": choose_attention(backend, Problem.of(q, k, v), plan.form),
-        "preset": preset, "coverage": config.coverage, **_fields(config), "config": asdict(config),
+        "preset": preset, "coverage": config.coverage, **_fields(config),
+        "config": config.to_values(),
         "route": "sparse" if answer.sparse else "dense", "route_reason": answer.reason,
         "routed": settings.routed,
         "retained_mass_mean": 1.0 if dense else float(mass.mean()),
@@ -82,9 +82,7 @@ def measure_selected(
     }  # fmt: skip
 
 
-def measure_random(
-    inputs: Inputs, density: float, config: SampleAttentionConfig, settings: Settings
-) -> Row:
+def measure_random(inputs: Inputs, density: float, config: Config, settings: Settings) -> Row:
     """One row: attend to random lists of a density, which nothing selected; correctness first.
 
     Raises:
@@ -98,7 +96,7 @@ def measure_random(
     return {
         **_measured(inputs, plan, {}, settings, dense=False),
         "backend": choose_attention(settings.backend, Problem.of(q, k, v), plan.form),
-        "preset": None, "coverage": None, **_fields(config), "row_stride": None, "config": None,
+        "preset": None, "coverage": None, **_fields(config), "sample_stride": None, "config": None,
         "route": "sparse" if answer.sparse else "dense", "route_reason": answer.reason,
         "routed": False, "target_density": density, "retained_mass_mean": None,
         "retained_mass_p5": None,
@@ -172,8 +170,12 @@ def _milliseconds(times: Times) -> dict[str, float]:
     return {"p20": times.p20 * 1000, "p50": times.p50 * 1000, "p80": times.p80 * 1000}
 
 
-def _fields(config: SampleAttentionConfig) -> Row:
-    return {"segment": config.segment, "row_stride": config.row_stride, "window": config.window}
+def _fields(config: Config) -> Row:
+    ours = isinstance(config, SampleAttentionConfig)
+    return {
+        "segment": config.segment if ours else None, "sample_stride": stride_of(config),
+        "window": config.window if ours else None,
+    }  # fmt: skip
 
 
 def causal_flops(inputs: Inputs) -> float:

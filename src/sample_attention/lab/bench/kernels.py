@@ -12,7 +12,7 @@ import torch
 from torch.profiler import ProfilerActivity, profile
 
 from ...api import attend, select
-from ...config import SampleAttentionConfig
+from ...config import Config, PooledQueries, QueryMoments, SampleAttentionConfig
 from ...errors import SampleAttentionError
 from ...plan import StripePlan
 from ...problem import Problem
@@ -94,7 +94,7 @@ class KernelTimes:
 
 
 def measure_kernels(
-    inputs: Inputs, config: SampleAttentionConfig, repeats: int, seed: int
+    inputs: Inputs, config: Config, repeats: int, seed: int
 ) -> tuple[StripePlan, list[KernelTimes]]:
     """Every kernel of selecting and attending, and both calls as a whole; correctness first.
 
@@ -165,7 +165,7 @@ def measure_dense(
     return {name: KernelTimes("dense", x, work, provider=name) for name, x in times.items()}
 
 
-def parts_of(launches: Iterable[Launch], config: SampleAttentionConfig) -> dict[str, list[float]]:
+def parts_of(launches: Iterable[Launch], config: Config) -> dict[str, list[float]]:
     """Seconds of each launch of one call, by the part of the algorithm that it computes.
 
     A kernel that serves several parts is launched for them in turn.
@@ -200,21 +200,22 @@ def profile_launches(run: Callable[[], object]) -> list[Launch]:
     return [(name, (stop - start) / 1e6) for start, stop, name in spans]
 
 
-def _parts_of_stage(stage: str, config: SampleAttentionConfig) -> tuple[str, ...]:
-    ranked = config.pool is not None
-    scored = [] if config.spread else ["row_lse_rows", *["row_lse_means"] * ranked]
-    scored += ["row_lse_held_out"] * (config.held_out > 0)
+def _parts_of_stage(stage: str, config: Config) -> tuple[str, ...]:
+    ranking = config.ranking if isinstance(config, SampleAttentionConfig) else None
+    ranked, by_moments = isinstance(ranking, PooledQueries), isinstance(ranking, QueryMoments)
+    scored = [] if by_moments else ["row_lse_rows", *["row_lse_means"] * ranked]
+    scored += ["row_lse_held_out"] * (config.check.held_out_rows > 0)
     mass = ("class_pass", "mass_pass") if ranked else ("mass_and_class_pass",)
     return {
         "finite": ("finite_check",), "mean": ("mean_queries",), "block": ("block_mass",),
         "lists": ("place_compact",), "rank": ("rank_pass",),
         "lse": tuple(x for part in scored for x in (part, part)),  # in chunks, then merged
-        "mass": mass if config.segment is not None else ("column_mass",),
+        "mass": mass if ranking is not None else ("column_mass",),
     }.get(stage, (stage,))  # fmt: skip
 
 
 def _measured_call(
-    name: str, run: Callable[[], object], config: SampleAttentionConfig,
+    name: str, run: Callable[[], object], config: Config,
     work: Mapping[str, Work], repeats: int,
 ) -> list[KernelTimes]:  # fmt: skip
     """The kernels of a call, in the order of their work, then the call as a whole."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 
 from ...config import PRESETS, names_tuned
+from ...config.schema import old_fields
 from ..capture import captured_from
 from ..records import Record, RecordTable, machine_of
 
@@ -44,12 +44,24 @@ def rule_of(record: Record) -> str:
         return record["preset"]
     if names_tuned(record["preset"]):
         return record["preset"]
-    preset = asdict(PRESETS[record["preset"]])
-    ran = record.get("config", {})  # which the first records do not have
+    ran, preset = record.get("config", {}), PRESETS[record["preset"]].to_values()
+    if "schema" in ran:
+        ran, preset = _flat(ran), _flat(preset)
+    else:  # of version 0.1, and named as it was written; the first records have none
+        preset = old_fields(preset)
     changed = {x: value for x, value in ran.items() if value != preset.get(x)}
     changed.pop("coverage", None)
     words = ", ".join(f"{name}={value}".lower() for name, value in changed.items())
     return f"{record['preset']}, {words}" if words else record["preset"]
+
+
+def _flat(config: Record) -> Record:
+    """The fields of a configuration beside those of its parts; a ranking has its kind's name."""
+    found: Record = {}
+    for name, value in config.items():
+        inner = {**value} if isinstance(value, dict) else {name: value}
+        found |= {name if x == "kind" else x: y for x, y in inner.items()}
+    return found
 
 
 def best_dense(record: Record) -> tuple[str, float]:

@@ -11,7 +11,17 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from ...config import PREFIX, PRESETS, SUFFIX, SampleAttentionConfig, Tuned
+from ...config import (
+    PREFIX,
+    PRESETS,
+    SUFFIX,
+    Config,
+    MlsysConfig,
+    SampleAttentionConfig,
+    Tuned,
+    preset,
+    with_fields,
+)
 from ...errors import InvalidConfig
 from ...integrations.recording import Recorder
 from ...integrations.transformers import sample_attention_prefill
@@ -49,7 +59,7 @@ class Contender:
 
     name: str
     setting: str = ""
-    config: SampleAttentionConfig | Tuned | Method | None = None
+    config: Config | Tuned | Method | None = None
     density: float | None = None
 
     @property
@@ -63,16 +73,18 @@ class Contender:
         if isinstance(self.config, Tuned):
             digest = hashlib.sha256(self.config.to_json().encode()).hexdigest()
             return {"tuned_for": self.config.model, "sha256": digest}
+        if isinstance(self.config, Config):
+            return self.config.to_values()
         config: Any = self.config  # baselines are dataclasses, which their base does not say
         return None if config is None else asdict(config)
 
-    def measuring(self, held_out: int) -> Contender:
+    def measuring(self, held_out_rows: int) -> Contender:
         """Ours with rows held out on which retained mass is measured; 0: as it is."""
-        if not held_out or self.config is None or isinstance(self.config, Method):
+        if not held_out_rows or self.config is None or isinstance(self.config, Method):
             return self
         if isinstance(self.config, Tuned):
-            return replace(self, config=self.config.with_fields({"held_out": held_out}))
-        return replace(self, config=replace(self.config, held_out=held_out))
+            return replace(self, config=self.config.with_fields({"held_out_rows": held_out_rows}))
+        return replace(self, config=with_fields(self.config, held_out_rows=held_out_rows))
 
     def turned(self, dial: float, length: int) -> Contender:
         """The method at a point of its range for a length: from 0, the sparsest, to 1, dense."""
@@ -84,9 +96,12 @@ class Contender:
         if isinstance(self.config, Method):
             return replace(self, config=self.config.turned(dial, length))
         coverage = max(dial, LEAST_COVERAGE)
-        slashes = None if self.config.slash_coverage is None else coverage
-        config = replace(self.config, coverage=coverage, head_coverage=None, slash_coverage=slashes)
-        return replace(self, config=config)
+        values: dict[str, Any] = {"coverage": coverage}
+        if isinstance(self.config, SampleAttentionConfig):
+            values["heads"] = None
+        elif isinstance(self.config, MlsysConfig):
+            values["slash_coverage"] = coverage
+        return replace(self, config=with_fields(self.config, **values))
 
     @contextmanager
     def attending(
@@ -154,14 +169,14 @@ def parse_method(text: str) -> Contender:
     return Contender(TUNED, ",".join([source, *canonical]), tuned, density)
 
 
-def _config(name: str, fields: dict[str, Any]) -> SampleAttentionConfig | Method:
+def _config(name: str, fields: dict[str, Any]) -> Config | Method:
     if name not in METHODS:
         if name not in PRESETS:
             raise InvalidConfig(
                 f"there is no method '{name}'; accepted: "
                 f"{', '.join((DENSE, *PRESETS, *METHODS))}, {PREFIX}FILE"
             )
-        return SampleAttentionConfig.preset(name, **fields)
+        return preset(name, **fields)
     published: Any = METHODS[name]
     try:
         return replace(published, **fields)

@@ -3,7 +3,7 @@
 from .forms import BENCH, EVAL
 from .lines import Kinds, Row, append_record, check_fields, read_lines
 from .provenance import Provenance, commit_of_checkout, device_name, installed_version, origin
-from .rows import Form, Record, machine_of, read_rows
+from .rows import Form, Record, config_of, machine_of, read_rows
 from .tables import RecordTable
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "append_record",
     "check_fields",
     "commit_of_checkout",
+    "config_of",
     "device_name",
     "installed_version",
     "machine_of",

@@ -11,7 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...errors import InvalidInput
+from ...config import config_from_json
+from ...config.schema import OLD_FIELDS
+from ...errors import InvalidConfig, InvalidInput
 from .lines import Kinds, check_fields, read_lines
 
 Record = dict[str, Any]
@@ -54,7 +56,8 @@ class Form:
 
     def identity_of(self, row: Mapping[str, object]) -> str:
         """A text that is the same for rows of the same measurement."""
-        return json.dumps([row.get(name) for name in self.identity], sort_keys=True)
+        alike = {**row, "config": config_of(row)}
+        return json.dumps([alike.get(name) for name in self.identity], sort_keys=True)
 
 
 def read_rows(paths: Iterable[Path], form: Form) -> list[Record]:
@@ -69,6 +72,21 @@ def read_rows(paths: Iterable[Path], form: Form) -> list[Record]:
         record = form.check(where, row)
         latest[form.identity_of(record)] = record
     return list(latest.values())
+
+
+def config_of(row: Mapping[str, Any]) -> object:
+    """The configuration of a row as it is written today, if it has all 22 fields of version 0.1.
+
+    Rows with fewer were measured before some field existed; they stay as they are, as do
+    configurations of other methods.
+    """
+    given = row.get("config")
+    if not isinstance(given, dict) or {*given} != {*OLD_FIELDS}:
+        return given
+    try:
+        return config_from_json(json.dumps(given)).to_values()
+    except InvalidConfig:  # that no rule has any more
+        return given
 
 
 def machine_of(record: Record) -> str:

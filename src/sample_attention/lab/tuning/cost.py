@@ -4,21 +4,21 @@ from __future__ import annotations
 
 import torch
 
-from ...config import SampleAttentionConfig
+from ...config import Config, PooledQueries, QueryMoments, SampleAttentionConfig
 from ..work import (
     Call,
     causal_pairs,
     exact_positions,
+    farthest_pairs,
     listed_columns,
-    outlier_pairs,
-    probed_pairs,
+    sampled_pairs,
 )
 
 ROWS_PER_LOAD = 128
 """Rows that share a gathered key in a tile of the kernels for GPUs."""
 
 
-def attention_cost(config: SampleAttentionConfig, density: float) -> float:
+def attention_cost(config: Config, density: float) -> float:
     """Density, with the pairs of small segments weighted by what gathering their keys costs.
 
     Tiles wait for keys rather than for products, and a segment gathers its own: with segments of
@@ -28,19 +28,19 @@ def attention_cost(config: SampleAttentionConfig, density: float) -> float:
         config: how keys are selected.
         density: computed pairs over causal pairs.
     """
-    if config.dense or config.segment is None:
+    if config.dense or not isinstance(config, SampleAttentionConfig):
         return density
     return density * max(1.0, ROWS_PER_LOAD / config.segment)
 
 
-def sampling_density(config: SampleAttentionConfig, length: int) -> float:
+def sampling_density(config: Config, length: int) -> float:
     """The products of the selection over those of dense causal attention.
 
     A row that is scored, sampled or mean query, is scored against its causal keys in two passes
     (normaliser, then mass), each of one product where attention has two: 2 passes x 1/2. So the
-    share is (pairs of scored rows) / (causal pairs), about 1 / row_stride + 1 / pool. With `spread`
-    every segment has two rows, mean and variance, in one pass, sampled rows see their windows and
-    probes alone, and outlier rows are scored once.
+    share is (pairs of scored rows) / (causal pairs), about 1 / sample_stride + 1 / rows of a pool.
+    With `QueryMoments` every segment has two rows, mean and variance, in one pass, sampled rows see
+    their windows and the sampled keys alone, and the farthest rows are scored once.
 
     Args:
         config: how keys are selected; nothing is sampled where it keeps every key.
@@ -49,11 +49,12 @@ def sampling_density(config: SampleAttentionConfig, length: int) -> float:
     if config.dense:
         return 0.0
     call = Call(heads=1, kv_heads=1, length=length, head_dim=1, element=1, config=config)
-    if config.spread:
-        _, probed, near = probed_pairs(call)
-        scored = listed_columns(call) + probed + near + outlier_pairs(call) / 2
+    ranking = config.ranking if isinstance(config, SampleAttentionConfig) else None
+    if isinstance(ranking, QueryMoments):
+        _, on_keys, near = sampled_pairs(call)
+        scored = listed_columns(call) + on_keys + near + farthest_pairs(call) / 2
         return scored / causal_pairs(call)
     rows = exact_positions(call)
-    if config.pool is not None:
-        rows = torch.cat([rows, torch.arange(0, length, config.pool, device="cpu")])
+    if isinstance(ranking, PooledQueries):
+        rows = torch.cat([rows, torch.arange(0, length, ranking.rows, device="cpu")])
     return float((rows + 1).sum()) / causal_pairs(call)

@@ -216,7 +216,7 @@ class _Watch:
         return out, None
 
     def _price(self, layer: int, call: LayerCall, dense: Tensor, grad: Tensor) -> None:
-        heads, segment = call.q.shape[1], self.config.segment or 1
+        heads, segment = call.q.shape[1], self.config.segment
         loss = torch.zeros(heads, len(HEAD_COVERAGES), dtype=torch.float64, device="cpu")
         density, recorder = torch.ones_like(loss), Recorder()
         for i, coverage in enumerate(HEAD_COVERAGES):

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from ...config import Interval, SampleAttentionConfig, Tuned
+from ...config import Interval, QueryMoments, SampleAttentionConfig, Tuned
 from ...errors import InvalidInput, PromptTooLong
 from ..contenders import DENSE, Contender
 from ..models import LoadedModel
@@ -18,7 +18,7 @@ from ..reading import compare_text, measured_tokens, text_logits, with_quotation
 from ..records import Provenance, Row
 from .heads import HeadProfile, Table, profile_heads
 from .passages import Passage, split_passages
-from .search import SHAPES, Budget, Reading, Search, Trial
+from .search import SHAPES, ErrorBudget, Reading, Search, Trial
 
 KL_ROWS = 1024
 """The last rows of a passage, at most a quarter of it, on which KL to dense is measured.
@@ -54,7 +54,7 @@ class TuneOptions:
     lengths: tuple[int, ...]
     requests: int = 8
     texts: tuple[str, ...] = ("prose", "code")
-    budget: Budget = field(default_factory=Budget)
+    budget: ErrorBudget = field(default_factory=ErrorBudget)
     base: SampleAttentionConfig = field(default_factory=SampleAttentionConfig)
     minutes: float | None = None
     by_head: bool = True
@@ -71,13 +71,13 @@ class TuneOptions:
 
     def _check_base(self) -> None:
         base, segments = self.base, SHAPES["segment"]
-        shape = base.segment in segments and base.row_stride <= segments[0]
-        if not (base.spread and base.probes and shape):
+        ours = isinstance(base, SampleAttentionConfig)  # pyright: ignore[reportUnnecessaryIsInstance]
+        moments = ours and isinstance(base.ranking, QueryMoments) and base.ranking.sampled_keys
+        if not (moments and base.segment in segments and base.sample_stride <= segments[0]):
             raise InvalidInput(
-                f"a search cannot start from spread={base.spread}, probes={base.probes}, "
-                f"segment={base.segment}, row_stride={base.row_stride}; accepted: spread with "
-                f"probes, a segment of {', '.join(map(str, segments))} rows, and a row_stride "
-                f"up to {segments[0]}"
+                f"a search cannot start from {base!r}; accepted: a SampleAttentionConfig with "
+                "QueryMoments and a number of sampled_keys, a segment of "
+                f"{', '.join(map(str, segments))} rows, and a sample_stride up to {segments[0]}"
             )
 
 

@@ -1,10 +1,10 @@
 """The cheapest configuration within an error budget, from few prefills.
 
-For the first shape (segment, row_stride, probes, window) the coverage is bisected: error falls and
-density rises with it. From there the search climbs by coordinates: each field in turn takes its
-next values below and above, at the best coverage and those beside it, until a round changes
-nothing. A trial ends at the first request after which it is beyond the budget, or has cost more
-than the best did on the same requests.
+For the first shape (segment, sample_stride, sampled_keys, window) the coverage is bisected: error
+falls and density rises with it. From there the search climbs by coordinates: each field in turn
+takes its next values below and above, at the best coverage and those beside it, until a round
+changes nothing. A trial ends at the first request after which it is beyond the budget, or has cost
+more than the best did on the same requests.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from statistics import mean
 
-from ...config import SampleAttentionConfig
+from ...config import SampleAttentionConfig, with_fields
 from ...config.checks import check_share
 from ...errors import InvalidInput
 from ..statistics import mean_interval
@@ -26,15 +26,15 @@ COVERAGES = (
 )  # fmt: skip
 SHAPES = {
     "segment": (32, 64, 128),
-    "row_stride": (2, 4, 8, 16, 32),
-    "probes": (512, 1024, 2048, 4096),
+    "sample_stride": (2, 4, 8, 16, 32),
+    "sampled_keys": (512, 1024, 2048, 4096),
     "window": (64, 128, 256, 512, 1024),
 }
-"""What each field may be; every combination is a configuration, with `pool=segment`."""
+"""What each field may be; every combination is a configuration ranked by `QueryMoments`."""
 
 
 @dataclass(frozen=True)
-class Budget:
+class ErrorBudget:
     """How far a configuration may be from dense attention; `Trial.within` says how surely.
 
     Attributes:
@@ -63,7 +63,7 @@ class Reading:
 
     Attributes:
         density: computed pairs over causal pairs, mean over layers and heads.
-        kl: see `Budget`.
+        kl: see `ErrorBudget`.
         mass: retained mass on held-out rows; 1 where nothing was dropped.
     """
 
@@ -118,7 +118,7 @@ class Trial:
         density = mean(x.density for x in self.readings[:count])
         return attention_cost(self.config, density) + self.sampling
 
-    def within(self, budget: Budget) -> bool:
+    def within(self, budget: ErrorBudget) -> bool:
         """Whether the bounds, and not the means alone, stay in the budget."""
         return self.kl_bound <= budget.max_kl and self.mass_bound >= budget.min_mass
 
@@ -141,7 +141,7 @@ class Search:
     read: Callable[[SampleAttentionConfig, int], Reading]
     requests: int
     length: int
-    budget: Budget
+    budget: ErrorBudget
     deadline: float | None = None
     on_reading: Callable[[str], None] = lambda _: None
     best: Trial = field(init=False)
@@ -189,9 +189,9 @@ class Search:
     ) -> Iterator[SampleAttentionConfig]:
         """The best shape with the next values of one field, cheaper sampling first."""
         shape = base if self.best.config.dense else self.best.config
-        given, values = getattr(shape, name), SHAPES[name]
+        given, values = field_of(shape, name), SHAPES[name]
         nearest = [x for x in values if x < given][-1:] + [x for x in values if x > given][:1]
-        found = [_with(shape, name, value) for value in nearest]
+        found = [with_fields(shape, **{name: value}) for value in nearest]
         yield from sorted(found, key=lambda config: sampling_density(config, self.length))
 
     def _bisect(self, shape: SampleAttentionConfig, low: int, high: int) -> None:
@@ -227,13 +227,11 @@ class Search:
         return False
 
 
-def _with(shape: SampleAttentionConfig, name: str, value: int) -> SampleAttentionConfig:
-    """The shape with one field replaced, and with `segment` what `spread` ties to it."""
-    if name == "segment":
-        return replace(shape, segment=value, pool=value)
-    return replace(shape, **{name: value})
+def field_of(config: SampleAttentionConfig, name: str) -> float:
+    """A number of a configuration or of its ranking, by name."""
+    return getattr(config if name in config.FIELDS else config.ranking, name)
 
 
 def _named(config: SampleAttentionConfig) -> str:
     fields = ("coverage", *SHAPES)
-    return " ".join(f"{name}={getattr(config, name)}" for name in fields)
+    return " ".join(f"{name}={field_of(config, name)}" for name in fields)

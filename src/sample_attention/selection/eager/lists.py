@@ -43,26 +43,24 @@ def smallest_classes(
     return (num_classes - kept).clamp(min=0).int()
 
 
-def needed(
-    mass: Tensor, heads: range, config: SampleAttentionConfig, limits: Tensor | None = None
-) -> Tensor:
-    """What columns have to hold, `[G, ...]`, if those outside the window hold `mass` `[G, ..., K]`.
+def needed(mass: Tensor, heads: range, config: SampleAttentionConfig, limits: Tensor) -> Tensor:
+    """The mass columns have to hold, `[G, M]`, if those outside the window hold `mass`.
 
     Args:
-        mass: `[G, K]`, or `[G, M, K]` of segments.
+        mass: `[G, M, K]`.
         heads: G query heads.
         config: the rule.
         limits: int64 `[M]` on the host, how many columns each segment can choose from.
     """
     outside = mass.sum(-1)
-    share: float | Tensor = config.coverage
-    if config.head_coverage is not None:
-        shares = config.head_coverage[heads.start : heads.stop]
-        share = mass.new_tensor(shares).view(-1, *[1] * (outside.dim() - 1))
-    if config.coverage_at is not None and limits is not None:
-        fewer = (limits.to(mass) / config.coverage_at).clamp(max=1)
+    budget, share = config.budget, config.coverage
+    if budget.heads is not None:
+        shares = budget.heads[heads.start : heads.stop]
+        share = mass.new_tensor(shares)[:, None]
+    if budget.tighten_below is not None:
+        fewer = (limits.to(mass) / budget.tighten_below).clamp(max=1)
         share = 1 - (1 - share) * fewer.sqrt()
-    return share - (1 - outside) if config.residual else share * outside
+    return share - (1 - outside)
 
 
 def lists_of(keep: Tensor) -> list[Tensor]:

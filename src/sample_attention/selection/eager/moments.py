@@ -22,8 +22,9 @@ from ...config import (
     SPREAD_SHARE,
     SampleAttentionConfig,
 )
+from ..geometry import moments_of
 from ..rows import strided_rows
-from ..sampled_keys import NUM_RANKS, probe_step
+from ..sampled_keys import NUM_RANKS, key_step
 from .column_mass import GroupRows, staircase
 from .lists import needed, smallest_classes
 from .peaks import peaks
@@ -77,12 +78,13 @@ def spread_columns(
         bool `[G, M, K]` with K the largest limit, and bool `[G, M]`, whether that can be relied
         on: not where numbers overflow, nor where too many columns are heavy for all to be scored.
     """
-    segments = Segments(spans, limits, probe_step(int(limits.max()), config.probes))
+    ranking = moments_of(config)
+    segments = Segments(spans, limits, key_step(int(limits.max()), ranking.sampled_keys))
     rank, sure = _ranks(rows, segments)
     heavy_from = _heavy_from(rank, segments.step)
     probes = _probes(rank, heavy_from, sure, segments.step)
     q, scores = _scores(rows, segments, probes, config)
-    alone = peaks(q, scores, rows.k, limits, config) if config.outliers else None
+    alone = peaks(q, scores, rows.k, limits, ranking) if ranking.farthest_rows else None
     probed = probes.bias.shape[-1]
     mass = torch.softmax(scores, -1, out=scores)[..., :probed].mean(2)
     need = needed(mass, rows.heads, config, limits)
@@ -163,7 +165,7 @@ def _scores(
     Scores `[G, M, R, P + P' + W]`, to those of probes the log of what each stands for is added.
     """
     (lo, hi), limits, step = segments.spans[0], segments.limits, segments.step
-    positions = torch.cat([strided_rows(*span, config.row_stride) for span in segments.spans])
+    positions = torch.cat([strided_rows(*span, config.sample_stride) for span in segments.spans])
     q = (rows.q[:, positions - rows.offset] * rows.scale).unflatten(1, (len(limits), -1))
     regular = q @ rows.k[step - 1 : int(limits.max()) : step].T
     heavy = q.flatten(0, 1) @ rows.k[probes.heavy.flatten(0, 1)].mT

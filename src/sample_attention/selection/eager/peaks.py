@@ -8,29 +8,27 @@ import math
 import torch
 from torch import Tensor
 
-from ...config import PEAK, RUN, SampleAttentionConfig
+from ...config import PEAK, RUN, QueryMoments
 from .column_mass import staircase
 
 COLUMNS_AT_ONCE = 4096
-"""Columns that outlier rows score at once: the scores stay in the caches."""
+"""Columns that the farthest rows score at once: the scores stay in the caches."""
 
 
-def peaks(
-    q: Tensor, scores: Tensor, k: Tensor, limits: Tensor, config: SampleAttentionConfig
-) -> Tensor:
-    """Columns of more than one in PEAK of the mass of an outlier row of their segment, and runs.
+def peaks(q: Tensor, scores: Tensor, k: Tensor, limits: Tensor, ranking: QueryMoments) -> Tensor:
+    """Columns of more than one in PEAK of the mass of a farthest row of their segment, and runs.
 
     Args:
         q: the sampled rows, scaled, `[G, M, R, D]`.
         scores: `[G, M, R, P]`, whose log-sum-exp is that of the rows, as far as probes tell.
         k: `[Skv, D]`.
         limits: int64 `[M]` on the host, how many columns each segment can choose from.
-        config: the rule.
+        ranking: how many rows, and from which share on there are runs.
 
     Returns:
         bool `[G, M, K]` with K the largest limit.
     """
-    chosen = _outlier_rows(q, config.outliers) + _starts(q)
+    chosen = _farthest_rows(q, ranking.farthest_rows) + _starts(q)
     of_all = chosen.movedim(-1, 0).flatten()  # rows are copied whole
     rows = q.flatten(0, 2)[of_all]
     shift = math.log(PEAK) - torch.logsumexp(scores.flatten(0, 2)[of_all], -1)
@@ -40,13 +38,13 @@ def peaks(
         k[:limit].split(COLUMNS_AT_ONCE), above.split(COLUMNS_AT_ONCE, -1), strict=True
     ):
         over = torch.addmm(shift, keys, rows.T)  # tall by few is faster than few by wide
-        most = functools.reduce(torch.maximum, over.chunk(config.outliers, -1))
+        most = functools.reduce(torch.maximum, over.chunk(ranking.farthest_rows, -1))
         part.copy_(most.T.unflatten(0, q.shape[:2]))
     beyond = staircase(limits - first, limit - first, q.device)
     above[..., first:].masked_fill_(beyond, -math.inf)
     found = above > 0
-    if config.runs is not None:
-        found |= _runs(above > math.log(PEAK * config.runs))
+    if ranking.run_share is not None:
+        found |= _runs(above > math.log(PEAK * ranking.run_share))
         found[..., first:].masked_fill_(beyond, value=False)
     return found
 
@@ -64,7 +62,7 @@ def _runs(high: Tensor) -> Tensor:
     return near.repeat_interleave(RUN, -1)[..., :columns]
 
 
-def _outlier_rows(q: Tensor, count: int) -> Tensor:
+def _farthest_rows(q: Tensor, count: int) -> Tensor:
     """Rows of q `[..., R, D]` farthest from the mean and from those before: int64 `[..., count]`.
 
     Where fewer rows are there, some are named again.

@@ -1,30 +1,30 @@
-"""Selection once for all rows of a call: the two published presets."""
+"""Selection once for all rows of a call: the two published rules."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from ...config import SampleAttentionConfig
+from ...config import MlsysConfig, PaperConfig
 from ..lists import SegmentLists
 from ..rows import chunk_tail_rows, strided_rows
 from .column_mass import GroupRows, column_mass
-from .lists import needed, smallest_set
+from .lists import smallest_set
 
 CHUNK_ROWS = 128
 """Sampled rows per head held at once; bounds the memory of stage 1."""
 
 
-def select_whole(rows: GroupRows, n: int, lists: SegmentLists) -> None:
+def select_whole(rows: GroupRows, n: int, lists: SegmentLists, config: PaperConfig) -> None:
     """v1: strided rows of the whole call, the fewest columns that hold the share."""
-    config = lists.config
     lo, hi = lists.starts(n)[0]
-    positions = strided_rows(lo, hi, config.row_stride)
+    positions = strided_rows(lo, hi, config.sample_stride)
     if len(positions) == 0:
         lists.dense[n, rows.heads.start : rows.heads.stop] = True
         return
-    total = _total_mass(rows, positions, config)
-    keep, finite = smallest_set(total, needed(total, rows.heads, config)), total.sum(-1).isfinite()
+    total = _total_mass(rows, positions)
+    keep = smallest_set(total, config.coverage * total.sum(-1))
+    finite = total.sum(-1).isfinite()
     for i, h in enumerate(rows.heads):
         if bool(finite[i]):
             lists.put(n, h, 0, keep[i].nonzero()[:, 0].int())
@@ -32,21 +32,19 @@ def select_whole(rows: GroupRows, n: int, lists: SegmentLists) -> None:
             lists.dense[n, h, 0] = True
 
 
-def _total_mass(rows: GroupRows, positions: Tensor, config: SampleAttentionConfig) -> Tensor:
-    """Mean mass per column over the sampled rows: `[G, K]`, without the window if residual."""
-    window = config.window_for(len(rows.k))
+def _total_mass(rows: GroupRows, positions: Tensor) -> Tensor:
+    """Mean mass per column over the sampled rows, that in their windows too: `[G, K]`."""
     total = rows.k.new_zeros(len(rows.heads), len(rows.k))
     for some in positions.split(CHUNK_ROWS):
-        edges = (some - window + 1).clamp(min=0) if config.residual else some + 1
-        mass = column_mass(rows.softmax(some), edges, 1, int(edges.max()))[:, 0]
+        mass = column_mass(rows.softmax(some), some + 1, 1, int(some.max()) + 1)[:, 0]
         total[:, : mass.shape[1]] += mass * (len(some) / len(positions))
     return total
 
 
-def select_blocks(rows: GroupRows, n: int, lists: SegmentLists) -> None:
+def select_blocks(rows: GroupRows, n: int, lists: SegmentLists, config: MlsysConfig) -> None:
     """v3: 128-blocks of columns and of slashes from the tail of each chunk, united."""
-    block, starts = lists.config.key_block, lists.starts(n)
-    columns, slashes, finite = _kept_blocks(rows, lists.config)
+    block, starts = config.key_block, lists.starts(n)
+    columns, slashes, finite = _kept_blocks(rows, config)
     for i, h in enumerate(rows.heads):
         if not bool(finite[i]):
             lists.dense[n, h, : len(starts)] = True
@@ -59,14 +57,14 @@ def select_blocks(rows: GroupRows, n: int, lists: SegmentLists) -> None:
             lists.put(n, h, g, keep.nonzero()[:, 0].int())
 
 
-def _kept_blocks(rows: GroupRows, config: SampleAttentionConfig) -> tuple[Tensor, Tensor, Tensor]:
+def _kept_blocks(rows: GroupRows, config: MlsysConfig) -> tuple[Tensor, Tensor, Tensor]:
     """Kept blocks of columns and of slashes: bool `[G, blocks]`; and whether all was finite."""
     kv_len, block, device = len(rows.k), config.key_block, rows.k.device
     size = (len(rows.heads), -(-kv_len // block) + 1)
     columns = torch.zeros(size, dtype=torch.bool, device=device)
     slashes = torch.zeros(size, dtype=torch.bool, device=device)
     finite = torch.ones(len(rows.heads), dtype=torch.bool, device=device)
-    for tail in chunk_tail_rows(rows.offset, kv_len, config.chunk_tails or 1):
+    for tail in chunk_tail_rows(rows.offset, kv_len, config.chunks):
         prob = rows.softmax(tail)
         finite &= prob.flatten(1).isfinite().all(1)
         keys = torch.arange(prob.shape[2], device=device)
@@ -74,7 +72,7 @@ def _kept_blocks(rows: GroupRows, config: SampleAttentionConfig) -> tuple[Tensor
         columns |= smallest_set(by_column, config.coverage * by_column.sum(-1))
         distance = (tail[:, None].to(device) - keys).clamp_(min=0) // block
         by_slash = _sum_by(distance.flatten(), prob.flatten(1), size[1])
-        kept = smallest_set(by_slash, (config.slash_coverage or 1.0) * by_slash.sum(-1))
+        kept = smallest_set(by_slash, config.slash_coverage * by_slash.sum(-1))
         slashes |= kept
         slashes[:, 1:] |= kept[:, :-1]  # a slash crosses two blocks of each row of blocks
     return columns, slashes, finite

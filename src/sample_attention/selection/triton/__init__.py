@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ...config import SampleAttentionConfig
+from ...config import Config, MlsysConfig, QueryMoments, SampleAttentionConfig
 from ...kernels.device import TILE_SIZES, triton_refusal
 from ...plan import StripePlan
 from ...problem import Problem
 
-MOST_PROBES = 4096
-"""Largest `probes`: one program holds what they found."""
+MOST_SAMPLED_KEYS = 4096
+"""Largest `sampled_keys`: one program holds what they found."""
 
 
 class TritonSelection:
@@ -18,12 +18,12 @@ class TritonSelection:
 
     name = "triton"
 
-    def refusal(self, problem: Problem, config: SampleAttentionConfig) -> str | None:
+    def refusal(self, problem: Problem, config: Config) -> str | None:
         """See `SelectionEngine.refusal`."""
         return _config_refusal(config) or triton_refusal(problem)
 
     def select(
-        self, q: Tensor, k: Tensor, problem: Problem, config: SampleAttentionConfig, scale: float
+        self, q: Tensor, k: Tensor, problem: Problem, config: Config, scale: float
     ) -> StripePlan:
         """See `SelectionEngine.select`."""
         from .select import select
@@ -31,13 +31,14 @@ class TritonSelection:
         return select(q, k, problem, config, scale)
 
 
-def _config_refusal(config: SampleAttentionConfig) -> str | None:
-    if config.chunk_tails and config.key_block not in TILE_SIZES:
+def _config_refusal(config: Config) -> str | None:
+    if isinstance(config, MlsysConfig) and config.key_block not in TILE_SIZES:
         return f"key_block {config.key_block}; accepted: {', '.join(map(str, TILE_SIZES))}"
-    if config.spread and config.probes is None:
-        return f"spread without probes; accepted: probes of 16 to {MOST_PROBES}"
-    if config.spread and (config.probes or 0) > MOST_PROBES:
-        return f"{config.probes} probes; accepted: up to {MOST_PROBES}"
+    ranking = config.ranking if isinstance(config, SampleAttentionConfig) else None
+    if isinstance(ranking, QueryMoments) and ranking.sampled_keys is None:
+        return f"sampled_keys=None; accepted: 16 to {MOST_SAMPLED_KEYS}"
+    if isinstance(ranking, QueryMoments) and (ranking.sampled_keys or 0) > MOST_SAMPLED_KEYS:
+        return f"sampled_keys={ranking.sampled_keys}; accepted: up to {MOST_SAMPLED_KEYS}"
     return None
 
 

@@ -10,16 +10,16 @@ from __future__ import annotations
 import functools
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from ...config import SampleAttentionConfig
-from ...plan.stripe import WHOLE
+from ...config import Config, MlsysConfig, PooledQueries, SampleAttentionConfig, with_fields
 from ...problem import Problem
 from ...problem.modes import within_mode
+from ..geometry import plan_form
 from . import row_tables as rows
 from .row_tables import Pools, RowTable
 
@@ -27,7 +27,7 @@ SCRATCH_BYTES = 2**29
 """Most memory of what is kept per column of segments that are filtered together, about."""
 
 KEPT = 64
-"""Geometries that are kept: the last used ones. Layers that differ in `head_coverage` share one."""
+"""Geometries that are kept: the last used ones. Layers that differ in `heads` share one."""
 
 KEPT_COVERAGES = 1024
 """Likewise of the coverages, a few numbers for each layer of a tuned model."""
@@ -46,7 +46,7 @@ class Geometry:
         always: bool `[N, G]`, segments that attend to every key, whatever it is.
         limits: int32 `[N, G]`, columns, or blocks of them, that can be listed.
         exact: the rows that are scored exactly.
-        pools: the runs of rows with mean queries; None without `pool`.
+        pools: the runs of rows with mean queries; None unless `PooledQueries` rank.
         columns: all that the lists of a head could hold, known on the host.
     """
 
@@ -64,24 +64,25 @@ _kept: OrderedDict[object, Geometry] = OrderedDict()
 _kept_coverages: OrderedDict[object, Tensor] = OrderedDict()
 
 
-def geometry(problem: Problem, config: SampleAttentionConfig) -> Geometry:
+def geometry(problem: Problem, config: Config) -> Geometry:
     """The geometry of a call, from an earlier one of the same lengths if there is one."""
     s, shape = problem.sequences, _without_heads(config)
     key = (tuple(s.rows()), s.max_q_len, problem.num_heads, _where(problem), shape)
     return _recall(_kept, KEPT, key, problem, lambda: _make(problem, shape))
 
 
-def coverage(problem: Problem, config: SampleAttentionConfig) -> Tensor:
+def coverage(problem: Problem, config: Config) -> Tensor:
     """The share that each query head keeps: fp32 `[H]`, from an earlier call if there is one."""
-    key = (problem.num_heads, _where(problem), config.coverage, config.head_coverage)
+    heads = config.budget.heads if isinstance(config, SampleAttentionConfig) else None
+    key = (problem.num_heads, _where(problem), config.coverage, heads)
     return _recall(
         _kept_coverages, KEPT_COVERAGES, key, problem, lambda: rows.shares(problem, config)
     )
 
 
 @functools.lru_cache(KEPT_COVERAGES)
-def _without_heads(config: SampleAttentionConfig) -> SampleAttentionConfig:
-    return replace(config, head_coverage=None)
+def _without_heads(config: Config) -> Config:
+    return with_fields(config, heads=None) if isinstance(config, SampleAttentionConfig) else config
 
 
 def _where(problem: Problem) -> tuple[object, ...]:
@@ -108,22 +109,27 @@ def _recall(
     return kept[key]
 
 
-def _make(problem: Problem, config: SampleAttentionConfig) -> Geometry:
-    blocks = config.chunk_tails is not None
-    size = config.key_block if blocks else config.segment or WHOLE
+def _make(problem: Problem, config: Config) -> Geometry:
+    size, _, key_block, _ = plan_form(config)
     spans = [(kv_len - q_len, kv_len) for _, _, q_len, _, kv_len in problem.sequences.rows()]
     segments = max(-(-hi // size) - lo // size for lo, hi in spans)
     ends = rows.ends(problem, size, segments)
     columns = sum(
-        -(-min((g + 1) * size, hi) // config.key_block)
+        -(-min((g + 1) * size, hi) // key_block)
         for lo, hi in spans
         for g in range(lo // size, -(-hi // size))
     )
-    exact = rows.tails(problem, config) if blocks else rows.strided(problem, config, segments)
+    if isinstance(config, MlsysConfig):
+        exact = rows.tails(problem, config)
+    else:
+        exact = rows.strided(problem, config, segments)
+    pools = None
+    if isinstance(config, SampleAttentionConfig) and isinstance(config.ranking, PooledQueries):
+        pools = rows.pools(problem, config, config.ranking.rows, segments)
     return Geometry(
         size, segments, rows.windows(problem, config), rows.always(problem, config, ends),
         rows.limits(problem, config, ends), exact,
-        None if config.pool is None else rows.pools(problem, config, segments), columns,
+        pools, columns,
     )  # fmt: skip
 
 

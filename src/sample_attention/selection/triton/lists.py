@@ -75,8 +75,8 @@ class Lists:
         launch(
             classes, mass, self.geometry.limits, self.geometry.always.view(torch.int8), threshold,
             self.dense.view(torch.int8), pitch, self.geometry.segments, segments.start,
-            self.coverage, config.coverage_at or 1,
-            RESIDUAL=config.residual, BLOCK=BLOCK_BINS, NUM_BINS=NUM_CLASSES, num_warps=4,
+            self.coverage, config.budget.tighten_below or 1,
+            RESIDUAL=True, BLOCK=BLOCK_BINS, NUM_BINS=NUM_CLASSES, num_warps=4,
         )  # fmt: skip
         self._collect(classes, threshold, segments, config.dense_above)
 

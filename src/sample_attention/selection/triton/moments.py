@@ -16,6 +16,7 @@ from ...config import (
     SampleAttentionConfig,
 )
 from ...kernels.layout import LOG2E, padded_dim, page_table_stride, power_of_two
+from ..geometry import moments_of
 from .column_mass import Keys
 from .geometry import groups
 from .lists import Lists
@@ -99,7 +100,7 @@ def _moments(q: Tensor, keys: Keys, config: SampleAttentionConfig, lists: Lists)
         sums, lists.dense.view(torch.int8), means, spreads, q.stride()[:3], segments, sums.shape[2],
         SPREAD_SHARE * keys.scale / 2,
         GROUP=problem.group_size, HEAD_DIM=problem.head_dim, BLOCK_D=block_d, SEGMENT=size,
-        BLOCK_M=power_of_two(size), SAMPLE_STRIDE=config.row_stride, **CENTRES, **MOMENTS_LAUNCH,
+        BLOCK_M=power_of_two(size), SAMPLE_STRIDE=config.sample_stride, **CENTRES, **MOMENTS_LAUNCH,
     )  # fmt: skip
     return Moments(means, spreads)
 
@@ -111,7 +112,8 @@ def _rank(
     """Sum the ranks of the regular probes, then rank all columns relative to the sum."""
     problem, facts, k = keys.problem, lists.geometry, keys.k
     pages, dense = problem.sequences.page_table, lists.dense.view(torch.int8)
-    (n, heads, _), count, probes = lists.counts.shape, len(segments), config.probes or MOST_HEAVY
+    probes = moments_of(config).sampled_keys or MOST_HEAVY
+    (n, heads, _), count = lists.counts.shape, len(segments)
     ranked = Ranked.empty((n, heads, count), segments, pitch, probes, ROOM, k.device)
     tile = rank_tile(problem.head_dim, problem.group_size)
     head = moments.means, moments.spreads, k, facts.limits, dense, problem.sequences.table, pages

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...config import PEAK, SampleAttentionConfig
 from ...kernels.layout import LOG2E, page_table_stride, power_of_two
+from ..geometry import moments_of
 from .column_mass import Keys
 from .lists import Lists
 from .peaks_kernel import farthest_rows_kernel, peak_kernel
@@ -54,13 +55,14 @@ def find_peaks(
             has them.
     """
     problem, facts, count = keys.problem, lists.geometry, len(segments)
+    ranking = moments_of(config)
     (n, heads, _), rows = lists.counts.shape, log_norm.shape[-1]
     table, dense = problem.sequences.table, lists.dense.view(torch.int8)
-    outliers = lists.counts.new_empty(n, heads, count, config.outliers)
+    outliers = lists.counts.new_empty(n, heads, count, ranking.farthest_rows)
     peaks = lists.counts.new_empty(n, heads, count, pitch // 16)
     constants = {
-        "SEGMENT": facts.size, "SAMPLE_STRIDE": config.row_stride, "ROWS": rows,
-        "FARTHEST": config.outliers,
+        "SEGMENT": facts.size, "SAMPLE_STRIDE": config.sample_stride, "ROWS": rows,
+        "FARTHEST": ranking.farthest_rows,
     }  # fmt: skip
     layout = keys.layout()
     choose: Any = farthest_rows_kernel[(count, heads, n)]
@@ -69,18 +71,18 @@ def find_peaks(
         HEAD_DIM=layout["HEAD_DIM"], BLOCK_D=layout["BLOCK_D"], **constants,
         **farthest_launch(rows),
     )  # fmt: skip
-    tile, pages = peak_tile(config.outliers, problem.head_dim), problem.sequences.page_table
+    tile, pages = peak_tile(ranking.farthest_rows, problem.head_dim), problem.sequences.page_table
     tiles = -(-count // tile["BLOCK_S"]) * -(-pitch // PEAK_LAUNCH["CHUNK"])
     find: Any = peak_kernel[(tiles, heads, n)]
     find(
         q, keys.k, table, pages, facts.limits, dense, outliers, log_norm, peaks,
         q.stride()[:3], keys.k.stride()[:3], page_table_stride(pages), segments.start,
-        segments.stop, facts.segments, pitch, keys.scale * LOG2E, _high(config),
+        segments.stop, facts.segments, pitch, keys.scale * LOG2E, _high(ranking.run_share),
         **layout, NUM_HEADS=heads, GROUP=problem.group_size, **constants, **tile, **PEAK_LAUNCH,
     )  # fmt: skip
     return peaks
 
 
-def _high(config: SampleAttentionConfig) -> float:
+def _high(run_share: float | None) -> float:
     """How many octaves above a peak of the least share those are that runs begin from."""
-    return math.inf if config.runs is None else math.log2(PEAK * config.runs)
+    return math.inf if run_share is None else math.log2(PEAK * run_share)

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...config import SampleAttentionConfig
+from ...config import MlsysConfig
 from ...kernels.layout import LOG2E, page_table_stride
 from .column_mass import Keys, score
 from .lists import Lists, fewest
@@ -22,12 +22,12 @@ MASS_LAUNCH = {"num_warps": 8}
 """With 4 warps the probabilities of a tile do not fit in the registers."""
 
 
-def fill_blocks(q: Tensor, keys: Keys, config: SampleAttentionConfig, lists: Lists) -> None:
+def fill_blocks(q: Tensor, keys: Keys, config: MlsysConfig, lists: Lists) -> None:
     """Fill the lists of every row of blocks."""
     by_column, by_slash = _block_mass(q, keys, config, lists.geometry.exact)
     lists.dense.logical_or_(~by_column.sum((2, 3)).isfinite()[..., None])
     columns = _kept(by_column, config.coverage)
-    slashes = _kept(by_slash, config.slash_coverage or 1.0)
+    slashes = _kept(by_slash, config.slash_coverage)
     slashes[..., 1:] |= slashes[..., :-1].clone()  # a slash crosses two blocks of a row of blocks
     kv_len = keys.problem.sequences.table[:, 4]
     offset = kv_len - keys.problem.sequences.table[:, 2]
@@ -48,7 +48,7 @@ def fill_blocks(q: Tensor, keys: Keys, config: SampleAttentionConfig, lists: Lis
 
 
 def _block_mass(
-    q: Tensor, keys: Keys, config: SampleAttentionConfig, rows: RowTable
+    q: Tensor, keys: Keys, config: MlsysConfig, rows: RowTable
 ) -> tuple[Tensor, Tensor]:
     """Sampled mass per block of keys and per block of distances: fp32 `[N, H, chunks, blocks]`."""
     problem, block = keys.problem, config.key_block

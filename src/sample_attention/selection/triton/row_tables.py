@@ -12,9 +12,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...config import SampleAttentionConfig
-from ...plan.stripe import WHOLE
+from ...config import Config, MlsysConfig, PaperConfig, SampleAttentionConfig
+from ...plan import WHOLE
 from ...problem import Problem
+from ..geometry import coverage_of, plan_form, stride_of, window_edges
 from ..rows import TAIL_ROWS
 
 SCORED_TOGETHER = 128
@@ -60,11 +61,11 @@ class Pools:
     rows: RowTable
 
 
-def strided(problem: Problem, config: SampleAttentionConfig, segments: int) -> RowTable:
-    """The positions p with `p % row_stride == row_stride // 2`."""
-    stride = config.row_stride
+def strided(problem: Problem, config: Config, segments: int) -> RowTable:
+    """The positions p with `p % sample_stride == sample_stride // 2`."""
+    stride = stride_of(config) or 1
     offset, kv_len = _extent(problem)
-    if config.segment is None:
+    if not isinstance(config, SampleAttentionConfig):
         start, size = offset // stride * stride, WHOLE
         count = -(-problem.sequences.max_q_len // stride) + 1
     else:
@@ -78,9 +79,9 @@ def strided(problem: Problem, config: SampleAttentionConfig, segments: int) -> R
     return _table(_in_q(p, problem), there, position, problem, config)
 
 
-def pools(problem: Problem, config: SampleAttentionConfig, segments: int) -> Pools:
+def pools(problem: Problem, config: SampleAttentionConfig, pool: int, segments: int) -> Pools:
     """The aligned runs of `pool` rows of every segment."""
-    size, pool = config.segment or WHOLE, config.pool or WHOLE
+    size = config.segment
     offset, kv_len = _extent(problem)
     start = _starts(offset, size, segments)
     stop = torch.minimum(start + size, kv_len)
@@ -94,10 +95,10 @@ def pools(problem: Problem, config: SampleAttentionConfig, segments: int) -> Poo
     return Pools(low, torch.where(there, high, 0), rows)
 
 
-def tails(problem: Problem, config: SampleAttentionConfig) -> RowTable:
-    """The last rows of each of `chunk_tails` equal chunks of the call; G counts chunks."""
+def tails(problem: Problem, config: MlsysConfig) -> RowTable:
+    """The last rows of each of `chunks` equal chunks of the call; G counts chunks."""
     offset, kv_len = _extent(problem)
-    q_len, most = kv_len - offset, min(config.chunk_tails or 1, problem.sequences.max_q_len)
+    q_len, most = kv_len - offset, min(config.chunks, problem.sequences.max_q_len)
     c = _steps(most, offset.device)[:, None]
     chunks = q_len.clamp(max=most)  # more chunks than rows: every row is one
     start, stop = (((c + i).long() * q_len // chunks).int() + offset for i in (0, 1))
@@ -106,19 +107,20 @@ def tails(problem: Problem, config: SampleAttentionConfig) -> RowTable:
     return _table(_in_q(p, problem), (p >= start) & (c < chunks), position, problem, config)
 
 
-def listed(problem: Problem, config: SampleAttentionConfig, rows: Tensor) -> RowTable:
+def listed(problem: Problem, config: Config, rows: Tensor) -> RowTable:
     """Rows given by their number within the call: int32 `[N, G, R]`, -1 for none."""
     offset, _ = _extent(problem)
     p = rows.clamp(min=0) + offset
     return _table(_in_q(p, problem), rows >= 0, p, problem, config)
 
 
-def windows(problem: Problem, config: SampleAttentionConfig) -> Tensor:
+def windows(problem: Problem, config: Config) -> Tensor:
     """The window of each sequence, in keys: int32 `[N]`."""
     kv_len = problem.sequences.table[:, 4]
-    if config.window_ratio is None:
-        return torch.full_like(kv_len, config.window)
-    return (kv_len.double() * config.window_ratio).ceil().int()
+    if isinstance(config, PaperConfig):
+        return (kv_len.double() * config.window_ratio).ceil().int()
+    window = config.window if isinstance(config, SampleAttentionConfig) else 0
+    return torch.full_like(kv_len, window)
 
 
 def ends(problem: Problem, size: int, segments: int) -> Tensor:
@@ -127,37 +129,39 @@ def ends(problem: Problem, size: int, segments: int) -> Tensor:
     return (_starts(offset, size, segments) + size)[..., 0]
 
 
-def always(problem: Problem, config: SampleAttentionConfig, stops: Tensor) -> Tensor:
+def always(problem: Problem, config: Config, stops: Tensor) -> Tensor:
     """Segments in the dense prefix or tail, given their `ends`: bool `[N, G]`."""
     kv_len = problem.sequences.table[:, 4, None]
+    if not isinstance(config, SampleAttentionConfig):
+        return torch.zeros_like(stops, dtype=torch.bool)
     last = torch.minimum(stops, kv_len)
     return (stops <= config.dense_prefix) | (last > kv_len - config.dense_tail)
 
 
-def limits(problem: Problem, config: SampleAttentionConfig, stops: Tensor) -> Tensor:
+def limits(problem: Problem, config: Config, stops: Tensor) -> Tensor:
     """Columns that each segment can list, given its `ends`: int32 `[N, G]`, blocks of columns."""
     last = torch.minimum(stops, problem.sequences.table[:, 4, None])
-    if config.segment is None:
-        return -(-last // config.key_block)
+    if not isinstance(config, SampleAttentionConfig):
+        return -(-last // plan_form(config).key_block)
     return _window_edges(last - 1, windows(problem, config), config)
 
 
 def _table(
-    at: Tensor, there: Tensor, position: Tensor, problem: Problem, config: SampleAttentionConfig,
+    at: Tensor, there: Tensor, position: Tensor, problem: Problem, config: Config,
     *, by_sequence: bool = False,
 ) -> RowTable:  # fmt: skip
     edges = position + 1
-    if config.segment is not None or config.residual:
+    if isinstance(config, SampleAttentionConfig):
         edges = _window_edges(position, windows(problem, config), config)
     share = there.sum(-1).float().reciprocal()
     at = torch.where(there, at, -1).contiguous()
     return RowTable(at, position.contiguous(), edges.contiguous(), share, by_sequence)
 
 
-def _window_edges(position: Tensor, window: Tensor, config: SampleAttentionConfig) -> Tensor:
+def _window_edges(position: Tensor, window: Tensor, config: Config) -> Tensor:
     """First key of the window of the rows at `position` `[N, ...]`; columns lie left of it."""
-    aligned = position // config.window_alignment * config.window_alignment
-    return (aligned - window.view(-1, *[1] * (position.dim() - 1)) + 1).clamp_(min=0)
+    by_sequence = window.view(-1, *[1] * (position.dim() - 1))
+    return window_edges(position, by_sequence, plan_form(config).window_alignment)
 
 
 def _in_q(p: Tensor, problem: Problem) -> Tensor:
@@ -177,11 +181,11 @@ def _starts(offset: Tensor, size: int, segments: int) -> Tensor:
     return (offset // size + _steps(segments, offset.device)[:, None]) * size
 
 
-def shares(problem: Problem, config: SampleAttentionConfig) -> Tensor:
+def shares(problem: Problem, config: Config) -> Tensor:
     """The coverage of each query head: fp32 `[H]`, filled on the device, which a copy waits for."""
     parts = [
         torch.full((len(list(same)),), share, dtype=torch.float32, device=problem.device)
-        for share, same in itertools.groupby(config.coverage_of(problem.num_heads))
+        for share, same in itertools.groupby(coverage_of(config, problem.num_heads))
     ]
     return torch.cat(parts)
 

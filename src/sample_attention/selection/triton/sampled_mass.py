@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ...config import SampleAttentionConfig
 from ...kernels.layout import LOG2E, page_table_stride, power_of_two
+from ..geometry import moments_of
 from .column_mass import Keys
 from .lists import Lists
 from .peaks import find_peaks
@@ -70,7 +71,7 @@ def count_on_probes(
     n, heads, count, pitch = ranked.classes.shape
     dense, group = lists.dense.view(torch.int8), problem.group_size
     probes, room = ranked.probes, ranked.heavy.shape[-1]
-    rows = max(16, power_of_two(facts.size // config.row_stride))
+    rows = max(16, power_of_two(facts.size // config.sample_stride))
     together = min(power_of_two(group), max(1, SAMPLED_TOGETHER // rows))
     row_max, row_sum, log_norm = q.new_empty(3, n, heads, count, rows, dtype=torch.float32)
     mass = q.new_empty(n, heads, count, probes, dtype=torch.float32)
@@ -82,7 +83,7 @@ def count_on_probes(
     scale = keys.scale * LOG2E
     constants = {
         **keys.layout(), "NUM_HEADS": heads, "GROUP": group, "SEGMENT": facts.size,
-        "SAMPLE_STRIDE": config.row_stride, "ROWS": rows, "SAMPLED_KEYS": probes,
+        "SAMPLE_STRIDE": config.sample_stride, "ROWS": rows, "SAMPLED_KEYS": probes,
     }  # fmt: skip
     heavy_lse: Any = heavy_lse_kernel[(count, heads, n)]
     heavy_lse(
@@ -103,12 +104,12 @@ def count_on_probes(
         **constants, **tile, **SAMPLED_MASS_LAUNCH,
     )  # fmt: skip
     peaks = None
-    if config.outliers:
+    if moments_of(config).farthest_rows:
         peaks = find_peaks(q, keys, config, lists, ranked.segments, pitch, log_norm)
     launch: Any = threshold_and_flag_kernel[(count, heads, n)]
     launch(
         *first, ranked.classes, facts.limits, dense, *heavy, log_norm, mass, heavy_mass, peaks,
-        lists.counts, ranked.bits, *strides, pitch, *last, lists.coverage, config.coverage_at or 1,
-        config.dense_above, scale, **constants, ROOM=room, BLOCK_P=power_of_two(max(probes, room)),
-        RESIDUAL=config.residual, **THRESHOLD_LAUNCH,
+        lists.counts, ranked.bits, *strides, pitch, *last, lists.coverage,
+        config.budget.tighten_below or 1, config.dense_above, scale, **constants, ROOM=room,
+        BLOCK_P=power_of_two(max(probes, room)), RESIDUAL=True, **THRESHOLD_LAUNCH,
     )  # fmt: skip

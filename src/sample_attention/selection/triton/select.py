@@ -5,10 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...config import SampleAttentionConfig
+from ...config import (
+    Config,
+    MlsysConfig,
+    PaperConfig,
+    PooledQueries,
+    QueryMoments,
+    SampleAttentionConfig,
+)
 from ...kernels.layout import LOG2E
-from ...plan import Probe, StripePlan
+from ...plan import HeldOut, StripePlan
 from ...problem import Problem
+from ..geometry import plan_form
 from ..lists import SegmentLists
 from .column_mass import Keys, mark_not_finite, mean_queries, score, write_mass
 from .geometry import Geometry, coverage, geometry, groups
@@ -30,43 +38,44 @@ COLUMN_BYTES = 3
 """A class and a mass, while a column is filtered."""
 
 
-def select(
-    q: Tensor, k: Tensor, problem: Problem, config: SampleAttentionConfig, scale: float
-) -> StripePlan:
+def select(q: Tensor, k: Tensor, problem: Problem, config: Config, scale: float) -> StripePlan:
     """Stages 1 and 2 for q `[B, H, Sq, D]` and k `[B, Hkv, Skv, D]`."""
-    keys, facts = Keys(k, problem, scale), geometry(problem, config)
+    keys, facts, form = Keys(k, problem, scale), geometry(problem, config), plan_form(config)
     lists = Lists.empty(facts, coverage(problem, config), _capacity(problem, config, facts))
     if config.dense:
         lists.dense.fill_(value=True)
     else:
         mark_not_finite(k, problem, lists.dense, queries=False)
-        if config.pool is None:  # mean queries see every row of q
+        ranking = config.ranking if isinstance(config, SampleAttentionConfig) else None
+        if not isinstance(ranking, (QueryMoments, PooledQueries)):  # means see every row of q
             mark_not_finite(q, problem, lists.dense, queries=True)
-        if config.chunk_tails is not None:
+        if isinstance(config, MlsysConfig):
             fill_blocks(q, keys, config, lists)
-        elif config.segment is None:
+        elif isinstance(config, PaperConfig):
             _select_whole(q, keys, config, lists)
-        elif config.spread:
+        elif isinstance(config, SampleAttentionConfig) and isinstance(ranking, QueryMoments):
             fill_by_spread(q, keys, config, lists)
-        else:
+        elif isinstance(config, SampleAttentionConfig):
             _select_segments(q, keys, config, lists)
     return StripePlan(
         indices=lists.indices, offsets=lists.offsets, counts=lists.counts, dense=lists.dense,
         sequences=problem.sequences, segment=facts.size, window=facts.window,
-        window_alignment=config.window_alignment, key_block=config.key_block,
-        dense_tail=config.tail_rows,
-        probe=_probe(q, keys, config) if config.held_out else None,
+        window_alignment=form.window_alignment, key_block=form.key_block,
+        dense_tail=form.dense_tail,
+        held_out=_held_out(q, keys, config) if config.check.held_out_rows else None,
     )  # fmt: skip
 
 
-def _capacity(problem: Problem, config: SampleAttentionConfig, facts: Geometry) -> int:
+def _capacity(problem: Problem, config: Config, facts: Geometry) -> int:
     """Entries of all lists: what they can hold at most, or a bound on memory."""
     columns = problem.num_heads * facts.columns
-    most = columns if config.segment is None else int(config.dense_above * columns)
+    most = columns
+    if isinstance(config, SampleAttentionConfig):
+        most = int(config.dense_above * columns)
     return min(most, max(ALWAYS_LISTED, int(LISTED_SHARE * columns)))
 
 
-def _select_whole(q: Tensor, keys: Keys, config: SampleAttentionConfig, lists: Lists) -> None:
+def _select_whole(q: Tensor, keys: Keys, config: PaperConfig, lists: Lists) -> None:
     """v1: the fewest columns that hold the share of the mass of rows at equal distances."""
     s, facts = keys.problem.sequences, lists.geometry
     mass = torch.empty(*lists.counts.shape, s.max_kv_len, dtype=torch.float32, device=q.device)
@@ -75,9 +84,8 @@ def _select_whole(q: Tensor, keys: Keys, config: SampleAttentionConfig, lists: L
     absent = torch.arange(s.max_kv_len, device=q.device) >= s.table[:, 4, None]
     mass.masked_fill_(absent[:, None, None], 0.0)
     outside = mass.sum(-1)
-    need = config.coverage - (1 - outside) if config.residual else config.coverage * outside
     lists.dense.logical_or_(~outside.isfinite())
-    lists.keep(fewest(mass, need), range(1))
+    lists.keep(fewest(mass, config.coverage * outside), range(1))
 
 
 def _select_segments(q: Tensor, keys: Keys, config: SampleAttentionConfig, lists: Lists) -> None:
@@ -101,9 +109,9 @@ def _select_segments(q: Tensor, keys: Keys, config: SampleAttentionConfig, lists
         lists.decide(classes, mass, segments, config)
 
 
-def _probe(q: Tensor, keys: Keys, config: SampleAttentionConfig) -> Probe:
+def _held_out(q: Tensor, keys: Keys, config: Config) -> HeldOut:
     """Dense log-sum-exp of the held-out rows, 0 where a segment has fewer."""
-    rows = SegmentLists(keys.problem, config).probe_rows().to(q.device, non_blocking=True)
+    rows = SegmentLists(keys.problem, config).held_out_rows().to(q.device, non_blocking=True)
     lse = score(q, listed(keys.problem, config, rows), keys).lse / LOG2E
     lse = lse.view(len(rows), keys.problem.num_heads, *rows.shape[1:])
-    return Probe(rows, lse.masked_fill((rows < 0)[:, None], 0.0))
+    return HeldOut(rows, lse.masked_fill((rows < 0)[:, None], 0.0))
