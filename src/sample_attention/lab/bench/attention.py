@@ -151,9 +151,9 @@ def _times(times: Mapping[str, Times], flops: float) -> Row:
     missing = dict.fromkeys(("p50", "p20", "p80"))
     row: Row = {}
     for part in PARTS:
-        found = {**missing, **(_milliseconds(times[part]) if part in times else {})}
-        row |= {f"ms_{part}": found["p50"], f"ms_{part}_p20": found["p20"],
-                f"ms_{part}_p80": found["p80"]}  # fmt: skip
+        milliseconds = {**missing, **(_milliseconds(times[part]) if part in times else {})}
+        row |= {f"ms_{part}": milliseconds["p50"], f"ms_{part}_p20": milliseconds["p20"],
+                f"ms_{part}_p80": milliseconds["p80"]}  # fmt: skip
     dense = {name: _milliseconds(x) for name, x in times.items() if name not in PARTS}
     for suffix, point in (("", "p50"), ("_p20", "p20"), ("_p80", "p80")):
         row[f"ms_dense{suffix}"] = {name: x[point] for name, x in dense.items()}

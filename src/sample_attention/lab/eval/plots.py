@@ -62,11 +62,11 @@ def draw_needles(rows: Sequence[Record]) -> Figure | None:
     """
     panels: dict[str, dict[int, Record]] = {}
     for group in groups_of(rows):
-        found = group.tasks.get(NEEDLE, {})
-        for label in sorted(found, key=lambda label: label != DENSE):
-            if "depths" in found[label]:
-                title = f"{found[label]['model']}\n{label}"
-                panels.setdefault(title, {})[group.length] = found[label]
+        needles = group.tasks.get(NEEDLE, {})
+        for label in sorted(needles, key=lambda label: label != DENSE):
+            if "depths" in needles[label]:
+                title = f"{needles[label]['model']}\n{label}"
+                panels.setdefault(title, {})[group.length] = needles[label]
     if not panels:
         return None
     figure, axes = _panels(len(panels), 5, 0.7)
@@ -89,7 +89,7 @@ def _points(group: Group) -> dict[str, list[tuple[float, float]]]:
 
     On tasks that most of them ran; the others are not among them.
     """
-    found: dict[str, list[tuple[float, float]]] = {}
+    points: dict[str, list[tuple[float, float]]] = {}
     pairs = {label: group.pairs(label) for label in group.methods if label != DENSE}
     labels, tasks = most_in_common({label: x for label, x in pairs.items() if x})
     for label in labels:
@@ -97,8 +97,8 @@ def _points(group: Group) -> dict[str, list[tuple[float, float]]]:
         share = share_of_dense(both)
         if share is not None:
             point = mean(row["density"] for row, _ in both), 100 * share.mean
-            found.setdefault(label.partition(":")[0], []).append(point)
-    return found
+            points.setdefault(label.partition(":")[0], []).append(point)
+    return points
 
 
 def _draw_curves(axis: Axes, group: Group, names: Sequence[str]) -> None:

@@ -69,10 +69,11 @@ class HeadProfile:
 
     def _density_at(self, coverage: float) -> float:
         """Between the coverages that were measured, linearly."""
-        known, found = [0.0, *HEAD_COVERAGES, 1.0], [0.0, *self.density.mean((0, 1)).tolist(), 1.0]
+        known = [0.0, *HEAD_COVERAGES, 1.0]
+        densities = [0.0, *self.density.mean((0, 1)).tolist(), 1.0]
         at = next(i for i, x in enumerate(known) if x >= coverage)
         share = (coverage - known[at - 1]) / (known[at] - known[at - 1])
-        return found[at - 1] + share * (found[at] - found[at - 1])
+        return densities[at - 1] + share * (densities[at] - densities[at - 1])
 
     def _allocate(self, density: float) -> Table:
         """Bisect the price of a pair, in octaves: the dearer, the fewer are computed."""
@@ -80,8 +81,8 @@ class HeadProfile:
         for _ in range(HALVINGS):
             price = (low + high) / 2
             chosen = self._at_price(2.0**price)
-            found = float(self.density.gather(2, chosen[..., None]).mean())
-            low, high = (price, high) if found > density else (low, price)
+            reached = float(self.density.gather(2, chosen[..., None]).mean())
+            low, high = (price, high) if reached > density else (low, price)
         chosen = self._at_price(2.0**high)
         return tuple(tuple(HEAD_COVERAGES[i] for i in row) for row in chosen.tolist())
 
@@ -111,7 +112,7 @@ def profile_heads(
     for passage in passages:
         watches.append(_watched(loaded, passage, config, rows))
         on_passage()
-    if not any(watch.found for watch in watches):
+    if not any(watch.priced for watch in watches):
         raise UnsupportedAttention(
             f"{loaded.name}: no layer attends to all keys, so none can run sparse: nothing to tune"
         )
@@ -122,12 +123,12 @@ def profile_heads(
 
 def _mean_of(watches: Sequence[_Watch], part: int) -> Tensor:
     """Over passages `[layers, heads, coverages]`; a layer that was not seen loses nothing."""
-    found = [{layer: x[part] for layer, x in watch.found.items()} for watch in watches]
-    known = next(iter(found[0].values()))
+    by_layer = [{layer: x[part] for layer, x in watch.priced.items()} for watch in watches]
+    known = next(iter(by_layer[0].values()))
     nothing = torch.full_like(known, float(part))
-    layers = 1 + max(map(max, found))
+    count = 1 + max(map(max, by_layer))
     return torch.stack([
-        torch.stack([one.get(layer, nothing) for one in found]).mean(0) for layer in range(layers)
+        torch.stack([one.get(layer, nothing) for one in by_layer]).mean(0) for layer in range(count)
     ])  # fmt: skip
 
 
@@ -182,12 +183,12 @@ class _Watch:
     Attributes:
         config: of the selection.
         rows: whose next tokens are looked at.
-        found: loss and density by layer, fp64 `[heads, coverages]`.
+        priced: loss and density by layer, fp64 `[heads, coverages]`.
     """
 
     config: SampleAttentionConfig
     rows: int
-    found: dict[int, tuple[Tensor, Tensor]] = field(default_factory=lambda: {})
+    priced: dict[int, tuple[Tensor, Tensor]] = field(default_factory=lambda: {})
 
     @functools.cached_property
     def _dense(self) -> Callable[..., Any]:
@@ -227,4 +228,4 @@ class _Watch:
             along = (moved * grad[0].float()).sum(-1).T  # [H, S]
             parts = F.pad(along, (0, -along.shape[1] % segment)).unflatten(1, (-1, segment)).sum(2)
             loss[:, i] = parts.double().square().sum(1).cpu() / (2 * self.rows)
-        self.found[layer] = loss, density
+        self.priced[layer] = loss, density

@@ -93,9 +93,9 @@ class Trial:
     @property
     def mean(self) -> Reading:
         """Means over the requests."""
-        found = self.readings
+        read = self.readings
         return Reading(
-            mean(x.density for x in found), mean(x.kl for x in found), mean(x.mass for x in found)
+            mean(x.density for x in read), mean(x.kl for x in read), mean(x.mass for x in read)
         )
 
     @property
@@ -191,8 +191,8 @@ class Search:
         shape = base if self.best.config.dense else self.best.config
         given, values = getattr(shape, name), SHAPES[name]
         nearest = [x for x in values if x < given][-1:] + [x for x in values if x > given][:1]
-        found = [_with(shape, name, value) for value in nearest]
-        yield from sorted(found, key=lambda config: sampling_density(config, self.length))
+        neighbours = [_with(shape, name, value) for value in nearest]
+        yield from sorted(neighbours, key=lambda config: sampling_density(config, self.length))
 
     def _bisect(self, shape: SampleAttentionConfig, low: int, high: int) -> None:
         """Find the least of these coverages within the budget, as long as it can beat the best."""
