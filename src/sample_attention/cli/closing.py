@@ -1,4 +1,4 @@
-"""What the numbers of a comparison say, in words that fit them."""
+"""The meaning of the numbers of a comparison, in words."""
 
 from __future__ import annotations
 

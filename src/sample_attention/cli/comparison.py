@@ -28,7 +28,7 @@ DENSE_IMPLEMENTATION = "sdpa"
 
 @dataclass(frozen=True)
 class Comparison:
-    """What came out.
+    """The results of both ways.
 
     Attributes:
         prompt_tokens: length of the prompt.

@@ -27,7 +27,7 @@ EXTRAS = {
     "plot": ("matplotlib",),
     "cli": ("typer", "rich"),
 }
-"""What the extras for users install."""
+"""The packages that the extras for users install."""
 
 TESTED = {
     "torch": ("2.7.1", "2.14.1"),
@@ -50,7 +50,7 @@ def doctor(*, as_json: bool) -> None:
 
 
 def examine() -> dict[str, Any]:
-    """What is here, and what would run."""
+    """The environment, and the backends that would run in it."""
     devices = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
     return {
         "sample_attention": __version__,
@@ -91,7 +91,7 @@ def _release(version: str) -> tuple[int, ...]:
 
 
 def _examine_device(device: torch.device) -> dict[str, Any]:
-    """What would run for the typical problem; tensors of one row, repeated, take no memory."""
+    """Answers of the backends to the typical problem; one row, repeated, takes no memory."""
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     row = torch.zeros(TYPICAL["head_dim"], dtype=dtype, device=device)
     q = row.expand(1, TYPICAL["num_heads"], TYPICAL["tokens"], -1)

@@ -42,7 +42,7 @@ MEASURES = ("density", "retained_mass_mean", "retained_mass_p5", "retained_mass_
 
 @dataclass(frozen=True)
 class InspectOptions:
-    """What is inspected, and how it is shown.
+    """The layers and heads to inspect, and the form in which they are shown.
 
     Attributes:
         config: of the plans.

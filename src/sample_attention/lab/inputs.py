@@ -21,7 +21,7 @@ from ..problem import Problem
 
 @dataclass(frozen=True)
 class Inputs:
-    """What attention is measured on.
+    """The tensors that attention is measured on.
 
     Attributes:
         name: as records state it.

@@ -112,7 +112,7 @@ def _measured(
     inputs: Inputs, plan: StripePlan, runs: dict[str, Callable[[], object]], settings: Settings, *,
     dense: bool,
 ) -> Row:  # fmt: skip
-    """What all rows share: facts, errors and times of attending, of `runs` and of the providers."""
+    """The fields of all rows: sizes, errors and times of attending, of `runs` and of providers."""
     q, k, v = inputs.q, inputs.k, inputs.v
     out, lse = attend(q, k, v, plan, backend=settings.backend)
     oracle = check_attend(out, lse, (q, k, v), plan, settings.seed)
@@ -205,7 +205,7 @@ def with_floor(row: Row, gflops: float) -> Row:
 
 
 def machine_gflops(size: int = 2048) -> float:
-    """What this process reaches on an fp32 matrix product: the rate that floors are stated at."""
+    """The rate of this process on an fp32 matrix product, at which floors are stated."""
     a = torch.randn(size, size, generator=torch.Generator().manual_seed(0), device="cpu")
     times = time_in_turns({"matmul": lambda: a @ a}, seconds=1.0, repeats=5)
     return 2 * size**3 / times["matmul"].p20 / 1e9

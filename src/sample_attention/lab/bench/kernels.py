@@ -39,7 +39,7 @@ STAGES = {
     "probe_lse_kernel": "probe_lse", "probe_mass_kernel": "probe_mass", "decide_kernel": "decide",
     "attend_kernel": "attend", "gather_attend_kernel": "attend", "merge_runs_kernel": "attend",
 }  # fmt: skip
-"""What each Triton kernel is launched for."""
+"""The purpose of each launch of a Triton kernel."""
 
 Launch = tuple[str, float]
 """Name of a kernel and the seconds it ran on the device."""
@@ -189,7 +189,7 @@ def parts_of(launches: Iterable[Launch], config: SampleAttentionConfig) -> dict[
 
 
 def profile_launches(run: Callable[[], object]) -> list[Launch]:
-    """What one run gives the device, in the order in which it starts there."""
+    """The launches of one run, in the order in which they start on the device."""
     torch.cuda.synchronize()
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
         run()

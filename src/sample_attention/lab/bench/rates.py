@@ -1,4 +1,4 @@
-"""What a GPU reaches at most in this process: the rates that floors are stated at."""
+"""The highest rates of a GPU in this process, at which floors are stated."""
 
 from __future__ import annotations
 

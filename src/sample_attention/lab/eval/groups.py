@@ -15,7 +15,7 @@ Pairs = dict[str, tuple[Record, Record]]
 
 @dataclass(frozen=True)
 class Group:
-    """What was measured of one model at one length under the same conditions.
+    """The rows of one model at one length under the same conditions.
 
     Attributes:
         model: as records state it, with its YaRN factor if it has one.
@@ -50,7 +50,7 @@ class Group:
         return None if row is None or "skipped" in row else row
 
     def dense_of(self, task: str, row: Record) -> Record | None:
-        """What dense attention made of the prompts of a row; None where that was not measured."""
+        """The row of dense attention on the prompts of a row; None where that was not measured."""
         return self.dense.get((task, row["n"]))
 
     def pairs(self, method: str) -> Pairs:
@@ -58,7 +58,7 @@ class Group:
         return {task: both for task, both in self._both(method).items() if "kl" not in both[0]}
 
     def texts(self, method: str) -> Pairs:
-        """The same, by real text."""
+        """By real text, the rows of a method and of dense attention, where both exist."""
         return {task: both for task, both in self._both(method).items() if "kl" in both[0]}
 
     def _both(self, method: str) -> Pairs:
@@ -116,7 +116,7 @@ def most_in_common(pairs: Mapping[str, Pairs]) -> tuple[list[str], list[str]]:
 
 
 def difference(row: Record, dense: Record, name: str = "scores") -> Estimate:
-    """What a method changes, prompt by prompt: of `scores` or `logprobs`."""
+    """The change by a method, prompt by prompt: of `scores` or `logprobs`."""
     return paired_difference(row[name], dense[name])
 
 

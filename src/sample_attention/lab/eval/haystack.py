@@ -1,4 +1,4 @@
-"""What needles are hidden in, and what they are made of."""
+"""The text that needles are hidden in, and the parts that needles are made of."""
 
 from __future__ import annotations
 

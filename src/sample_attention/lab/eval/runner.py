@@ -187,7 +187,7 @@ def _dense(cell: Cell) -> Cell:
 
 
 def _shared(loaded: LoadedModel, settings: RunSettings, cell: Cell) -> Row:
-    """What identifies the row of a cell."""
+    """The fields that identify the row of a cell."""
     method = cell.method.measuring(settings.held_out)
     return {
         "model": settings.model_name, "yarn": settings.yarn,

@@ -1,4 +1,4 @@
-"""What each head's coverage is worth: the error of the model where one head keeps less.
+"""The worth of each head's coverage: the error of the model where one head keeps less.
 
 Where a head's output changes by d, the distribution p of the next token moves, to second order, by
 
@@ -40,7 +40,7 @@ Table = tuple[tuple[float, ...], ...]
 """Coverages by layer and head."""
 
 HEAD_COVERAGES = (0.3, 0.5, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99)
-"""What a head's coverage may be."""
+"""The coverages that a head may have."""
 
 NAME = "sample_attention_profile"
 HALVINGS = 60
@@ -48,7 +48,7 @@ HALVINGS = 60
 
 @dataclass(frozen=True)
 class HeadProfile:
-    """What every head loses and computes at each of `HEAD_COVERAGES`, the others being dense.
+    """The loss and density of every head at each of `HEAD_COVERAGES`, the others being dense.
 
     Attributes:
         loss: KL(dense || sparse) of the next token in nats, fp64 `[layers, heads, coverages]`.
@@ -199,7 +199,7 @@ class _Watch:
         self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None,
         dropout: float = 0.0, **given: Any,  # noqa: ANN401
     ) -> tuple[Tensor, None]:  # fmt: skip
-        """What a model calls: q `[1, H, S, D]`, k and v `[1, Hkv, S, D]`; out `[1, S, H, D]`."""
+        """Called by a model: q `[1, H, S, D]`, k and v `[1, Hkv, S, D]`; out `[1, S, H, D]`."""
         del dropout
         for name in ("softcap", "s_aux"):
             if given.get(name) is not None:

@@ -59,7 +59,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class Reading:
-    """What one request gave.
+    """The results of one request.
 
     Attributes:
         density: computed pairs over causal pairs, mean over layers and heads.
@@ -73,7 +73,7 @@ class Reading:
 
 
 NOTHING_LOST = Reading(1.0, 0.0, 1.0)
-"""What dense attention gives."""
+"""The results of dense attention."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What LongBench and InfiniteBench have in common: JSON lines, and texts cut in the middle."""
+"""The common parts of LongBench and InfiniteBench: JSON lines, and texts cut in the middle."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Question:
-    """What one line of a file asks.
+    """The question of one line of a file.
 
     Attributes:
         before: what comes before the text.
