@@ -35,10 +35,10 @@ Rule = tuple[str, Config]
 """A preset's name, and the preset with what was chosen beside it."""
 
 LayerRule = tuple[str, Config | Tuned]
-"""The same, or a tuned configuration, which has coverages for every layer of its model."""
+"""A preset, or a tuned configuration, which has coverages for every layer of its model."""
 
 LAST_KERNEL = "whole attend"
-"""What is measured last of a preset and length."""
+"""The last measurement of a preset and length."""
 
 MANY_LAYERS = 12
 """Layers that every model has at least: as many are measured by default as of a larger one."""
@@ -46,7 +46,7 @@ MANY_LAYERS = 12
 
 @dataclass(frozen=True)
 class AttentionOptions:
-    """What is measured of attention alone.
+    """The measurements of attention alone.
 
     Attributes:
         source: `random` or `captured:MODEL`.
@@ -76,7 +76,7 @@ class AttentionOptions:
 
 @dataclass(frozen=True)
 class KernelOptions:
-    """What is measured of each kernel, on an NVIDIA GPU.
+    """The measurements of each kernel, on an NVIDIA GPU.
 
     Attributes:
         lengths: tokens.
@@ -101,7 +101,7 @@ class KernelOptions:
 
 @dataclass(frozen=True)
 class TtftOptions:
-    """What is measured of a whole model.
+    """The measurements of a whole model.
 
     Attributes:
         prompt: model and text.

@@ -34,7 +34,7 @@ class Sizes:
     head_dim: Annotated[int, typer.Option(min=1, help="their head dim")] = 128
 
     def shape(self) -> Shape:
-        """The same, for the laboratory."""
+        """These sizes, for the laboratory."""
         return Shape(self.batch, self.heads, self.kv_heads, self.head_dim)
 
 

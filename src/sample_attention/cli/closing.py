@@ -1,4 +1,4 @@
-"""What the numbers of a comparison say, in words that fit them."""
+"""The meaning of the numbers of a comparison, in words."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ def closing_words(content: dict[str, Any]) -> list[str]:
         content: of a report.
     """
     sparse = content["methods"][SPARSE]
-    found = [_on_time(content["ttft_speedup"], sparse)]
+    words = [_on_time(content["ttft_speedup"], sparse)]
     if sparse["sparse_layers"]:
-        found.append(_on_mass(sparse, content["config"]["coverage"]))
-        found.append(_on_text(same=content["same_text"]))
+        words.append(_on_mass(sparse, content["config"]["coverage"]))
+        words.append(_on_text(same=content["same_text"]))
     if len(content["timing"]["order"]) == len(content["methods"]):
-        found.append("Each way was timed once, so that other programs disturb it: --repeats 3 is "
+        words.append("Each way was timed once, so that other programs disturb it: --repeats 3 is "
                      "steadier.")  # fmt: skip
-    return found
+    return words
 
 
 def answer_words(content: dict[str, Any]) -> str:
@@ -69,12 +69,12 @@ def _on_mass(sparse: dict[str, Any], coverage: float) -> str:
     mean = sparse["retained_mass"]["mean"]
     if mean is None:
         return f"{computed}; what they carry was not measured (--held-out 4 measures it)."
-    kept = (f"{computed}; they carry {100 * mean:.1f} % of the attention, measured on rows that "
+    told = (f"{computed}; they carry {100 * mean:.1f} % of the attention, measured on rows that "
             "they were not chosen by.")  # fmt: skip
     aim = f"{100 * coverage:g} %"
     if mean >= coverage:
-        return f"{kept} That reaches the coverage asked for, {aim}."
-    return f"{kept} The coverage asked for, {aim}, was not reached; a higher --coverage keeps more."
+        return f"{told} That reaches the coverage asked for, {aim}."
+    return f"{told} The coverage asked for, {aim}, was not reached; a higher --coverage keeps more."
 
 
 def _on_text(*, same: bool) -> str:

@@ -28,7 +28,7 @@ DENSE_IMPLEMENTATION = "sdpa"
 
 @dataclass(frozen=True)
 class Comparison:
-    """What came out.
+    """The results of both ways.
 
     Attributes:
         prompt_tokens: length of the prompt.
@@ -95,7 +95,7 @@ def compare(
             runs[kind].append(generate_greedily(model, token_ids, max_new_tokens, on_token))
     held_out_rows = held_out_rows or config.check.held_out_rows
     layers, pictured, inputs = _observe(model, token_ids, _measuring(rule, held_out_rows))
-    made = {kind: tuple(found) for kind, found in runs.items()}
+    made = {kind: tuple(generations) for kind, generations in runs.items()}
     return Comparison(
         token_ids.shape[1], tuple(order), made, config,
         rule.model if isinstance(rule, Tuned) else None, held_out_rows, layers, pictured, inputs,
@@ -120,10 +120,10 @@ def _observe(
     ):
         prefill(model, token_ids)
     inputs = captured.get(layer)
-    kept = [x for x in recorder.layers if x.plan is not None]
-    if not kept or inputs is None or inputs.mask is not None:
+    planned = [x for x in recorder.layers if x.plan is not None]
+    if not planned or inputs is None or inputs.mask is not None:
         return tuple(recorder.layers), None, None
-    return tuple(recorder.layers), kept[0], inputs
+    return tuple(recorder.layers), planned[0], inputs
 
 
 def _layer_to_picture(model: PreTrainedModel) -> int:

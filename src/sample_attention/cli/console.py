@@ -1,4 +1,4 @@
-"""What people see while they wait, all of it on stderr: steps, and bars that follow the layers."""
+"""Signs of progress, all of them on stderr: steps, and bars that follow the layers."""
 
 from __future__ import annotations
 

@@ -30,7 +30,7 @@ EXTRAS = {
     "plot": ("matplotlib",),
     "cli": ("typer", "rich"),
 }
-"""What the extras for users install."""
+"""The packages that the extras for users install."""
 
 TESTED = {
     "torch": ("2.7.1", "2.14.1"),
@@ -44,16 +44,16 @@ TYPICAL = {"num_heads": 32, "num_kv_heads": 8, "tokens": 8192, "head_dim": 128}
 
 
 def doctor(*, as_json: bool) -> None:
-    """Print the facts, as JSON or for people."""
-    facts = examine()
+    """Print the environment, as JSON or for people."""
+    environment = examine()
     if as_json:
-        print(json.dumps(facts))
+        print(json.dumps(environment))
     else:
-        _print_facts(facts)
+        _print_environment(environment)
 
 
 def examine() -> dict[str, Any]:
-    """What is here, and what would run."""
+    """The environment, and the backends that would run in it."""
     devices = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
     return {
         "sample_attention": __version__,
@@ -89,12 +89,12 @@ def _compare(name: str) -> dict[str, str | None]:
 
 def _release(version: str) -> tuple[int, ...]:
     """The numbers that a version begins with: (2, 13, 0) of 2.13.0+cpu."""
-    found = re.match(r"\d+(\.\d+)*", version)
-    return tuple(map(int, found[0].split("."))) if found else ()
+    release = re.match(r"\d+(\.\d+)*", version)
+    return tuple(map(int, release[0].split("."))) if release else ()
 
 
 def _examine_device(device: torch.device) -> dict[str, Any]:
-    """What would run for the typical problem; tensors of one row, repeated, take no memory."""
+    """Answers of the backends to the typical problem; one row, repeated, takes no memory."""
     dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
     row = torch.zeros(TYPICAL["head_dim"], dtype=dtype, device=device)
     q = row.expand(1, TYPICAL["num_heads"], TYPICAL["tokens"], -1)
@@ -120,27 +120,28 @@ def _examine_device(device: torch.device) -> dict[str, Any]:
     }
 
 
-def _print_facts(facts: dict[str, Any]) -> None:
+def _print_environment(environment: dict[str, Any]) -> None:
     console = Console(highlight=False, soft_wrap=True)
-    commit = f" ({facts['commit'][:12]})" if facts["commit"] else ""
+    commit = f" ({environment['commit'][:12]})" if environment["commit"] else ""
     table = Table(show_header=False, box=None, padding=(0, 2, 0, 0))
-    table.add_row("sample-attention", f"{facts['sample_attention']}{commit}")
-    table.add_row("python", f"{facts['python']} on {facts['system']}")
+    table.add_row("sample-attention", f"{environment['sample_attention']}{commit}")
+    table.add_row("python", f"{environment['python']} on {environment['system']}")
     table.add_row(
-        "torch", f"{facts['torch']}, {facts['threads']} threads on {facts['cores']} cores"
+        "torch",
+        f"{environment['torch']}, {environment['threads']} threads on {environment['cores']} cores",
     )
-    for name, said in facts["tested"].items():
-        found = f"{said['installed']}, " if said["installed"] else ""
-        tested = f"{found}{said['position']} ({said['oldest']} to {said['newest']})"
+    for name, said in environment["tested"].items():
+        installed = f"{said['installed']}, " if said["installed"] else ""
+        tested = f"{installed}{said['position']} ({said['oldest']} to {said['newest']})"
         table.add_row(f"tested {name}", tested)
-    for extra, packages in facts["extras"].items():
+    for extra, packages in environment["extras"].items():
         missing = [name for name, version in packages.items() if version is None]
-        found = ", ".join(f"{name} {version}" for name, version in packages.items() if version)
+        present = ", ".join(f"{name} {version}" for name, version in packages.items() if version)
         remedy = f"missing {', '.join(missing)}: {INSTALL.format(extra=extra)}"
-        text = "; ".join(filter(None, (found, remedy if missing else "")))
+        text = "; ".join(filter(None, (present, remedy if missing else "")))
         table.add_row(f"extra {extra}", escape(text))
     console.print(table)
-    for device in facts["devices"]:
+    for device in environment["devices"]:
         console.print(f"\n{device['device']}: {device['name']}", style="bold")
         console.print(f"  a typical layer: {device['problem']}")
         for name, verdict in device["backends"].items():
@@ -152,7 +153,7 @@ def _print_facts(facts: dict[str, Any]) -> None:
         for name, verdict in device["dense_providers"].items():
             console.print(f"  dense {name}: {verdict}")
     console.print()
-    for kind, row in facts["crossovers"].items():
+    for kind, row in environment["crossovers"].items():
         console.print(
             f"on {kind} sparse pays from {row['min_kv_len']} keys and {row['min_q_len']} queries "
             f"up (measured: {row['measured']})",

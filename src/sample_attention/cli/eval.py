@@ -20,7 +20,7 @@ from .output import Destination, prepare_file, print_tables
 
 @dataclass(frozen=True)
 class EvalOptions:
-    """What is measured.
+    """The measurements of an evaluation.
 
     Attributes:
         suite: a key of `SUITES`.
@@ -113,7 +113,7 @@ def _suite(options: EvalOptions) -> Suite:
 
 
 def _within(cells: list[Cell], context_length: int) -> list[Cell]:
-    """What a suite asks for that the model can read; the rest is named."""
+    """The cells of a suite whose prompts the model can read; the rest is named."""
     beyond = sorted({cell.length for cell in cells if cell.length > context_length})
     if beyond:
         messages().print(

@@ -35,14 +35,14 @@ SEED = 0
 
 ALL: Literal["all"] = "all"
 
-FACTS = ("density", "retained_mass_mean", "retained_mass_p5", "retained_mass_min",
-         "sparsity_degree")  # fmt: skip
+MEASURES = ("density", "retained_mass_mean", "retained_mass_p5", "retained_mass_min",
+            "sparsity_degree")  # fmt: skip
 """Of a head, in the order of the tables."""
 
 
 @dataclass(frozen=True)
 class InspectOptions:
-    """What is inspected, and how it is shown.
+    """The layers and heads to inspect, and the form in which they are shown.
 
     Attributes:
         config: of the plans.
@@ -168,7 +168,7 @@ def _view(
     rows = sample_rows(q.shape[2], row_count, SEED)
     mass = measure_retained_mass(q, k, plan, rows=rows, scale=scale)
     degree = sparsity_degree(q, k, coverage, rows=rows, scale=scale)[0]
-    facts = {
+    measures = {
         "density": density,
         "retained_mass_mean": mass.mean,
         "retained_mass_p5": mass.p5,
@@ -177,7 +177,7 @@ def _view(
         "dense_segments": plan.dense[0].double().mean(-1),
     }
     heads_facts = [
-        {"head": h, **{name: round(float(x[h]), 6) for name, x in facts.items()}}
+        {"head": h, **{name: round(float(x[h]), 6) for name, x in measures.items()}}
         for h in range(len(density))
     ]
     middle = int(density.argsort()[len(density) // 2])
@@ -197,10 +197,10 @@ def _row(view: LayerView) -> dict[str, Any]:
 
 
 def _title(view: LayerView, h: int) -> str:
-    facts = view.heads[h]
+    measures = view.heads[h]
     return (
-        f"Layer {view.layer}, head {h}: {100 * facts['density']:.0f} % computed, "
-        f"{facts['retained_mass_mean']:.3f} of the probability kept"
+        f"Layer {view.layer}, head {h}: {100 * measures['density']:.0f} % computed, "
+        f"{measures['retained_mass_mean']:.3f} of the probability kept"
     )
 
 
@@ -209,7 +209,7 @@ def _write(content: dict[str, Any], views: list[LayerView], folder: Path) -> Non
 
     (folder / "inspect.json").write_text(json.dumps(content, indent=2) + "\n", "utf-8")
     coverage, rows = content["config"]["coverage"], f"{content['rows']} random rows"
-    density, mean, _, least, degree = (_values(views, x) for x in FACTS)
+    density, mean, _, least, degree = (_values(views, x) for x in MEASURES)
     panels = [
         Panel.sparsity_degree(degree, coverage), Panel.retained_mass(mean, f"mean over {rows}"),
         Panel.cra(least, f"least of {rows}"),
@@ -240,7 +240,7 @@ def _print_layers(views: list[LayerView], coverage: float) -> None:
     for name in ("layer", "density", "kept", "p5", "min (CRA)", f"SD({coverage:g})", "in heads"):
         table.add_column(name, justify="right")
     for name, part in [*((str(x.layer), [x]) for x in views), ("all", views)]:
-        density, mean, p5, least, degree = (_values(part, x) for x in FACTS)
+        density, mean, p5, least, degree = (_values(part, x) for x in MEASURES)
         values = [float(x) for x in (density.mean(), mean.mean(), p5.mean(), least.min())]
         values.append(float(degree.mean()))
         span = f"{float(degree.min()):.3f} to {float(degree.max()):.3f}"
@@ -257,9 +257,9 @@ def _print_view(view: LayerView, coverage: float) -> None:
     names = ("head", "density", "kept: mean", "p5", "min (CRA)", f"SD({coverage:g})", "dense rows")
     for name in names:
         table.add_column(name, justify="right")
-    for facts in view.heads:
-        values = [float(x) for name, x in facts.items() if name != "head"]
-        table.add_row(str(facts["head"]), *(f"{x:.3f}" for x in values))
+    for measures in view.heads:
+        values = [float(x) for name, x in measures.items() if name != "head"]
+        table.add_row(str(measures["head"]), *(f"{x:.3f}" for x in values))
     console.print(table)
     for h in view.drawn:
         print(

@@ -218,17 +218,17 @@ def write_report(report: Report, folder: Path) -> None:
 
 def _headline(content: dict[str, Any]) -> tuple[str, str]:
     dense, sparse = content["methods"][DENSE], content["methods"][SPARSE]
-    facts = content["provenance"]
+    device, threads = (content["provenance"][x] for x in ("device", "threads"))
     mass = sparse["retained_mass"]["mean"]
-    kept = "" if mass is None else f" and keeps {100 * mass:.1f} % of its probability"
+    keeps = "" if mass is None else f" and keeps {100 * mass:.1f} % of its probability"
     same = "the same" if content["same_text"] else "a different"
     return (
         f"SampleAttention on {content['model']['name']}, a prompt of "
         f"{content['prompt_tokens']:,} tokens",
-        f"Computes {100 * sparse['density']:.0f} % of the attention{kept}; writes {same} text as "
+        f"Computes {100 * sparse['density']:.0f} % of the attention{keeps}; writes {same} text as "
         f"dense attention.\nTime to first token: {dense['ttft_s']:.1f} s dense, "
-        f"{sparse['ttft_s']:.1f} s sparse ({content['ttft_speedup']:.2f}x), on {facts['device']}, "
-        f"{facts['threads']} thread{'s' if facts['threads'] > 1 else ''}.",
+        f"{sparse['ttft_s']:.1f} s sparse ({content['ttft_speedup']:.2f}x), on {device}, "
+        f"{threads} thread{'s' if threads > 1 else ''}.",
     )
 
 

@@ -33,7 +33,7 @@ QKV = tuple[Tensor, Tensor, Tensor]
 
 @dataclass(frozen=True)
 class AttentionInputs:
-    """What the attention of one layer was given.
+    """The inputs of the attention of one layer.
 
     Attributes:
         q: `[B, H, Sq, D]`, after position encoding.
@@ -109,7 +109,7 @@ def captured_inputs(
     prompt: Prompt, layers: Sequence[int] | None, batch: int, lengths: Sequence[int],
     dtype: torch.dtype, device: torch.device,
 ) -> Iterator[Inputs]:  # fmt: skip
-    """What layers are given at each length: attention is causal, so shorter ones are prefixes.
+    """Inputs of layers at each length: attention is causal, so shorter ones are prefixes.
 
     Args:
         prompt: model and text.

@@ -58,8 +58,8 @@ def generate_greedily(
     result = forward(input_ids=token_ids, use_cache=True, **last_logits(model))
     token = int(result.logits[0, -1].argmax())  # waits for the device
     first = time.perf_counter()
-    found = continue_greedily(model, result.past_key_values, token, max_new_tokens, on_token)
-    return Generation(found, first - start, time.perf_counter() - first)
+    written = continue_greedily(model, result.past_key_values, token, max_new_tokens, on_token)
+    return Generation(written, first - start, time.perf_counter() - first)
 
 
 @torch.inference_mode()
@@ -80,17 +80,17 @@ def continue_greedily(
     """
     forward: Any = model
     ends, keywords = end_tokens(model), last_logits(model)
-    found: list[int] = []
+    written: list[int] = []
     while token not in ends:
-        found.append(token)
+        written.append(token)
         if on_token is not None:
             on_token()
-        if len(found) >= max_new_tokens or enough(found):
+        if len(written) >= max_new_tokens or enough(written):
             break
         step = torch.tensor([[token]], device=model.device)
         result = forward(input_ids=step, past_key_values=cache, use_cache=True, **keywords)
         cache, token = result.past_key_values, int(result.logits[0, -1].argmax())
-    return tuple(found)
+    return tuple(written)
 
 
 @torch.inference_mode()

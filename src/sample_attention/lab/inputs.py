@@ -22,7 +22,7 @@ from ..selection.geometry import plan_form, window_edges
 
 @dataclass(frozen=True)
 class Inputs:
-    """What attention is measured on.
+    """The tensors that attention is measured on.
 
     Attributes:
         name: as records state it.

@@ -1,4 +1,4 @@
-"""What one method does to a passage of real text, next to dense attention on the same tokens."""
+"""A passage of real text under one method, next to dense attention on the same tokens."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ QUOTED_TOKENS = 48
 
 @dataclass(frozen=True)
 class Computed:
-    """What a prefill computed, and how much of the dense probability that was.
+    """The pairs that a prefill computed, and their share of the dense probability.
 
     Attributes:
         density: computed pairs over causal pairs, mean over layers and heads.
@@ -94,7 +94,7 @@ def text_logits(
 def compare_text(
     token_ids: Sequence[int], read: tuple[Tensor, Computed], dense: Tensor
 ) -> Measurement:
-    """What a method made of a passage, as `text_logits` gave it, next to dense logits `[T, V]`."""
+    """Compare a method on a passage, as `text_logits` read it, with dense logits `[T, V]`."""
     logits, computed = read
     targets = torch.tensor(list(token_ids)[-len(logits) :], device=logits.device)
     parts: list[Tensor] = []

@@ -1,4 +1,4 @@
-"""What each kernel cannot avoid: products, exponentials and bytes, as formulas of the shapes.
+"""The least work of each kernel: products, exponentials and bytes, as formulas of the shapes.
 
 Bytes count every tensor once, however often a kernel reads it: a cache may hold the rest.
 """

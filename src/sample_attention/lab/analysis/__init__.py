@@ -1,4 +1,4 @@
-"""What attention does in real models, and what a plan keeps of it: exact, in linear memory."""
+"""Probabilities of real attention, and the share that a plan keeps: exact, in linear memory."""
 
 from ..capture import AttentionInputs, capture_attention
 from .cra import RetainedMass, measure_retained_mass

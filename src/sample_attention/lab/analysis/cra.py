@@ -76,6 +76,6 @@ def measure_retained_mass(
     mass = torch.zeros(problem.num_heads, len(chosen), dtype=torch.float64, device=q.device)
     for h in range(problem.num_heads):
         for part, prob in row_probabilities(q, k, problem, chosen, n=n, h=h, scale=scale):
-            kept = plan.allows(n, h, chosen[part], keys)
-            mass[h, part] = prob.masked_fill(~kept, 0.0).sum(-1, dtype=torch.float64)
+            allowed = plan.allows(n, h, chosen[part], keys)
+            mass[h, part] = prob.masked_fill(~allowed, 0.0).sum(-1, dtype=torch.float64)
     return RetainedMass(chosen, mass)

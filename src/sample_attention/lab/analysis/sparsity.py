@@ -50,8 +50,8 @@ def sparsity_degree(
         visible = int((chosen + (kv_len - q_len) + 1).sum())
         for h in range(problem.num_heads):
             parts = row_probabilities(q, k, problem, chosen, n=n, h=h, scale=scale)
-            kept = sum(int(_fewest_keys(prob, coverage).sum()) for _, prob in parts)
-            result[n, h] = 1 - kept / visible
+            needed = sum(int(_fewest_keys(prob, coverage).sum()) for _, prob in parts)
+            result[n, h] = 1 - needed / visible
     return result
 
 

@@ -110,7 +110,7 @@ def _measured(
     inputs: Inputs, plan: StripePlan, runs: dict[str, Callable[[], object]], settings: Settings, *,
     dense: bool,
 ) -> Row:  # fmt: skip
-    """What all rows share: facts, errors and times of attending, of `runs` and of the providers."""
+    """The fields of all rows: sizes, errors and times of attending, of `runs` and of providers."""
     q, k, v = inputs.q, inputs.k, inputs.v
     out, lse = attend(q, k, v, plan, backend=settings.backend)
     oracle = check_attend(out, lse, (q, k, v), plan, settings.seed)
@@ -149,9 +149,9 @@ def _times(times: Mapping[str, Times], flops: float) -> Row:
     missing = dict.fromkeys(("p50", "p20", "p80"))
     row: Row = {}
     for part in PARTS:
-        found = {**missing, **(_milliseconds(times[part]) if part in times else {})}
-        row |= {f"ms_{part}": found["p50"], f"ms_{part}_p20": found["p20"],
-                f"ms_{part}_p80": found["p80"]}  # fmt: skip
+        milliseconds = {**missing, **(_milliseconds(times[part]) if part in times else {})}
+        row |= {f"ms_{part}": milliseconds["p50"], f"ms_{part}_p20": milliseconds["p20"],
+                f"ms_{part}_p80": milliseconds["p80"]}  # fmt: skip
     dense = {name: _milliseconds(x) for name, x in times.items() if name not in PARTS}
     for suffix, point in (("", "p50"), ("_p20", "p20"), ("_p80", "p80")):
         row[f"ms_dense{suffix}"] = {name: x[point] for name, x in dense.items()}
@@ -207,7 +207,7 @@ def with_floor(row: Row, gflops: float) -> Row:
 
 
 def machine_gflops(size: int = 2048) -> float:
-    """What this process reaches on an fp32 matrix product: the rate that floors are stated at."""
+    """The rate of this process on an fp32 matrix product, at which floors are stated."""
     a = torch.randn(size, size, generator=torch.Generator().manual_seed(0), device="cpu")
     times = time_in_turns({"matmul": lambda: a @ a}, seconds=1.0, repeats=5)
     return 2 * size**3 / times["matmul"].p20 / 1e9

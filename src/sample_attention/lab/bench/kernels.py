@@ -126,11 +126,11 @@ def measure_kernels(
         "select": lambda: select(q, k, config, backend=TRITON),
         "attend": lambda: attend(q, k, v, plan, backend=backend),
     }
-    found: list[KernelTimes] = []
+    times: list[KernelTimes] = []
     for name, run in calls.items():
         work = selecting if name == "select" else {"attend": attending}
-        found += [_by(backend, x) for x in _measured_call(name, run, config, work, repeats)]
-    return plan, found
+        times += [_by(backend, x) for x in _measured_call(name, run, config, work, repeats)]
+    return plan, times
 
 
 def measure_dense(
@@ -190,7 +190,7 @@ def parts_of(launches: Iterable[Launch], config: Config) -> dict[str, list[float
 
 
 def profile_launches(run: Callable[[], object]) -> list[Launch]:
-    """What one run gives the device, in the order in which it starts there."""
+    """The launches of one run, in the order in which they start on the device."""
     torch.cuda.synchronize()
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
         run()
@@ -224,7 +224,7 @@ def _measured_call(
     parts = {part: [sum(x.get(part, ())) for x in runs] for part in runs[-1]}
     if not parts.keys() & work.keys():
         raise UnknownLaunches(f"the profiler saw no kernel of '{name}'; it needs access to CUPTI")
-    found = [
+    kernels = [
         KernelTimes(part, summary(seconds), work.get(part), len(runs[-1][part]))
         for part, seconds in parts.items()
     ]
@@ -232,7 +232,7 @@ def _measured_call(
     times = time_in_turns({name: run}, seconds=0, repeats=repeats, clock=clock)
     host = time_in_turns({name: run}, seconds=0, repeats=repeats, clock=_host_clock)
     launches = sum(len(x) for x in runs[-1].values())
-    return [*found, KernelTimes(f"whole {name}", times[name], None, launches, host[name])]
+    return [*kernels, KernelTimes(f"whole {name}", times[name], None, launches, host[name])]
 
 
 def _by(backend: str, row: KernelTimes) -> KernelTimes:

@@ -1,4 +1,4 @@
-"""What a GPU reaches at most in this process: the rates that floors are stated at."""
+"""The highest rates of a GPU in this process, at which floors are stated."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ def measure_rates(dtype: torch.dtype, device: torch.device) -> Rates:
         seconds=0.5, repeats=10, clock=clock_of(device),
     )  # fmt: skip
     driver: Any = require("triton.runtime", "triton").driver
-    facts = driver.active.utils.get_device_properties(torch.cuda.current_device())
-    clocks = facts["multiprocessor_count"] * facts["sm_clock_rate"] * 1000  # given in kHz
+    properties = driver.active.utils.get_device_properties(torch.cuda.current_device())
+    clocks = properties["multiprocessor_count"] * properties["sm_clock_rate"] * 1000  # given in kHz
     return Rates(
         flops=2 * MATMUL_SIZE**3 / times["matmul"].p20,
         exps=float(EXPS_PER_CLOCK * clocks),

@@ -81,7 +81,7 @@ def measure_ttft(
 
 
 def prompt_facts(prompt: Prompt, loaded: LoadedModel, token_ids: Tensor) -> Row:
-    """What the rows of one prompt share."""
+    """The fields that the rows of one prompt share."""
     return {
         "model": prompt.model_name, "text": prompt.text_name, "yarn": prompt.yarn,
         "seq_len": token_ids.shape[1], "dtype": str(loaded.model.dtype).removeprefix("torch."),

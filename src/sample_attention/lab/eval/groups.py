@@ -15,7 +15,7 @@ Pairs = dict[str, tuple[Record, Record]]
 
 @dataclass(frozen=True)
 class Group:
-    """What was measured of one model at one length under the same conditions.
+    """The rows of one model at one length under the same conditions.
 
     Attributes:
         model: as records state it, with its YaRN factor if it has one.
@@ -50,7 +50,7 @@ class Group:
         return None if row is None or "skipped" in row else row
 
     def dense_of(self, task: str, row: Record) -> Record | None:
-        """What dense attention made of the prompts of a row; None where that was not measured."""
+        """The row of dense attention on the prompts of a row; None where that was not measured."""
         return self.dense.get((task, row["n"]))
 
     def pairs(self, method: str) -> Pairs:
@@ -58,17 +58,17 @@ class Group:
         return {task: both for task, both in self._both(method).items() if "kl" not in both[0]}
 
     def texts(self, method: str) -> Pairs:
-        """The same, by real text."""
+        """By real text, the rows of a method and of dense attention, where both exist."""
         return {task: both for task, both in self._both(method).items() if "kl" in both[0]}
 
     def _both(self, method: str) -> Pairs:
-        found: Pairs = {}
+        pairs: Pairs = {}
         for task in self.tasks:
             row = self.row(task, method)
             dense = row and self.dense_of(task, row)
             if row is not None and dense is not None:
-                found[task] = row, dense
-        return found
+                pairs[task] = row, dense
+        return pairs
 
     def skipped(self) -> dict[str, str]:
         """Tasks that no other method ran, with the reason."""
@@ -82,14 +82,14 @@ class Group:
 
 def groups_of(rows: Sequence[Record]) -> list[Group]:
     """The rows by model and length, longest first; other conditions make other groups."""
-    found: dict[tuple[object, ...], Group] = {}
+    groups: dict[tuple[object, ...], Group] = {}
     for row in rows:
         yarn = row.get("yarn")
         model = str(row["model"]) if yarn is None else f"{row['model']} (YaRN {yarn:g})"
         key = (model, row["length"], row.get("dtype"), row.get("seed"), row.get("routed"))
-        group = found.setdefault(key, Group(model, row["length"], {}))
+        group = groups.setdefault(key, Group(model, row["length"], {}))
         group.add(row, label_of(row))
-    return sorted(found.values(), key=lambda group: (group.model, -group.length))
+    return sorted(groups.values(), key=lambda group: (group.model, -group.length))
 
 
 def label_of(row: Record) -> str:
@@ -109,14 +109,14 @@ def most_in_common(pairs: Mapping[str, Pairs]) -> tuple[list[str], list[str]]:
     """Methods and tasks that all of these methods ran, as many of both as there are together."""
     if not pairs:
         return [], []
-    found: list[tuple[list[str], list[str]]] = []
+    choices: list[tuple[list[str], list[str]]] = []
     for tasks in (*pairs.values(), set[str].intersection(*map(set, pairs.values()))):
-        found.append(([x for x, ran in pairs.items() if set(tasks) <= ran.keys()], sorted(tasks)))
-    return max(found, key=lambda both: (len(both[0]) * len(both[1]), len(both[0])))
+        choices.append(([x for x, ran in pairs.items() if set(tasks) <= ran.keys()], sorted(tasks)))
+    return max(choices, key=lambda both: (len(both[0]) * len(both[1]), len(both[0])))
 
 
 def difference(row: Record, dense: Record, name: str = "scores") -> Estimate:
-    """What a method changes, prompt by prompt: of `scores` or `logprobs`."""
+    """The change by a method, prompt by prompt: of `scores` or `logprobs`."""
     return paired_difference(row[name], dense[name])
 
 

@@ -1,4 +1,4 @@
-"""What needles are hidden in, and what they are made of."""
+"""The text that needles are hidden in, and the parts that needles are made of."""
 
 from __future__ import annotations
 
@@ -74,10 +74,10 @@ def passage(rng: random.Random, parts: Sequence[str], count: int) -> list[str]:
 
 def plant(hay: Sequence[str], needles: Sequence[str], depths: Sequence[float]) -> list[str]:
     """Hay with each needle at its depth, from 0 (before all) to 1 (after all), in their order."""
-    found = list(hay)
+    planted = list(hay)
     for depth, needle in reversed([*zip(depths, needles, strict=True)]):
-        found.insert(round(depth * len(hay)), needle)
-    return found
+        planted.insert(round(depth * len(hay)), needle)
+    return planted
 
 
 def random_depths(rng: random.Random, count: int) -> list[float]:

@@ -1,4 +1,4 @@
-"""What one method does to one prompt: a prefill, then everything else dense on its cache."""
+"""One prompt under one method: a prefill, then everything else dense on its cache."""
 
 from __future__ import annotations
 

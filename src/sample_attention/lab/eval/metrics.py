@@ -89,8 +89,8 @@ def code_similarity(output: str, answers: Answers) -> float:
 
 def first_number(output: str, answers: Answers) -> float:
     """1 if the first number of the output is the answer."""
-    found = re.search(r"\d+\.\d+|\d+", output)
-    return float(found is not None and any(float(found[0]) == float(a) for a in answers))
+    number = re.search(r"\d+\.\d+|\d+", output)
+    return float(number is not None and any(float(number[0]) == float(a) for a in answers))
 
 
 def last_number(output: str, answers: Answers) -> float:
@@ -118,8 +118,8 @@ def contains_word(output: str, answers: Answers) -> float:
 
 def option_letter(output: str, answers: Answers) -> float:
     """1 if the first letter from A to D that stands alone is that of a right option."""
-    found = re.search(r"(?<![A-Za-z])[ABCD](?![A-Za-z])", output)
-    return float(found is not None and found[0] in answers)
+    letter = re.search(r"(?<![A-Za-z])[ABCD](?![A-Za-z])", output)
+    return float(letter is not None and letter[0] in answers)
 
 
 def _plain_words(text: str) -> list[str]:

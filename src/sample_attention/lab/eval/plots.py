@@ -70,9 +70,9 @@ def draw_needles(rows: Sequence[Record]) -> Figure | None:
     """
     panels: dict[str, dict[str, dict[int, Record]]] = {}
     for group in groups_of(rows):
-        found = group.tasks.get(NEEDLE, {})
-        for label in sorted(found, key=lambda label: (label != DENSE, label)):
-            if "depths" in (row := found[label]):
+        needles = group.tasks.get(NEEDLE, {})
+        for label in sorted(needles, key=lambda label: (label != DENSE, label)):
+            if "depths" in (row := needles[label]):
                 panels.setdefault(row["model"], {}).setdefault(label, {})[group.length] = row
     if not panels:
         return None
@@ -101,7 +101,7 @@ def _points(group: Group) -> dict[str, list[Point]]:
 
     On tasks that most of them ran; the others are not among them.
     """
-    found: dict[str, list[Point]] = {}
+    points: dict[str, list[Point]] = {}
     pairs = {label: group.pairs(label) for label in group.methods if label != DENSE}
     labels, tasks = most_in_common({label: x for label, x in pairs.items() if x})
     for label in labels:
@@ -109,8 +109,8 @@ def _points(group: Group) -> dict[str, list[Point]]:
         share = share_of_dense(both)
         if share is not None:
             point = mean(row["density"] for row, _ in both), Estimate(*(100 * x for x in share))
-            found.setdefault(label.partition(":")[0], []).append(point)
-    return found
+            points.setdefault(label.partition(":")[0], []).append(point)
+    return points
 
 
 def _draw_curves(axis: Axes, group: Group, names: Sequence[str]) -> None:

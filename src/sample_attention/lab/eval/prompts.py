@@ -27,7 +27,7 @@ SHORTEST_SLACK = 32
 
 @dataclass(frozen=True)
 class Draft:
-    """What a prompt says.
+    """The parts of a prompt.
 
     Attributes:
         content: what the user says: text and question.

@@ -164,8 +164,8 @@ class _Prompts:
     def depths(self, cell: Cell) -> list[float] | None:
         """Where the answers stand; None where that is not one place."""
         self._make(cell)
-        found = [x.depth for x in self.samples if x.depth is not None]
-        return found if len(found) == len(self.samples) else None
+        depths = [x.depth for x in self.samples if x.depth is not None]
+        return depths if len(depths) == len(self.samples) else None
 
     def _make(self, cell: Cell) -> None:
         key = cell.length, cell.task, cell.n
@@ -187,7 +187,7 @@ def _dense(cell: Cell) -> Cell:
 
 
 def _shared(loaded: LoadedModel, settings: RunSettings, cell: Cell) -> Row:
-    """What identifies the row of a cell."""
+    """The fields that identify the row of a cell."""
     method = cell.method.measuring(settings.held_out)
     return {
         "model": settings.model_name, "yarn": settings.yarn,

@@ -124,11 +124,11 @@ def cells_of(suite: Suite) -> list[Cell]:
         InvalidInput: a task that there is not.
         InvalidConfig: a method that there is not.
     """
-    found: dict[Cell, None] = {}
+    cells: dict[Cell, None] = {}
     for stage in suite.stages:
         methods = parse_methods(stage.methods)
         for length in stage.lengths:
             for task in parse_tasks(stage.tasks):
                 n = stage.texts if task.name in (*TEXT, *QUOTING) else stage.n
-                found.update(dict.fromkeys(Cell(length, task, m, n) for m in methods))
-    return list(found)
+                cells.update(dict.fromkeys(Cell(length, task, m, n) for m in methods))
+    return list(cells)

@@ -82,8 +82,8 @@ def _at_a_glance(pairs: Pairs, texts: Pairs) -> tuple[str, ...]:
 
 def _densities(group: Group) -> list[str]:
     """The densities that several methods were turned to, as their labels have them."""
-    found = [turned_to(label) for label in group.methods if group.pairs(label)]
-    return sorted({x for x in found if x and found.count(x) > 1})
+    densities = [turned_to(label) for label in group.methods if group.pairs(label)]
+    return sorted({x for x in densities if x and densities.count(x) > 1})
 
 
 def _front_table(group: Group, at: str) -> RecordTable:
@@ -92,13 +92,13 @@ def _front_table(group: Group, at: str) -> RecordTable:
     methods, tasks = most_in_common(pairs)
     lines: list[tuple[str, ...]] = []
     for method in methods:
-        found = pairs[method]
-        ours = [found[task][0] for task in tasks]
+        of_method = pairs[method]
+        ours = [of_method[task][0] for task in tasks]
         lines.append((
             method.partition(":")[0], f"{mean(row['density'] for row in ours):.3f}",
             f"{mean(row['score'] for row in ours):.3f}",
-            _percent(share_of_dense([found[task] for task in tasks])),
-            f"{mean(difference(*found[task], 'logprobs').mean for task in tasks):+.3f}",
+            _percent(share_of_dense([of_method[task] for task in tasks])),
+            f"{mean(difference(*of_method[task], 'logprobs').mean for task in tasks):+.3f}",
         ))  # fmt: skip
     headers = ("method", "density", "score", "% of dense (95 % CI)", "Δ log-probability")
     prompts = sum(pairs[methods[0]][task][0]["n"] for task in tasks)

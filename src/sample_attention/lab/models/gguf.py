@@ -188,8 +188,8 @@ def decode_tensor(header: GGUFHeader, info: TensorInfo) -> Tensor:
 
 def stop_token_ids(header: GGUFHeader) -> list[int]:
     """Return the tokens that end an answer: end of text, of turn and of message, where named."""
-    found = [header.token_id(key) for key in _STOP_KEYS]
-    return list(dict.fromkeys(token for token in found if token is not None))
+    stops = [header.token_id(key) for key in _STOP_KEYS]
+    return list(dict.fromkeys(token for token in stops if token is not None))
 
 
 def _parameter(header: GGUFHeader, info: TensorInfo, config: PreTrainedConfig) -> Tensor:

@@ -63,7 +63,7 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class GGUFHeader:
-    """What a GGUF file says before its tensor bytes.
+    """The part of a GGUF file before its tensor bytes.
 
     Attributes:
         path: the file.

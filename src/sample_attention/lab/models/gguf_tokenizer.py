@@ -83,12 +83,12 @@ def _backend(header: GGUFHeader) -> Tokenizer:
     backend.decoder = tokenizers.decoders.ByteLevel()
     types = header.integers("tokenizer.ggml.token_type")
     for wanted, special in ((_CONTROL_TOKEN, True), (_USER_TOKEN, False)):
-        found = [
+        added = [
             tokenizers.AddedToken(token, normalized=False, special=special)
             for token, kind_id in zip(tokens, types, strict=False)
             if kind_id == wanted
         ]
-        (backend.add_special_tokens if special else backend.add_tokens)(found)
+        (backend.add_special_tokens if special else backend.add_tokens)(added)
     if header.metadata.get("tokenizer.ggml.add_bos_token", False):
         _begin_with_bos(backend, header, tokens)
     return backend

@@ -47,7 +47,7 @@ def encode_passage(
 def encode_prompt(
     tokenizer: PreTrainedTokenizerBase, content: str, lead: str = "", *, chat: bool = True
 ) -> EncodedPrompt:
-    """What the user says, then the beginning of the answer.
+    """The words of the user, then the beginning of the answer.
 
     Args:
         tokenizer: makes the tokens.

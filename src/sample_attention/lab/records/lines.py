@@ -35,7 +35,7 @@ def append_record(path: str | os.PathLike[str], row: Mapping[str, object]) -> No
 
 
 def read_lines(paths: Iterable[Path]) -> Iterator[tuple[str, Any]]:
-    """What the lines of JSON-lines files hold, each with where it stands (`file:line`).
+    """The values of the lines of JSON-lines files, each with its place (`file:line`).
 
     Raises:
         InvalidInput: a line is not JSON, or not UTF-8.

@@ -26,7 +26,7 @@ PACKAGES = (
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """What has to be the same for a measurement to come out the same.
+    """The conditions under which a measurement comes out the same again.
 
     Attributes:
         date: when it was made, UTC, ISO 8601 to the second.

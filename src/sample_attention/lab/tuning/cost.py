@@ -1,4 +1,4 @@
-"""What attending and selecting cost, in the unit of density: shares of dense attention."""
+"""The costs of attending and selecting, in the unit of density: shares of dense attention."""
 
 from __future__ import annotations
 

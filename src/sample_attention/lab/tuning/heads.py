@@ -1,4 +1,4 @@
-"""What each head's coverage is worth: the error of the model where one head keeps less.
+"""The worth of each head's coverage: the error of the model where one head keeps less.
 
 Where a head's output changes by d, the distribution p of the next token moves, to second order, by
 
@@ -39,7 +39,7 @@ Table = tuple[tuple[float, ...], ...]
 """Coverages by layer and head."""
 
 HEAD_COVERAGES = (0.3, 0.5, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99)
-"""What a head's coverage may be."""
+"""The coverages that a head may have."""
 
 NAME = "sample_attention_profile"
 HALVINGS = 60
@@ -47,7 +47,7 @@ HALVINGS = 60
 
 @dataclass(frozen=True)
 class HeadProfile:
-    """What every head loses and computes at each of `HEAD_COVERAGES`, the others being dense.
+    """The loss and density of every head at each of `HEAD_COVERAGES`, the others being dense.
 
     Attributes:
         loss: KL(dense || sparse) of the next token in nats, fp64 `[layers, heads, coverages]`.
@@ -68,10 +68,11 @@ class HeadProfile:
 
     def _density_at(self, coverage: float) -> float:
         """Between the coverages that were measured, linearly."""
-        known, found = [0.0, *HEAD_COVERAGES, 1.0], [0.0, *self.density.mean((0, 1)).tolist(), 1.0]
+        known = [0.0, *HEAD_COVERAGES, 1.0]
+        densities = [0.0, *self.density.mean((0, 1)).tolist(), 1.0]
         at = next(i for i, x in enumerate(known) if x >= coverage)
         share = (coverage - known[at - 1]) / (known[at] - known[at - 1])
-        return found[at - 1] + share * (found[at] - found[at - 1])
+        return densities[at - 1] + share * (densities[at] - densities[at - 1])
 
     def _allocate(self, density: float) -> Table:
         """Bisect the price of a pair, in octaves: the dearer, the fewer are computed."""
@@ -79,8 +80,8 @@ class HeadProfile:
         for _ in range(HALVINGS):
             price = (low + high) / 2
             chosen = self._at_price(2.0**price)
-            found = float(self.density.gather(2, chosen[..., None]).mean())
-            low, high = (price, high) if found > density else (low, price)
+            reached = float(self.density.gather(2, chosen[..., None]).mean())
+            low, high = (price, high) if reached > density else (low, price)
         chosen = self._at_price(2.0**high)
         return tuple(tuple(HEAD_COVERAGES[i] for i in row) for row in chosen.tolist())
 
@@ -110,7 +111,7 @@ def profile_heads(
     for passage in passages:
         watches.append(_watched(loaded, passage, config, rows))
         on_passage()
-    if not any(watch.found for watch in watches):
+    if not any(watch.priced for watch in watches):
         raise UnsupportedAttention(
             f"{loaded.name}: no layer attends to all keys, so none can run sparse: nothing to tune"
         )
@@ -121,12 +122,12 @@ def profile_heads(
 
 def _mean_of(watches: Sequence[_Watch], part: int) -> Tensor:
     """Over passages `[layers, heads, coverages]`; a layer that was not seen loses nothing."""
-    found = [{layer: x[part] for layer, x in watch.found.items()} for watch in watches]
-    known = next(iter(found[0].values()))
+    by_layer = [{layer: x[part] for layer, x in watch.priced.items()} for watch in watches]
+    known = next(iter(by_layer[0].values()))
     nothing = torch.full_like(known, float(part))
-    layers = 1 + max(map(max, found))
+    count = 1 + max(map(max, by_layer))
     return torch.stack([
-        torch.stack([one.get(layer, nothing) for one in found]).mean(0) for layer in range(layers)
+        torch.stack([one.get(layer, nothing) for one in by_layer]).mean(0) for layer in range(count)
     ])  # fmt: skip
 
 
@@ -181,12 +182,12 @@ class _Watch:
     Attributes:
         config: of the selection.
         rows: whose next tokens are looked at.
-        found: loss and density by layer, fp64 `[heads, coverages]`.
+        priced: loss and density by layer, fp64 `[heads, coverages]`.
     """
 
     config: SampleAttentionConfig
     rows: int
-    found: dict[int, tuple[Tensor, Tensor]] = field(default_factory=lambda: {})
+    priced: dict[int, tuple[Tensor, Tensor]] = field(default_factory=lambda: {})
 
     @functools.cached_property
     def _dense(self) -> Callable[..., Any]:
@@ -197,7 +198,7 @@ class _Watch:
         self, module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None,
         dropout: float = 0.0, **given: Any,  # noqa: ANN401
     ) -> tuple[Tensor, None]:  # fmt: skip
-        """What a model calls: q `[1, H, S, D]`, k and v `[1, Hkv, S, D]`; out `[1, S, H, D]`."""
+        """Called by a model: q `[1, H, S, D]`, k and v `[1, Hkv, S, D]`; out `[1, S, H, D]`."""
         del dropout
         for name in ("softcap", "s_aux"):
             if given.get(name) is not None:
@@ -228,4 +229,4 @@ class _Watch:
             along = (moved * grad[0].float()).sum(-1).T  # [H, S]
             parts = F.pad(along, (0, -along.shape[1] % segment)).unflatten(1, (-1, segment)).sum(2)
             loss[:, i] = parts.double().square().sum(1).cpu() / (2 * self.rows)
-        self.found[layer] = loss, density
+        self.priced[layer] = loss, density

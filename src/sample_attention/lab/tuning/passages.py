@@ -32,8 +32,8 @@ def split_passages(
         InvalidInput: a text is too short.
     """
     each = -(-count // len(texts))
-    found = [_spread(tokenizer, kind, length, 2 * each, apart) for kind in texts]
-    firsts, seconds = ([x[part] for x in found] for part in (slice(each), slice(each, None)))
+    passages = [_spread(tokenizer, kind, length, 2 * each, apart) for kind in texts]
+    firsts, seconds = ([x[part] for x in passages] for part in (slice(each), slice(each, None)))
     return _take_turns(firsts)[:count], _take_turns(seconds)[:count]
 
 
@@ -54,5 +54,5 @@ def _spread(
     return [(*front, *tokens[start : start + each]) for start in starts]
 
 
-def _take_turns(found: list[list[Passage]]) -> list[Passage]:
-    return [passage for turn in zip(*found, strict=True) for passage in turn]
+def _take_turns(passages: list[list[Passage]]) -> list[Passage]:
+    return [passage for turn in zip(*passages, strict=True) for passage in turn]

@@ -167,7 +167,7 @@ class _Profile:
         self._dense: dict[int, Tensor] = {}
 
     def read(self, config: SampleAttentionConfig, index: int) -> Reading:
-        """What a configuration makes of one passage."""
+        """The results of a configuration on one passage."""
         passage = self._passages[index]
         if index not in self._dense:
             self._dense[index] = _last_rows(

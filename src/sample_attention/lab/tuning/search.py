@@ -59,7 +59,7 @@ class ErrorBudget:
 
 @dataclass(frozen=True)
 class Reading:
-    """What one request gave.
+    """The results of one request.
 
     Attributes:
         density: computed pairs over causal pairs, mean over layers and heads.
@@ -73,7 +73,7 @@ class Reading:
 
 
 NOTHING_LOST = Reading(1.0, 0.0, 1.0)
-"""What dense attention gives."""
+"""The results of dense attention."""
 
 
 @dataclass(frozen=True)
@@ -93,9 +93,9 @@ class Trial:
     @property
     def mean(self) -> Reading:
         """Means over the requests."""
-        found = self.readings
+        read = self.readings
         return Reading(
-            mean(x.density for x in found), mean(x.kl for x in found), mean(x.mass for x in found)
+            mean(x.density for x in read), mean(x.kl for x in read), mean(x.mass for x in read)
         )
 
     @property
@@ -191,8 +191,8 @@ class Search:
         shape = base if self.best.config.dense else self.best.config
         given, values = field_of(shape, name), SHAPES[name]
         nearest = [x for x in values if x < given][-1:] + [x for x in values if x > given][:1]
-        found = [with_fields(shape, **{name: value}) for value in nearest]
-        yield from sorted(found, key=lambda config: sampling_density(config, self.length))
+        neighbours = [with_fields(shape, **{name: value}) for value in nearest]
+        yield from sorted(neighbours, key=lambda config: sampling_density(config, self.length))
 
     def _bisect(self, shape: SampleAttentionConfig, low: int, high: int) -> None:
         """Find the least of these coverages within the budget, as long as it can beat the best."""

@@ -1,4 +1,4 @@
-"""What LongBench and InfiniteBench have in common: JSON lines, and texts cut in the middle."""
+"""The common parts of LongBench and InfiniteBench: JSON lines, and texts cut in the middle."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Question:
-    """What one line of a file asks.
+    """The question of one line of a file.
 
     Attributes:
         before: what comes before the text.
@@ -100,17 +100,17 @@ def read_questions(path: Path, question: Callable[[Record], Question]) -> list[Q
         InvalidInput: a line is not a JSON object, or not what `question` needs; or there is none.
         OSError: the file cannot be read.
     """
-    found: list[Question] = []
+    questions: list[Question] = []
     for where, fields in read_lines([path]):
         if not isinstance(fields, dict):
             raise InvalidInput(f"{where} is not a JSON object")
         made = question(Record(where, fields))
         if not made.answers:
             raise InvalidInput(f"{where} is a question without an answer; accepted: at least one")
-        found.append(made)
-    if not found:
+        questions.append(made)
+    if not questions:
         raise InvalidInput(f"{path} holds no records")
-    return found
+    return questions
 
 
 def choose_questions(questions: list[Question], n: int, seed: int) -> list[Question]:
@@ -128,27 +128,27 @@ def sample_of(tokenizer: PreTrainedTokenizerBase, question: Question, length: in
     room = length - question.max_new_tokens
     text = list(encode(tokenizer, question.text))
     # What is decoded and encoded again may come out a few tokens longer.
-    kept = len(text)
+    taken = len(text)
     while True:
-        prompt = _prompt(tokenizer, question, text, kept)
+        prompt = _prompt(tokenizer, question, text, taken)
         if len(prompt) <= room:
             break
-        if kept == 0:
+        if taken == 0:
             raise InvalidInput(
                 f"length is {length}; a question takes {len(prompt)} tokens without its text"
             )
-        kept = max(0, kept - (len(prompt) - room))
+        taken = max(0, taken - (len(prompt) - room))
     target = encode(tokenizer, f" {question.answers[0]}")[: question.max_new_tokens]
     return Sample(prompt, question.answers, target, question.max_new_tokens, question.metric)
 
 
 def _prompt(
-    tokenizer: PreTrainedTokenizerBase, question: Question, text: list[int], kept: int
+    tokenizer: PreTrainedTokenizerBase, question: Question, text: list[int], taken: int
 ) -> tuple[int, ...]:
     body = question.text
-    if kept < len(text):
-        first = tokenizer.decode(text[: kept - kept // 2])
-        last = tokenizer.decode(text[len(text) - kept // 2 :])
+    if taken < len(text):
+        first = tokenizer.decode(text[: taken - taken // 2])
+        last = tokenizer.decode(text[len(text) - taken // 2 :])
         body = f"{first}{last}"
     content = f"{question.before}{body}{question.after}"
     return encode_prompt(tokenizer, content, chat=question.chat).token_ids

@@ -41,13 +41,13 @@ class GeneratedTask:
         self, tokenizer: PreTrainedTokenizerBase, length: int, n: int, seed: int
     ) -> list[Sample]:
         """`n` samples of `length` tokens, answer included; depths spread evenly over the prompt."""
-        found: list[Sample] = []
+        samples: list[Sample] = []
         for i in range(n):
             depth = i / (n - 1) if n > 1 else 0.5
             render = partial(self._render, f"{seed}/{self.name}/{length}/{i}", depth)
             place = depth if self.placed else None
-            found.append(build_sample(tokenizer, render, length, self.metric, place))
-        return found
+            samples.append(build_sample(tokenizer, render, length, self.metric, place))
+        return samples
 
     def _render(self, key: str, depth: float, size: int) -> Draft:
         return self.compose(seeded(key), size, depth)

@@ -127,7 +127,7 @@ def _letters(record: Record, answers: tuple[str, ...], options: tuple[str, ...])
     """Right options by letter: files give their text, or the letter itself."""
     listed = options[: len(LETTERS)]
     letters = [LETTERS[listed.index(a)] if a in listed else a for a in answers]
-    found = tuple(letter for letter in letters if letter in tuple(LETTERS))
-    if answers and not found:
+    known = tuple(letter for letter in letters if letter in tuple(LETTERS))
+    if answers and not known:
         raise record.refusal("answer", "one of the options, or its letter from A to D")
-    return found
+    return known

@@ -49,9 +49,9 @@ def compose_question(rng: random.Random, size: int, depth: float, *, hops: int) 
                 for name in hay.random_names(rng, count)]  # fmt: skip
     towns, homes = rng.sample(TOWNS, count), rng.sample(TOWNS, count)
     years = rng.sample(range(1820, 1990), count)
-    made = [_about(*facts) for facts in zip(subjects, founders, towns, years, strict=True)]
+    made = [_about(*named) for named in zip(subjects, founders, towns, years, strict=True)]
     if hops > 1:
-        made += [_life(*facts) for facts in zip(founders, homes, years, strict=True)]
+        made += [_life(*named) for named in zip(founders, homes, years, strict=True)]
     order = rng.sample(range(len(made)), len(made))
     depths = hay.random_depths(rng, len(made))
     real = hay.passage(rng, hay.real_paragraphs(), size)

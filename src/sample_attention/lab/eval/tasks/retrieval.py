@@ -37,7 +37,7 @@ LEAD = "The special magic {kind} for {keys} in the text {verb}"
 
 @dataclass(frozen=True)
 class Needles:
-    """What is hidden, and where.
+    """The hidden values, and their places.
 
     Attributes:
         haystack: `real`, `noise` or `needles` (lines like the one that is asked for).

@@ -42,13 +42,13 @@ class TextTask:
         for i in range(n):
             rng = seeded(seed, self.name, length, i)
             start = rng.randrange(max(1, len(text) - CHARACTERS_PER_TOKEN * length))
-            found = encode(tokenizer, text[start : start + CHARACTERS_PER_TOKEN * length])
-            if len(front) + len(found) < length:
+            tokens = encode(tokenizer, text[start : start + CHARACTERS_PER_TOKEN * length])
+            if len(front) + len(tokens) < length:
                 raise InvalidInput(
-                    f"{self.name}: the text has {len(found)} tokens, {length} are needed; choose "
+                    f"{self.name}: the text has {len(tokens)} tokens, {length} are needed; choose "
                     "a shorter length or the task ppl_code"
                 )
-            passage = found[: length - len(front)]
+            passage = tokens[: length - len(front)]
             rows = measured_tokens(length)
             yield (*front, *(with_quotations(passage, rows) if self.quoting else passage))
 
