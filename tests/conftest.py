@@ -13,8 +13,9 @@ from sample_attention.config import as_config
 from sample_attention.lab.records import Provenance, installed_version
 from sample_attention.problem import Problem
 from sample_attention.routing import policy
-from sample_attention.routing.dispatch import NAMES, backend_of
 from sample_attention.testing import nan_poison
+
+from . import machine
 
 settings.register_profile(
     "repeatable",
@@ -45,7 +46,8 @@ def pytest_terminal_summary(terminalreporter, config):
     Path(path).write_text(json.dumps(row, indent=2) + "\n", "utf-8")
 
 
-def pytest_configure():
+def pytest_configure(config):
+    config.pluginmanager.register(machine)
     # Small tensors: a second thread costs more in waiting than it computes.
     torch.set_num_threads(1)
 
@@ -55,7 +57,7 @@ def seeded():
     torch.manual_seed(0)
 
 
-@pytest.fixture(params=NAMES)
+@pytest.fixture(params=machine.ON_CPU)
 def backend(request):
     return request.param
 
@@ -93,6 +95,6 @@ def always_sparse(monkeypatch):
 
 
 def _skip_if_refused(backend, problem, config=None):
-    reason = backend_of(backend).refusal(problem, config)
+    reason = machine.refusal(backend, problem, config)
     if reason is not None:
         pytest.skip(f"{backend}: {reason}")

@@ -314,7 +314,6 @@ def test_random_plans_have_their_density(segment, length):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
 def test_rows_of_a_gpu(cli, model_folder):
     command = ("bench", "attention", "--device", "cuda", "--seconds", "0", "--json", "--lengths")
     (row,) = rows_of(cli(*command, "2048", "--density", "0.4"))
@@ -334,7 +333,6 @@ def test_rows_of_a_gpu(cli, model_folder):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
 @pytest.mark.parametrize("preset", ["default", "pooled", "paper", "mlsys"])
 def test_kernels_of_a_gpu(cli, preset):
     rows = rows_of(
