@@ -34,6 +34,11 @@ class SequenceRow(NamedTuple):
     kv_start: int
     kv_len: int
 
+    @property
+    def offset(self) -> int:
+        """Position of the first query: how many keys came before the call."""
+        return self.kv_len - self.q_len
+
 
 @dataclass(frozen=True)
 class Sequences:
