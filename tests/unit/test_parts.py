@@ -7,7 +7,7 @@ import sample_attention as sa
 from sample_attention import Sequences
 from sample_attention.dense import dense_with_lse
 from sample_attention.errors import InvalidInput
-from sample_attention.problem import Problem, as_batched, keys_of, part_of, rows_of
+from sample_attention.problem import Problem, SequenceRow, as_batched, keys_of, part_of, rows_of
 from sample_attention.testing import make_pages, make_qkv
 
 CONFIG = sa.SampleAttentionConfig.preset(
@@ -31,6 +31,7 @@ def batch_of(kind):
         return q, k, v, packed
     if kind == "gaps":  # the first and the third token of q belong to no sequence
         rows = [(0, 1, 1, 0, 20), (0, 3, 40, 20, 90), (0, 43, 60, 110, 300), (0, 103, 30, 410, 30)]
+        rows = [SequenceRow(*row) for row in rows]
         return q, k, v, Sequences._from_rows(rows, q.device, packed=True)
     return q, *make_pages(k, v, packed, 16)
 

@@ -10,7 +10,7 @@ from .attention import blank
 from .flash import attention_with_lse
 from .sdpa import repeat_heads
 
-TILE_ROWS = 256
+LIMITED_ROWS = 256
 """Most query rows of `limited` at once."""
 
 CAPPED_SCORES = 2**24
@@ -39,7 +39,7 @@ def limited(
     for n, (b, q0, q_len, _, kv_len) in enumerate(problem.sequences.rows()):
         keys, values = (keys_of(x, problem.sequences, n)[None] for x in (k, v))
         offset = kv_len - q_len
-        height = TILE_ROWS
+        height = LIMITED_ROWS
         if softcap is not None:
             height = max(1, min(height, CAPPED_SCORES // (problem.num_heads * kv_len)))
         for lo in range(0, q_len, height):

@@ -106,24 +106,23 @@ class StripePlan:
         Returns:
             bool `[R, K]`.
         """
-        _, _, q_len, _, kv_len = self.sequences.rows()[n]
-        p = rows + (kv_len - q_len)
-        g = p // self.segment - (kv_len - q_len) // self.segment
+        row = self.sequences.rows()[n]
+        p = rows + row.offset
+        g = p // self.segment - row.offset // self.segment
         causal = keys[None] <= p[:, None]
         edge = p // self.window_alignment * self.window_alignment - int(self.window[n])
         listed = torch.zeros(len(rows), len(keys), dtype=torch.bool, device=keys.device)
         for i in torch.unique(g).tolist():
             member = torch.isin(keys // self.key_block, self.columns(n, h, i).long())
             listed[g == i] = member
-        every = self.dense[n, h, g] | (p >= kv_len - self.dense_tail)
+        every = self.dense[n, h, g] | (p >= row.kv_len - self.dense_tail)
         return causal & (every[:, None] | (keys[None] > edge[:, None]) | listed)
 
     def to_dense(self, n: int, h: int) -> Tensor:
         """The whole mask of one sequence and head: bool `[Sq, Skv]`; for short prompts."""
-        _, _, q_len, _, kv_len = self.sequences.rows()[n]
-        device = self.indices.device
+        row, device = self.sequences.rows()[n], self.indices.device
         return self.allows(
-            n, h, torch.arange(q_len, device=device), torch.arange(kv_len, device=device)
+            n, h, torch.arange(row.q_len, device=device), torch.arange(row.kv_len, device=device)
         )
 
     def density(self) -> Tensor:
@@ -134,11 +133,11 @@ class StripePlan:
         return torch.stack([self._density(n) for n in range(len(self.counts))])
 
     def _density(self, n: int) -> Tensor:
-        _, _, q_len, _, kv_len = self.sequences.rows()[n]
-        p = torch.arange(kv_len - q_len, kv_len, device=self.indices.device)
+        row = self.sequences.rows()[n]
+        p = torch.arange(row.offset, row.kv_len, device=self.indices.device)
         edge = window_edge(p, self.window[n], self.window_alignment).clamp(min=0)
-        g = p // self.segment - (kv_len - q_len) // self.segment
-        every = self.dense[n][:, g] | (p >= kv_len - self.dense_tail)
+        g = p // self.segment - row.offset // self.segment
+        every = self.dense[n][:, g] | (p >= row.kv_len - self.dense_tail)
         kept = p + 1 - edge + self._listed_left_of(n, g, edge)
         return torch.where(every, p + 1, kept).sum(1).double() / (p + 1).sum()
 

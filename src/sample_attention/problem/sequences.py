@@ -19,6 +19,11 @@ from ..config.checks import as_length
 from ..errors import InvalidInput
 from .pages import check_page_table, gather_pages
 
+LAST_POSITION = 2**31 - 1
+"""Largest position: they are kept as int32."""
+
+_INTEGERS = (torch.int32, torch.int64)
+
 
 class SequenceRow(NamedTuple):
     """Where one sequence lies: a row of `Sequences.table`, on the host and in kernels."""
@@ -29,16 +34,15 @@ class SequenceRow(NamedTuple):
     kv_start: int
     kv_len: int
 
-
-LAST_POSITION = 2**31 - 1
-"""Largest position: they are kept as int32."""
-
-_INTEGERS = (torch.int32, torch.int64)
+    @property
+    def offset(self) -> int:
+        """Position of the first query: how many keys came before the call."""
+        return self.kv_len - self.q_len
 
 
 @dataclass(frozen=True)
 class Sequences:
-    """Where each sequence lies: row n of `table` is (batch, q_start, q_len, kv_start, kv_len).
+    """Where each sequence lies: row n of `table` holds the numbers of a `SequenceRow`.
 
     Attributes:
         table: int32 `[N, 5]`, on the device of the tensors.
@@ -196,7 +200,7 @@ class Sequences:
         """The table as Python integers (waits for the device where the host has no copy)."""
         if self.host_rows is not None:
             return list(self.host_rows)
-        return [tuple(row) for row in self.table.tolist()]  # pyright: ignore[reportReturnType]
+        return [SequenceRow(*row) for row in self.table.tolist()]
 
     def known_rows(self) -> tuple[SequenceRow, ...] | None:
         """The rows, or None where reading them would wait for a device."""
@@ -241,9 +245,8 @@ class Sequences:
         queries = slice(rows[0].q_start, rows[-1].q_start + rows[-1].q_len)
         if self.page_table is not None:
             return queries, slice(None)
-        return queries, slice(
-            min(row.kv_start for row in rows), max(row.kv_start + row.kv_len for row in rows)
-        )
+        kv_end = max(row.kv_start + row.kv_len for row in rows)
+        return queries, slice(min(row.kv_start for row in rows), kv_end)
 
     def part(self, first: int, stop: int) -> Sequences:
         """Sequences `first` to `stop - 1` as a batch of their own, of the tensors of `part_of`.
@@ -285,10 +288,10 @@ def keys_of(x: Tensor, sequences: Sequences, n: int) -> Tensor:
     Returns:
         `[..., Skv, D]`: a view, or a copy out of the pages of a paged cache.
     """
-    b, _, _, start, length = sequences.rows()[n]
+    row = sequences.rows()[n]
     if sequences.page_table is not None:
-        return gather_pages(x, sequences.page_table[n], length)
-    return x[b, ..., start : start + length, :]
+        return gather_pages(x, sequences.page_table[n], row.kv_len)
+    return x[row.batch, ..., row.kv_start : row.kv_start + row.kv_len, :]
 
 
 def _origin(cut: tuple[slice, slice] | None, *, packed: bool) -> SequenceRow:

@@ -105,7 +105,7 @@ def make_pages(
         k and v `[P, page_size, Hkv, D]`, and the sequences with their page table.
     """
     rows = sequences.rows()
-    counts = [math.ceil(row[4] / page_size) for row in rows]
+    counts = [math.ceil(row.kv_len / page_size) for row in rows]
     random = torch.Generator().manual_seed(seed)
     order = torch.randperm(sum(counts) + 2, generator=random, device="cpu")
     cache = k.new_full((len(order), 2, page_size, *k.shape[1:]), torch.nan)
@@ -118,8 +118,8 @@ def make_pages(
         at = torch.arange(length, device="cpu")
         for i, x in enumerate((k, v)):
             cache[pages[at // page_size], i, at % page_size] = x[start : start + length]
-    q_ends = torch.tensor([0, *(row[1] + row[2] for row in rows)], device="cpu")
-    kv_lens = torch.tensor([row[4] for row in rows], device="cpu")
+    q_ends = torch.tensor([0, *(row.q_start + row.q_len for row in rows)], device="cpu")
+    kv_lens = torch.tensor([row.kv_len for row in rows], device="cpu")
     paged = Sequences.paged(q_ends, kv_lens, page_table.to(k.device), page_size)
     return cache[:, 0], cache[:, 1], paged
 

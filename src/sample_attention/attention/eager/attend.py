@@ -20,7 +20,7 @@ from ...kernels.parallel import Task, run_all
 from ...plan import StripePlan, segment_starts, window_edge
 from ...problem import Problem, keys_of
 
-TILE_ROWS = 256
+WINDOW_ROWS = 256
 """Rows per tile where every row has its own window edge."""
 
 DENSE_ROWS = 1024
@@ -128,7 +128,7 @@ def _tiles(plan: StripePlan, n: int, h: int, part: HeadPart) -> Iterator[Tile]:
         if plan.key_block > 1:
             within = part.positions[: plan.key_block]
             columns = (columns[:, None] * plan.key_block + within).flatten()
-        height = plan.window_alignment if plan.window_alignment > 1 else TILE_ROWS
+        height = plan.window_alignment if plan.window_alignment > 1 else WINDOW_ROWS
         yield from _split(lo, min(hi, tail), columns, height)
         if hi > tail:
             dense_from = max(lo, tail)
