@@ -105,7 +105,9 @@ def anchors(page):
 
 
 def test_there_is_documentation():
-    assert {"README.md", "docs/index.md", "docs/quickstart.md"} <= {page_id(p) for p in PAGES}
+    assert {"README.md", "docs/index.md", "docs/tutorials/first-call.md"} <= {
+        page_id(p) for p in PAGES
+    }
     assert list(blocks(ROOT / "README.md", {"python"})), "README.md shows no Python"
 
 
@@ -180,6 +182,58 @@ def test_named_paths_exist(page):
 
 
 def test_every_page_stands_in_the_navigation():
-    listed = set(re.findall(r"([\w/-]+\.md)\s*$", (ROOT / "mkdocs.yml").read_text("utf-8"), re.M))
+    listed = set(re.findall(r"([\w/.-]+\.md)\s*$", (ROOT / "mkdocs.yml").read_text("utf-8"), re.M))
     written = {p.relative_to(ROOT / "docs").as_posix() for p in (ROOT / "docs").rglob("*.md")}
     assert listed == written, f"only listed: {listed - written}; only written: {written - listed}"
+
+
+def test_no_page_is_longer_than_can_be_read():
+    long = {page_id(p): n for p in PAGES if (n := len(p.read_text("utf-8").splitlines())) > 400}
+    long.pop("CHANGELOG.md", None)  # grows with every version
+    assert not long, f"at most 400 lines: {long}"
+
+
+def test_the_reference_is_that_of_the_code():
+    script = ROOT / "benchmarks" / "pages" / "reference.py"
+    done = subprocess.run(
+        [sys.executable, script, "--check"], capture_output=True, text=True, check=False
+    )
+    assert not done.returncode, f"python {script.relative_to(ROOT)} writes it: {done.stderr}"
+
+
+TROUBLE = ROOT / "docs" / "how-to" / "troubleshoot.md"
+
+
+def said(text):
+    """The words of a message or of source, without what stands between its pieces."""
+    joined = re.sub(r"[\"']\s*\n\s*f?[\"']", "", text)
+    return re.sub(r"\s+", " ", joined)
+
+
+def messages(page):
+    """What the first cells of the tables of messages quote, in pieces without the values."""
+    tables = page.read_text("utf-8").split("| message | means | do |")[1:]
+    for line in "\n".join(tables).splitlines():
+        if line.startswith("| `"):
+            quoted = re.findall(r"`([^`]+)`", line.split(" | ")[0])
+            yield from (x.strip() for text in quoted for x in text.split("…") if len(x) > 3)
+
+
+def test_messages_of_the_page_on_trouble_are_raised():
+    source = said("\n".join(p.read_text("utf-8") for p in (ROOT / "src").rglob("*.py")))
+    quoted = list(messages(TROUBLE))
+    assert quoted, "the page has no tables of messages"
+    missing = [text for text in quoted if text not in source]
+    assert not missing, f"nothing says {missing}"
+
+
+def test_length_of_sentences(record_property):
+    """Reported, not enforced: nine of ten sentences of the pages are no longer than this."""
+    text = "\n".join(prose(p) for p in (ROOT / "docs").rglob("*.md"))
+    plain = re.sub(r"^(?:\||#|:::|<!--|!\[).*$", "", text, flags=re.M)
+    sentences = [len(s.split()) for s in re.split(r"(?<=[.!?:;])\s+|\n\s*\n|\n\s*[-*] ", plain)]
+    words = sorted(n for n in sentences if n > 2)
+    assert words, "the pages have no sentence"
+    p90 = words[len(words) * 9 // 10]
+    record_property("words per sentence, 90th percentile", p90)
+    sys.stdout.write(f"words per sentence: median {words[len(words) // 2]}, p90 {p90}\n")
