@@ -151,7 +151,8 @@ bench-gpu: setup ## measure an NVIDIA GPU, GPU=h100 or h200: writes benchmarks/r
 	@echo "== time to first token"
 	@$(GPU_BENCH) ttft $(GPU_MODEL) $(GPU_OUTPUT)_ttft.jsonl --lengths 8192,16384,32768
 
-docs: setup ## build the documentation into site/
+docs: setup ## check the tables of the records, then build the documentation into site/
+	@$(PY) benchmarks/pages/make.py --check
 	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
 
 clean: ## remove caches, builds and reports; .venv stays

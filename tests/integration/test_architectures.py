@@ -89,7 +89,7 @@ def test_an_error_that_is_no_refusal_is_a_crash(examine, monkeypatch):
 
 
 def test_the_record_has_every_type_and_no_fault(load):
-    rows = load("docs", "architecture_records").read_architectures()
+    rows = load("benchmarks/pages", "architectures_page").read_architectures()
     faults = {row["type"]: told(row, {"equal", "refused", "eager"}) for row in rows}
     faults |= {row["type"]: row["reason"] for row in rows if row["verdict"] == "crash"}
     assert not {name: x for name, x in faults.items() if x}
@@ -99,14 +99,14 @@ def test_the_record_has_every_type_and_no_fault(load):
 
 
 def test_the_page_is_that_of_the_record(load):
-    pages = load("docs", "architecture_records").tables()
+    pages = load("benchmarks/pages", "architectures_page").tables()
     assert {page.name: page.read_text("utf-8") == text for page, text in pages.items()} == {
         "architectures.md": True
     }
 
 
 def test_the_page_says_what_the_record_does(load, tmp_path):
-    records = load("docs", "architecture_records")
+    records = load("benchmarks/pages", "architectures_page")
     facts = {"torch": "9.9", "transformers": "8.8", "commit": "c" * 40, "sparse_calls": 1,
              "attention_calls": 2}  # fmt: skip
     good, bad = {"verdict": "equal"}, {"verdict": "refused", "reason": "Unsupported: 'or_masks' |"}

@@ -9,19 +9,19 @@ import pytest
 
 from sample_attention.config import SampleAttentionConfig
 
-DOCS = Path(__file__).resolve().parents[3] / "docs"
+MAKERS = Path(__file__).resolve().parents[3] / "benchmarks" / "pages"
 FACTS = {"device": "NVIDIA TEST", "torch": "9.9", "commit": "c" * 40, "dtype": "bfloat16",
          "versions": {"torch": "9.9", "fa3-fwd": "0.1"}, "threads": 1}  # fmt: skip
 SIZES = {"heads": 12, "kv_heads": 2, "head_dim": 128, "batch": 1}
 
 
 @pytest.fixture
-def gpu_records(monkeypatch):
-    monkeypatch.syspath_prepend(str(DOCS))
-    sys.modules.pop("gpu_records", None)
-    import gpu_records
+def gpu_page(monkeypatch):
+    monkeypatch.syspath_prepend(str(MAKERS))
+    sys.modules.pop("gpu_page", None)
+    import gpu_page
 
-    return gpu_records
+    return gpu_page
 
 
 def whole(layer, ms_total, **fields):
@@ -39,20 +39,20 @@ def write(path, rows):
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
 
 
-def test_without_records_every_section_says_so(gpu_records, tmp_path):
-    tables = gpu_records.gpu_tables(tmp_path)
-    assert set(tables.values()) == {gpu_records.NOTHING}
+def test_without_records_every_section_says_so(gpu_page, tmp_path):
+    tables = gpu_page.gpu_tables(tmp_path)
+    assert set(tables.values()) == {gpu_page.NOTHING}
     (tmp_path / "h100_attention.jsonl").write_text("", "utf-8")
-    assert gpu_records.gpu_tables(tmp_path) == tables
+    assert gpu_page.gpu_tables(tmp_path) == tables
 
 
-def test_rows_are_means_of_layers_by_rule(gpu_records, tmp_path):
+def test_rows_are_means_of_layers_by_rule(gpu_page, tmp_path):
     other = {"segment": 4096, "row_stride": 32, "pool": None}
     rows = [whole(3, 3.0), whole(10, 5.0), whole(3, 6.0, config=other), whole(3, 99.0),
             whole(17, 6.0, seq_len=1024, routed=True, route="dense", ms_select=None,
                   ms_attend=None)]  # fmt: skip
     write(tmp_path / "h100_attention.jsonl", rows)
-    tables = gpu_records.gpu_tables(tmp_path)
+    tables = gpu_page.gpu_tables(tmp_path)
     means, named = (x for x in tables["whole"].splitlines() if x.startswith("| model"))
     case = "| model, text, YaRN 4 | 32,768 | 12/2 | 2 | triton | pooled | 0.95 "
     assert f"{case}| 0.100 | 0.950 | 1.00" in means
@@ -61,28 +61,28 @@ def test_rows_are_means_of_layers_by_rule(gpu_records, tmp_path):
     assert "| 1,024 | dense |" in tables["routed"]
     assert "2.00×" in tables["routed"]
     assert "NVIDIA TEST, bfloat16, torch 9.9, fa3-fwd 0.1, commit cccccccccc." in tables["whole"]
-    assert tables["attend"] == tables["kernels"] == tables["ttft"] == gpu_records.NOTHING
+    assert tables["attend"] == tables["kernels"] == tables["ttft"] == gpu_page.NOTHING
 
 
-def test_rows_of_two_gpus_have_no_common_mean(gpu_records, tmp_path):
+def test_rows_of_two_gpus_have_no_common_mean(gpu_page, tmp_path):
     write(tmp_path / "h100_attention.jsonl", [whole(3, 3.0)])
     write(tmp_path / "h200_attention.jsonl", [whole(10, 6.0, device="NVIDIA OTHER")])
-    table = gpu_records.gpu_tables(tmp_path)["whole"]
+    table = gpu_page.gpu_tables(tmp_path)["whole"]
     found = [line.split("|")[-3:-1] for line in table.splitlines() if "text, YaRN" in line]
     assert sorted(found) == [[" 2.00× ", " OTHER "], [" 4.00× ", " TEST "]]
     assert "NVIDIA TEST / NVIDIA OTHER" in table
 
 
-def test_old_rows_of_random_lists_are_read(gpu_records, tmp_path):
+def test_old_rows_of_random_lists_are_read(gpu_page, tmp_path):
     row = {**FACTS, **SIZES, "input": "random", "seq_len": 8192, "preset": None, "density": 0.1,
            "backend": "triton", "ms_attend": 1.0, "ms_dense": {"sdpa": 2.0},
            "attend_tflops": 300.0}  # fmt: skip
     write(tmp_path / "h100_attention.jsonl", [row])
-    table = gpu_records.gpu_tables(tmp_path)["attend"]
+    table = gpu_page.gpu_tables(tmp_path)["attend"]
     assert "| 8,192 | 12/2 | triton | 0.100 | 1.00 | 300 | – | – | – |" in table
 
 
-def test_kernels_and_first_tokens(gpu_records, tmp_path):
+def test_kernels_and_first_tokens(gpu_page, tmp_path):
     kernel = {**FACTS, **SIZES, "input": "planted", "seq_len": 8192, "kernel": "dense",
               "provider": "fa3", "launches": None, "ms": 2.0, "floor_ms": 1.0, "floor": "tensor",
               "gap": 2.0, "share_of_fa3": 1.0, "host_ms": None}  # fmt: skip
@@ -91,15 +91,15 @@ def test_kernels_and_first_tokens(gpu_records, tmp_path):
             "sparse_layers": 28, "same_first_token": True, "next_token_kl": 0.01}  # fmt: skip
     write(tmp_path / "h100_kernels.jsonl", [kernel])
     write(tmp_path / "h100_ttft.jsonl", [ttft])
-    tables = gpu_records.gpu_tables(tmp_path)
+    tables = gpu_page.gpu_tables(tmp_path)
     expected = "| dense fa3 | 8,192 | – | – | – | 2.000 | 1.000 | tensor | 2.0 | 100.0 % | – |"
     assert expected in tables["kernels"]
     assert "| m, t | 8,192 | sample-attention | 50.0 |" in tables["ttft"]
 
 
-def test_pages_have_a_place_for_every_table(gpu_records, tmp_path):
-    pages = (gpu_records.PAGE, gpu_records.ROOT / "README.md")
-    texts = gpu_records.gpu_pages({page: page.read_text("utf-8") for page in pages}, tmp_path)
-    places = sum(text.count(gpu_records.NOTHING) for text in texts.values())
-    assert places == len(gpu_records.gpu_tables(tmp_path))
+def test_pages_have_a_place_for_every_table(gpu_page, tmp_path):
+    pages = (gpu_page.PAGE, gpu_page.ROOT / "README.md")
+    texts = gpu_page.gpu_pages({page: page.read_text("utf-8") for page in pages}, tmp_path)
+    places = sum(text.count(gpu_page.NOTHING) for text in texts.values())
+    assert places == len(gpu_page.gpu_tables(tmp_path))
     assert texts[pages[0]].rstrip().endswith("say what else can be measured.")

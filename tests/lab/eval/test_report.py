@@ -195,16 +195,34 @@ def test_pictures():
     assert draw_needles(ROWS[5:]) is None
 
 
-def test_the_documentation_shows_what_is_recorded():
-    path = Path(__file__).resolve().parents[3] / "docs" / "eval_records.py"
-    spec = importlib.util.spec_from_file_location("eval_records", path)
-    documented = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(documented)
-    assert documented.results([], []) == "Nothing is recorded yet."
-    text = documented.results(ROWS, ["eval_needles.png"])
+@pytest.fixture
+def pages():
+    """The maker of the pages of evaluations."""
+    path = Path(__file__).resolve().parents[3] / "benchmarks" / "pages" / "evaluation_pages.py"
+    spec = importlib.util.spec_from_file_location("evaluation_pages", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_documentation_shows_what_is_recorded(pages):
+    assert pages.summary([], []) == pages.results([]) == "Nothing is recorded yet."
+    text = pages.summary(ROWS, ["eval_needles.png"])
     assert text.startswith("![Right answers by length of the prompt")
+    assert "default and tuned against dense attention" in text
+    assert "| task | n | dense |" not in text
+    text = pages.results(ROWS)
     assert "| task | n | dense |" in text
+    assert "default and tuned against dense attention" not in text
     assert "- m, 8,192 tokens, cwe: dense attention scores 0" in text
+
+
+def test_every_model_has_a_page(pages, monkeypatch):
+    stretched = {**ROWS[0], "yarn": 4.0}
+    assert list(pages.by_model([*ROWS, stretched])) == ["m", "m (YaRN 4)"]
+    monkeypatch.setattr(pages, "read_evaluation", lambda: ROWS)
+    with pytest.raises(ValueError, match=r"no page for \['m'\]"):
+        pages.tables()
 
 
 def test_a_page_without_rows(tmp_path):

@@ -14,6 +14,7 @@ from ..bench.plot import COLOURS, MARKERS
 from ..bench.tables import Record
 from .methods import DENSE
 from .records import Group, groups_of, most_in_common, share_of_dense
+from .statistics import Estimate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,14 +27,19 @@ BANDS = 5
 COMPARED = 3
 """Methods that make a panel worth more than its table."""
 
-PANEL_INCHES = 4.2
-"""Height of a panel."""
+ACCURACY_INCHES = 6.4, 4.6
+NEEDLE_INCHES = 3.3, 2.7
+"""Width and height of a panel."""
+
+Point = tuple[float, Estimate]
+"""Density, and the percentage of dense's score."""
 
 
 def draw_accuracy(rows: Sequence[Record]) -> Figure | None:
     """Score against density, a panel per model and length, a line per method over its settings.
 
-    Where some panels compare three methods or more, those with fewer are left out.
+    Bars are intervals of 95 % over resampled prompts. Where some panels compare three methods or
+    more, those with fewer are left out.
 
     Returns:
         None where no sparse method was measured.
@@ -45,7 +51,9 @@ def draw_accuracy(rows: Sequence[Record]) -> Figure | None:
     groups = [group for group in groups if len(_points(group)) >= COMPARED] or groups
     if not groups:
         return None
-    figure, axes = _panels(len(groups), 2, 1.4)
+    rows = -(-len(groups) // 2)
+    figure = _figure(min(len(groups), 2), rows, ACCURACY_INCHES)
+    axes = [figure.add_subplot(rows, min(len(groups), 2), i + 1) for i in range(len(groups))]
     names = list(dict.fromkeys(name for group in groups for name in _points(group)))
     for axis, group in zip(axes, groups, strict=True):
         _draw_curves(axis, group, names)
@@ -61,18 +69,23 @@ def draw_needles(rows: Sequence[Record]) -> Figure | None:
     Raises:
         MissingExtra: matplotlib is not installed.
     """
-    panels: dict[str, dict[int, Record]] = {}
+    panels: dict[str, dict[str, dict[int, Record]]] = {}
     for group in groups_of(rows):
         found = group.tasks.get(NEEDLE, {})
         for label in sorted(found, key=lambda label: label != DENSE):
-            if "depths" in found[label]:
-                title = f"{found[label]['model']}\n{label}"
-                panels.setdefault(title, {})[group.length] = found[label]
+            if "depths" in (row := found[label]):
+                panels.setdefault(row["model"], {}).setdefault(label, {})[group.length] = row
     if not panels:
         return None
-    figure, axes = _panels(len(panels), 5, 0.7)
-    for axis, (title, cells) in zip(axes, panels.items(), strict=True):
-        _draw_grid(axis, title, cells)
+    columns = max(map(len, panels.values()))
+    figure = _figure(columns, len(panels), NEEDLE_INCHES)
+    for i, (model, methods) in enumerate(panels.items()):
+        for j, (label, cells) in enumerate(methods.items()):
+            axis = figure.add_subplot(len(panels), columns, i * columns + j + 1)
+            _draw_grid(axis, f"{model}\n{label.partition(':')[0]}", cells)
+            if j:
+                axis.set_ylabel("")
+                axis.set_yticklabels([])
     return figure
 
 
@@ -86,28 +99,27 @@ def save_figure(figure: Figure, path: Path) -> None:
     figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
 
 
-def _panels(count: int, per_row: int, aspect: float) -> tuple[Figure, list[Axes]]:
-    """A figure with so many axes in rows, each `aspect` times as wide as high."""
+def _figure(columns: int, rows: int, inches: tuple[float, float]) -> Figure:
+    """An empty figure with room for so many panels."""
     module: Any = require("matplotlib.figure", "plot")
-    columns, rows = min(count, per_row), -(-count // per_row)
-    size = aspect * PANEL_INCHES * columns, PANEL_INCHES * rows
+    size = inches[0] * columns, inches[1] * rows
     figure: Figure = module.Figure(figsize=size, dpi=150, layout="constrained")
-    return figure, [figure.add_subplot(rows, columns, i + 1) for i in range(count)]
+    return figure
 
 
-def _points(group: Group) -> dict[str, list[tuple[float, float]]]:
+def _points(group: Group) -> dict[str, list[Point]]:
     """By method, the density and the percentage of dense's score of each of its settings.
 
     On tasks that most of them ran; the others are not among them.
     """
-    found: dict[str, list[tuple[float, float]]] = {}
+    found: dict[str, list[Point]] = {}
     pairs = {label: group.pairs(label) for label in group.methods if label != DENSE}
     labels, tasks = most_in_common({label: x for label, x in pairs.items() if x})
     for label in labels:
         both = [pairs[label][task] for task in tasks]
         share = share_of_dense(both)
         if share is not None:
-            point = mean(row["density"] for row, _ in both), 100 * share.mean
+            point = mean(row["density"] for row, _ in both), Estimate(*(100 * x for x in share))
             found.setdefault(label.partition(":")[0], []).append(point)
     return found
 
@@ -117,11 +129,15 @@ def _draw_curves(axis: Axes, group: Group, names: Sequence[str]) -> None:
         i = names.index(name)
         x, y = zip(*sorted(points), strict=True)
         colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
-        axis.plot(x, y, lw=2, label=name, color=colour, marker=marker)
+        means = [share.mean for share in y]
+        axis.plot(x, means, lw=2, label=name, color=colour, marker=marker)
+        ends = [share.mean - share.low for share in y], [share.high - share.mean for share in y]
+        axis.errorbar(x, means, ends, ls="", color=colour, lw=1.2, capsize=3, alpha=0.7)
     axis.axhline(100, color="#22262e", lw=1)
     axis.axhline(99, color="#8a8f98", lw=1, ls=":")
     axis.set(
-        xlabel="density (computed pairs / causal pairs)", ylabel="score, % of dense",
+        xlabel="density (computed pairs / causal pairs)",
+        ylabel="score, % of dense (95 % interval)",
         title=f"{group.model}, {group.length:,} tokens", xlim=(0, 1.05 * axis.get_xlim()[1]),
     )  # fmt: skip
     axis.grid(color="#e3e5e9")

@@ -19,11 +19,22 @@ METHODS_PER_TABLE = 6
 
 
 def evaluation_tables(rows: Sequence[Record]) -> list[RecordTable]:
-    """All tables of the rows: what sums them up, then by model and length."""
+    """All tables of the rows: the summary, then those of each model and length."""
+    return [*summary_tables(rows), *model_tables(rows)]
+
+
+def summary_tables(rows: Sequence[Record]) -> list[RecordTable]:
+    """Our configurations next to dense attention, and methods at equal density."""
     groups = groups_of(rows)
     made = [_overview_table(groups)]
     made += [_front_table(group, at) for group in groups for at in _densities(group)]
-    for group in groups:
+    return [table for table in made if table.lines]
+
+
+def model_tables(rows: Sequence[Record]) -> list[RecordTable]:
+    """Methods over all tasks, every task, and real text, by model and length."""
+    made: list[RecordTable] = []
+    for group in groups_of(rows):
         made += [_methods_table(group), *_tasks_tables(group), _text_table(group)]
     return [table for table in made if table.lines]
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from sample_attention.lab.bench.tables import coverage_shown
 
-DOCS = Path(__file__).resolve().parent
-ROOT = DOCS.parent
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
 RECORDS = ROOT / "benchmarks" / "records" / "cpu_attention.jsonl"
 BUSY_RECORDS = RECORDS.with_name("cpu_busy.jsonl")
 NO_RECORDS = "No records yet: `make bench-cpu` makes them."
@@ -137,7 +137,7 @@ def table(rows: list[Row], columns: Columns, path: Path, nothing: str) -> str:
 
 def tables() -> dict[Path, str]:
     """The page that holds the tables between markers, with its text as it should be."""
-    page = DOCS / "performance-cpu.md"
+    page = DOCS / "research" / "performance-cpu.md"
     text = page.read_text("utf-8")
     for name, written in (
         ("cpu", table(read_records(), COLUMNS, RECORDS, NO_RECORDS)),

@@ -7,8 +7,9 @@ from typing import Any
 
 from sample_attention.lab.records import read_lines
 
-DOCS = Path(__file__).resolve().parent
-RECORDS = DOCS.parent / "benchmarks" / "records" / "versions.jsonl"
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+RECORDS = ROOT / "benchmarks" / "records" / "versions.jsonl"
 PAGE = DOCS / "reference" / "versions.md"
 START, END = "<!-- versions:start -->", "<!-- versions:end -->"
 NO_RECORDS = "No records yet: `make test-versions` makes them."

@@ -8,7 +8,7 @@ from sample_attention import Tuned
 from sample_attention.config import tuned
 from sample_attention.lab.bench.tables import RecordTable
 
-PAGE = Path(__file__).resolve().parent / "cli.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "how-to" / "tune.md"
 START, END = "<!-- shipped:start -->", "<!-- shipped:end -->"
 FIELDS = ("coverage", "row_stride", "probes", "outliers", "window")
 HEADERS = ("name", "keys", *FIELDS, "density", "cost", "KL", "at most", "retained mass")

@@ -1,77 +1,23 @@
-"""Draws the pictures of the documentation and writes the tables that come from records.
-
-    python docs/make_figures.py            draw and write everything
-    python docs/make_figures.py --check    write nothing; exit 1 when a table is not up to date
-
-Every mask and every curve is computed by the library; matplotlib only puts it on paper.
-"""
+"""Pictures of the method: masks, one segment, and window edges, all computed by the library."""
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
-import io
 import math
-import sys
-import textwrap
-from pathlib import Path
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import torch
-from architecture_records import tables as architecture_pages
-from cpu_records import NO_RECORDS, Row, by_length, provenance, read_records, tables
-from eval_records import PICTURES, read_evaluation
-from eval_records import tables as evaluation_pages
-from gpu_records import NOTHING, by_case, gpu_pages, records, rule_of, shown
-from gpu_records import PAGE as GPU_PAGE
-from gpu_records import provenance as gpu_provenance
-from PIL import Image
+from look import BLUE, GREEN, GREY, INK, ORANGE, RED, save
 from torch import Tensor
-from tuned_files import tables as tuned_pages
-from version_records import tables as version_pages
 
 from sample_attention import SampleAttentionConfig, Sequences, StripePlan, reference, select
 from sample_attention.selection.eager.column_mass import GroupRows, ScoreBuffer, column_mass
 from sample_attention.selection.rows import held_out_rows, strided_rows
 
-DOCS = Path(__file__).resolve().parent
-README = Path(__file__).resolve().parents[1] / "README.md"
-FIGURES = DOCS / "figures"
-
-# The palette of Okabe and Ito, which people with any kind of colour vision can tell apart.
-BLUE, ORANGE, GREEN, RED = "#0072B2", "#E69F00", "#009E73", "#D55E00"
-PURPLE, SKY, GREY, INK = "#CC79A7", "#56B4E9", "#8a8f98", "#22262e"
-
 SEQ_LEN = 4096
 """Tokens of the made-up head that the pictures show."""
-
-
-def style() -> None:
-    """One look for all pictures, and files that come out the same every time."""
-    mpl.use("Agg")
-    plt.rcParams.update({
-        "font.size": 11, "axes.titlesize": 12, "axes.labelsize": 11, "figure.dpi": 150,
-        "figure.facecolor": "white", "savefig.facecolor": "white", "text.color": INK,
-        "axes.edgecolor": GREY, "axes.labelcolor": INK, "xtick.color": INK, "ytick.color": INK,
-        "axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True,
-        "grid.color": "#e3e5e9", "legend.frameon": False, "svg.hashsalt": "sample-attention",
-    })  # fmt: skip
-
-
-def save(figure: plt.Figure, name: str) -> None:
-    """Write a picture and forget it: no date, and in a PNG the colours that suffice."""
-    path = FIGURES / name
-    if path.suffix == ".svg":
-        figure.savefig(path, metadata={"Date": None})
-    else:
-        memory = io.BytesIO()
-        figure.savefig(memory)
-        Image.open(memory).convert("RGB").quantize(224, Image.Quantize.MAXCOVERAGE).save(
-            path, optimize=True
-        )
-    plt.close(figure)
 
 
 def structured_head() -> tuple[Tensor, Tensor]:
@@ -184,7 +130,9 @@ def draw_segment() -> None:
     }
     figure, (top, bottom) = plt.subplots(2, 1, figsize=(8, 7.6), layout="constrained")
     _draw_ranks(top, rank, kept, (edge, lo, hi))
-    _draw_counts(bottom, curves, len(kept), config.coverage)
+    held_to = 1 - (1 - config.coverage) * math.sqrt(min(1, edge / config.coverage_at))
+    by_rank = int((1 - mass_of(sampled).sum() + mass_of(sampled).cumsum(0) < held_to).sum()) + 1
+    _draw_counts(bottom, curves, (by_rank, len(kept)), held_to)
     save(figure, "segment.png")
 
 
@@ -196,26 +144,33 @@ def _draw_ranks(axis: plt.Axes, rank: Tensor, kept: Tensor, at: tuple[int, int, 
     axis.scatter(kept, rank[kept], s=12, color=ORANGE, label=f"kept columns ({len(kept)})")
     axis.axvspan(edge, hi, color=BLUE, alpha=0.18, lw=0, label="window: always kept")
     axis.set(
-        yscale="log", ylim=(1e-6, 1), xlim=(-40, hi + 40), xlabel="key position",
+        yscale="log", ylim=(1e-6, 20), xlim=(-40, hi + 40), xlabel="key position",
         ylabel="rank (share of all)",
-        title=f"Which columns: mean and spread of queries rank them (rows {lo:,} to {hi - 1:,})",
+        title=f"Which columns: query moments rank them (rows {lo:,} to {hi - 1:,})",
     )  # fmt: skip
+    axis.set_yticks([10.0**-i for i in range(7)])
     axis.grid(axis="y")
     axis.legend(loc="upper left", bbox_to_anchor=(0.02, 1), ncols=3, columnspacing=1)
 
 
-def _draw_counts(axis: plt.Axes, curves: dict[str, Tensor], count: int, coverage: float) -> None:
-    most = 3 * count
+def _draw_counts(
+    axis: plt.Axes, curves: dict[str, Tensor], counts: tuple[int, int], coverage: float
+) -> None:
+    by_rank, kept_columns = counts
+    most = 2 * kept_columns
     looks = ((BLUE, "-"), (RED, "--"))
     for (label, mass), (colour, line) in zip(curves.items(), looks, strict=True):
         kept = 1 - mass.sum() + torch.cat([mass.new_zeros(1), mass.cumsum(0)])
         axis.plot(kept[: most + 1], color=colour, ls=line, lw=2, label=label)
     start = float(1 - next(iter(curves.values())).sum())
     axis.axhline(coverage, color=INK, lw=1)
-    axis.text(most, coverage - 0.015, f"coverage {coverage} ", ha="right", va="top")
-    axis.axvline(count, color=ORANGE, lw=2, label=f"{count} columns are kept")
     axis.annotate(
-        f"the window alone\nholds {start:.2f}", (0, start), (0.06 * most, start + 0.03),
+        f"coverage of this segment: {coverage:.3f}", (0.62 * most, coverage),
+        (0.62 * most, coverage - 0.12), arrowprops={"arrowstyle": "-", "color": INK}, va="top",
+    )  # fmt: skip
+    axis.axvline(by_rank, color=ORANGE, lw=2, label=f"{by_rank} columns reach it")
+    axis.annotate(
+        f"the window alone\nholds {start:.2f}", (0, start), (0.06 * most, start + 0.05),
         arrowprops={"arrowstyle": "-", "color": INK}, va="center",
     )  # fmt: skip
     axis.set(
@@ -223,7 +178,7 @@ def _draw_counts(axis: plt.Axes, curves: dict[str, Tensor], count: int, coverage
         ylim=(start - 0.06, 1.03),
         ylabel="mean retained mass",
         xlabel="columns kept, by falling rank",
-        title="How many columns: exact rows count until window and columns reach the coverage",
+        title=f"How many: until window and columns reach the coverage ({kept_columns} with peaks)",
     )
     axis.grid(axis="y")
     axis.legend(loc="lower right")
@@ -233,9 +188,9 @@ def _draw_counts(axis: plt.Axes, curves: dict[str, Tensor], count: int, coverage
 
 
 def draw_alignment() -> None:
-    """The same lists with a window edge per row and with edges aligned to runs of rows."""
+    """The same lists with a window edge per row and with edges aligned to segments."""
     figure, axes = plt.subplots(1, 2, figsize=(8, 4.7), layout="constrained", sharey=True)
-    titles = "an edge for every row", "an edge for every run of rows (default)"
+    titles = "an edge for every row", "an edge for every segment (default)"
     for axis, align, title in zip(axes, (1, 16), titles, strict=True):
         plan = _small_plan(align)
         lists = plan.to_dense(0, 0)
@@ -270,127 +225,3 @@ def _small_plan(align: int) -> StripePlan:
         window=torch.tensor([24], dtype=torch.int32),
         window_alignment=align,
     )
-
-
-# --- records ---------------------------------------------------------------------------------
-
-
-def draw_speedup() -> None:
-    """Speed-up over dense attention against the length of the prompt, from the records."""
-    figure, axis = plt.subplots(figsize=(8, 4.6), layout="constrained")
-    rows = by_length(read_records())
-    if rows:
-        _draw_lines(axis, rows)
-    else:
-        axis.text(0.5, 0.5, NO_RECORDS.replace("`", ""), ha="center", transform=axis.transAxes)
-        axis.set_axis_off()
-    save(figure, "cpu_speedup.svg")
-
-
-def _draw_lines(axis: plt.Axes, rows: list[Row]) -> None:
-    axis.axhline(1, color=INK, lw=1)
-    axis.text(0.005, 0.98, " dense attention", va="top", transform=axis.get_yaxis_transform())
-    looks = zip((BLUE, RED, GREEN, PURPLE), "os^D", strict=True)
-    lines: dict[str, list[Row]] = {}
-    for row in rows:
-        lines.setdefault(f"{row['model']}, {row['preset']}", []).append(row)
-    for (name, line), (colour, marker) in zip(lines.items(), looks, strict=False):
-        for row in line:
-            layers = [r["speedup"] for r in row["group"]]
-            at = [row["seq_len"]] * len(layers)
-            axis.plot(at, layers, ls="", color=colour, marker=".", ms=7, alpha=0.45, mew=0)
-        lengths, speedups = [r["seq_len"] for r in line], [r["speedup"] for r in line]
-        axis.plot(lengths, speedups, color=colour, marker=marker, lw=2, ms=7, label=name)
-        for length, speedup in zip(lengths, speedups, strict=True):
-            if length >= 8192:
-                axis.annotate(
-                    f"{speedup:.1f}×", (length, speedup), (-9, 4),
-                    textcoords="offset points", ha="right",
-                )  # fmt: skip
-    ticks = [2**i for i in range(7, 18) if 2**i <= max(r["seq_len"] for r in rows)]
-    axis.set_xscale("log", base=2)
-    axis.set_xticks(ticks, [f"{n // 1024}K" if n >= 1024 else str(n) for n in ticks])
-    axis.minorticks_off()
-    axis.set_ylim(0, 1.12 * max(r["speedup"] for row in rows for r in row["group"]))
-    axis.set(xlabel="prompt length (tokens)", ylabel="speed-up, selection included")
-    axis.set_title(f"Attention on a CPU against dense SDPA\n{provenance(rows)}", fontsize=10)
-    axis.grid(axis="y")
-    axis.legend(loc="upper left", title="lines: mean of layers; dots: one layer")
-
-
-def draw_gpu_speedup() -> None:
-    """Speed-up on an NVIDIA GPU over its fastest dense attention, selection included."""
-    figure, axis = plt.subplots(figsize=(8, 4.6), layout="constrained")
-    rows = shown(by_case(records("attention")))
-    if rows:
-        _draw_rules(axis, rows)
-    else:
-        axis.text(0.5, 0.5, NOTHING.replace("`", ""), ha="center", transform=axis.transAxes)
-        axis.set_axis_off()
-    save(figure, "gpu_speedup.svg")
-
-
-def _draw_rules(axis: plt.Axes, rows: list[Row]) -> None:
-    axis.axhline(1, color=INK, lw=1)
-    axis.text(0.005, 0.98, " dense attention", va="top", transform=axis.get_yaxis_transform())
-    lines: dict[str, list[Row]] = {}
-    for row in rows:
-        chosen = "short: runs dense" if row.get("routed") else rule_of(row)
-        lines.setdefault(f"{row['text']}, {chosen}", []).append(row)
-    colours = (BLUE, RED, GREEN, PURPLE, ORANGE, SKY)
-    for i, (name, line) in enumerate(lines.items()):
-        lengths, speedups = [r["seq_len"] for r in line], [r["speedup"] for r in line]
-        look = {"color": colours[i % len(colours)], "marker": "os^Dv"[i % 5]}
-        axis.plot(lengths, speedups, lw=2, ms=6, label=name, **look)
-        for length, speedup in zip(lengths, speedups, strict=True):
-            if speedup > 1.1:
-                axis.annotate(f"{speedup:.1f}×", (length, speedup), (-8, 3),
-                              textcoords="offset points", ha="right")  # fmt: skip
-    ticks = sorted({r["seq_len"] for r in rows})
-    axis.set_xscale("log", base=2)
-    axis.set_xticks(ticks, [f"{n / 1024:g}K" for n in ticks])
-    axis.minorticks_off()
-    axis.set_ylim(0, 1.12 * max(r["speedup"] for r in rows))
-    axis.set(xlabel="prompt length (tokens)", ylabel="speed-up, selection included")
-    facts = textwrap.fill(gpu_provenance([x for row in rows for x in row["group"]]), 90)
-    axis.set_title(f"Attention against the fastest dense provider\n{facts}", fontsize=9)
-    axis.grid(axis="y")
-    axis.legend(fontsize=8, title="means of layers")
-
-
-def draw_evaluation() -> None:
-    """Accuracy against density, and needle heat maps, where they were measured."""
-    rows = read_evaluation()
-    for name, draw in PICTURES.items():
-        figure = draw(rows)
-        if figure is not None:
-            save(figure, name)
-
-
-def main() -> int:
-    """Draw and write, or check."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", action="store_true", help="only compare the tables")
-    check = parser.parse_args().check
-    gpu = {page: page.read_text("utf-8") for page in (GPU_PAGE, README)}
-    pages = tables() | gpu_pages(gpu) | evaluation_pages() | tuned_pages()
-    pages |= architecture_pages() | version_pages()
-    stale = [page for page, text in pages.items() if page.read_text("utf-8") != text]
-    if check:
-        sys.stderr.writelines(
-            f"{page.name}: the table is not that of the records\n" for page in stale
-        )
-        return int(bool(stale))
-    style()
-    FIGURES.mkdir(exist_ok=True)
-    for draw in (
-        draw_masks, draw_segment, draw_alignment, draw_speedup, draw_gpu_speedup, draw_evaluation,
-    ):  # fmt: skip
-        draw()
-    for page, text in pages.items():
-        page.write_text(text, "utf-8")
-    return 0
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -9,8 +9,9 @@ from typing import Any
 
 from sample_attention.lab.records import read_lines
 
-DOCS = Path(__file__).resolve().parent
-RECORDS = DOCS.parent / "benchmarks" / "records" / "architectures.jsonl"
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
+RECORDS = ROOT / "benchmarks" / "records" / "architectures.jsonl"
 PAGE = DOCS / "reference" / "architectures.md"
 START, END = "<!-- architectures:start -->", "<!-- architectures:end -->"
 NO_RECORDS = "No records yet: `make zoo` makes them."

@@ -10,10 +10,10 @@ from sample_attention import SampleAttentionConfig
 from sample_attention.config import names_tuned
 from sample_attention.lab.bench.tables import best_dense, coverage_shown, read_records, rule_of
 
-DOCS = Path(__file__).resolve().parent
-ROOT = DOCS.parent
+ROOT = Path(__file__).resolve().parents[2]
+DOCS = ROOT / "docs"
 FOLDER = ROOT / "benchmarks" / "records"
-PAGE = DOCS / "performance.md"
+PAGE = DOCS / "research" / "performance-gpu.md"
 NOTHING = "Nothing measured yet: `make bench-gpu` makes the records."
 
 NAMES = ("fa3", "fa4", "cudnn", "sdpa", "fa2")
