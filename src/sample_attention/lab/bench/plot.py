@@ -25,7 +25,7 @@ Point = tuple[str, int, float]
 def plot_records(records: Sequence[Record], path: Path) -> None:
     """Draw the records; the suffix of the path chooses the format, PNG or SVG among others.
 
-    Lines are means over the layers of a model.
+    Lines are means over the layers of a model, bars their least and their most.
 
     Raises:
         InvalidInput: there are only records of kernels, which have no picture, or no picture has
@@ -98,8 +98,13 @@ def _draw_panel(axis: Any, points: list[Point]) -> None:  # noqa: ANN401
         lengths = sorted(values)
         heights = [mean(values[length]) for length in lengths]
         axis.plot(lengths, heights, color=colour, marker=marker, lw=2, label=name)
-    longest = max(length for _, length, _ in points)
-    ticks = [2**i for i in range(7, longest.bit_length()) if 2**i <= longest] or [longest]
+        below = [y - min(values[x]) for x, y in zip(lengths, heights, strict=True)]
+        above = [max(values[x]) - y for x, y in zip(lengths, heights, strict=True)]
+        bars = (below, above)
+        axis.errorbar(lengths, heights, bars, ls="", color=colour, capsize=3, alpha=0.7)
+    measured = [length for _, length, _ in points]
+    powers = range(min(measured).bit_length() - 1, max(measured).bit_length())
+    ticks = [2**i for i in powers]
     axis.set_xscale("log", base=2)
     axis.set_xticks(ticks, [_length(n) for n in ticks])
     axis.minorticks_off()

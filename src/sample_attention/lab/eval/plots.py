@@ -51,9 +51,9 @@ def draw_accuracy(rows: Sequence[Record]) -> Figure | None:
     groups = [group for group in groups if len(_points(group)) >= COMPARED] or groups
     if not groups:
         return None
-    rows = -(-len(groups) // 2)
-    figure = _figure(min(len(groups), 2), rows, ACCURACY_INCHES)
-    axes = [figure.add_subplot(rows, min(len(groups), 2), i + 1) for i in range(len(groups))]
+    across, down = min(len(groups), 2), -(-len(groups) // 2)
+    figure = _figure(across, down, ACCURACY_INCHES)
+    axes = [figure.add_subplot(down, across, i + 1) for i in range(len(groups))]
     names = list(dict.fromkeys(name for group in groups for name in _points(group)))
     for axis, group in zip(axes, groups, strict=True):
         _draw_curves(axis, group, names)
@@ -61,7 +61,7 @@ def draw_accuracy(rows: Sequence[Record]) -> Figure | None:
 
 
 def draw_needles(rows: Sequence[Record]) -> Figure | None:
-    """Right answers by length and depth, a panel per model and method.
+    """Right answers of all prompts by length and depth, a row per model, a panel per method.
 
     Returns:
         None where the needle grid was not measured.
@@ -72,7 +72,7 @@ def draw_needles(rows: Sequence[Record]) -> Figure | None:
     panels: dict[str, dict[str, dict[int, Record]]] = {}
     for group in groups_of(rows):
         found = group.tasks.get(NEEDLE, {})
-        for label in sorted(found, key=lambda label: label != DENSE):
+        for label in sorted(found, key=lambda label: (label != DENSE, label)):
             if "depths" in (row := found[label]):
                 panels.setdefault(row["model"], {}).setdefault(label, {})[group.length] = row
     if not panels:
@@ -151,13 +151,12 @@ def _draw_grid(axis: Axes, title: str, cells: dict[int, Record]) -> None:
         row = cells[length]
         bands = [min(int(BANDS * depth), BANDS - 1) for depth in row["depths"]]
         for band in set(bands):
-            at = zip(bands, row["scores"], strict=True)
-            grid[band, i] = mean(score for b, score in at if b == band)
+            scores = [x for x, b in zip(row["scores"], bands, strict=True) if b == band]
+            grid[band, i] = mean(scores)
+            shade = "white" if mean(scores) < 0.5 else "black"
+            text = f"{sum(scores):g}/{len(scores)}"
+            axis.text(i, band, text, ha="center", va="center", fontsize=8, color=shade)
     axis.imshow(grid.numpy(), cmap="cividis", vmin=0, vmax=1, aspect="auto")
-    for i, j in grid.isfinite().nonzero().tolist():
-        value = float(grid[i, j])
-        shade = "white" if value < 0.5 else "black"
-        axis.text(j, i, f"{value:.2g}", ha="center", va="center", fontsize=8, color=shade)
     axis.set_title(title, fontsize=9)
     axis.set_xticks(range(len(lengths)), [f"{n / 1024:g}K" for n in lengths])
     edges = [f"{100 * i / BANDS:.0f}–{100 * (i + 1) / BANDS:.0f} %" for i in range(BANDS)]
