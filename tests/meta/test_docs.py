@@ -304,3 +304,28 @@ GOOD = (
 def test_the_check_of_decisions_objects(text):
     assert not decision_complaints(GOOD)
     assert decision_complaints(text)
+
+
+MAX_COLUMNS = 100
+WRAPPED = [p for p in PAGES if p.name != "CHANGELOG.md"]
+
+
+def wide_lines(text):
+    """Lines of prose beyond the width of code; a table, a link, or what a script made may be."""
+    written = re.sub(r"<!-- (\S+):start -->.*?<!-- \1:end -->", "", FENCE.sub("", text), flags=re.S)
+    return [
+        line
+        for line in written.splitlines()
+        if len(line) > MAX_COLUMNS and not line.startswith("|") and "](" not in line
+    ]
+
+
+@pytest.mark.parametrize("page", WRAPPED, ids=page_id)
+def test_prose_is_wrapped(page):
+    assert not wide_lines(page.read_text("utf-8"))
+
+
+def test_the_check_of_width_objects():
+    wide = "word " * 30
+    assert wide_lines(wide)
+    assert not wide_lines(f"| {wide} |\n```\n{wide}\n```\n<!-- x:start -->\n{wide}\n<!-- x:end -->")
