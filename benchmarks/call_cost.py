@@ -19,9 +19,9 @@ from transformers.masking_utils import causal_mask_function
 
 from sample_attention import SampleAttentionConfig, measured_attention, sample_attention
 from sample_attention.dense import attention, flash_attention
-from sample_attention.integrations.transformers import _attention, _mask
+from sample_attention.integrations.transformers import Choice, _attention, _mask
 from sample_attention.problem import Problem
-from sample_attention.routing.policy import decide
+from sample_attention.routing.route import route
 from sample_attention.selection.rule import fixed_rule
 
 ROUNDS = 200
@@ -62,16 +62,16 @@ def stages(qkv: Inputs) -> dict[str, Callable[[], object]]:
     given: dict[str, Any] = {
         "scaling": 0.1, "use_cache": True, "position_ids": torch.arange(length)[None]
     }  # fmt: skip
-    turn = iter(range(sys.maxsize))
+    choice, turn = Choice(config), iter(range(sys.maxsize))
     return {
         "sample_attention": lambda: sample_attention(q, k, v, config),
         "measured_attention": lambda: measured_attention(q, k, v, config),
         "a layer of a model": lambda: _attention(
-            config, layers[next(turn) % LAYERS], q, k, v, mask, **given
+            choice, layers[next(turn) % LAYERS], q, k, v, mask, **given
         ),
         "  check and describe": lambda: Problem.of(q, k, v),
-        "  resolve the rule": lambda: fixed_rule(config, problem),
-        "  decide": lambda: decide(problem, config),
+        "  resolve the rule": lambda: fixed_rule(config, 100, problem),
+        "  route": lambda: route(problem, config),
         "  dense, to the kernel": lambda: attention.dense(q, k, v, problem, 0.1),
         "    its provider": lambda: provider(q, k, v, 0.1),
         "    four transposed views": lambda: [x.transpose(1, 2) for x in (q, k, v, q)],

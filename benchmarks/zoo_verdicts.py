@@ -36,7 +36,6 @@ from sample_attention import SampleAttentionConfig
 from sample_attention.errors import UnsupportedAttention
 from sample_attention.integrations.support import NAME
 from sample_attention.integrations.transformers import register, sample_attention_prefill
-from sample_attention.routing.policy import always_sparse
 
 FACTOR = 8
 """How many times what rounding costs eager attention is accepted."""
@@ -50,6 +49,7 @@ EVERYTHING = SampleAttentionConfig.preset(
     dense_tail=0, dense_above=1.0,
 )  # fmt: skip
 
+POLICIES = {"dense": "auto", "sparse": "sparse"}
 ROUTES = {"dense": SampleAttentionConfig(), "sparse": EVERYTHING}
 
 Finding = dict[str, Any]
@@ -59,10 +59,9 @@ Model = Any
 @contextlib.contextmanager
 def on_route(route: str) -> Generator[None]:
     """Within the block the registered implementation takes the route."""
-    register(ROUTES[route])
+    register(ROUTES[route], policy=POLICIES[route])
     try:
-        with always_sparse() if route == "sparse" else contextlib.nullcontext():
-            yield
+        yield
     finally:
         register()
 
@@ -77,7 +76,7 @@ def afresh(model: Model, run: Case) -> Answer:
 
 def inside(model: Model, route: str, run: Case) -> Answer:
     """What a call gives in the block that the documentation shows."""
-    with on_route(route), sample_attention_prefill(model, ROUTES[route]):
+    with on_route(route), sample_attention_prefill(model, ROUTES[route], policy=POLICIES[route]):
         return afresh(model, run)
 
 
@@ -221,7 +220,7 @@ class Examination:
                 prefill(self.model)
         except Exception:
             return 0, 0
-        return len(recorder.layers), sum(layer.decision.sparse for layer in recorder.layers)
+        return len(recorder.layers), sum(layer.route.sparse for layer in recorder.layers)
 
 
 def _stand_in() -> str:

@@ -13,7 +13,7 @@ from sample_attention.config import as_config
 from sample_attention.lab.records import Provenance, installed_version
 from sample_attention.problem import Problem
 from sample_attention.routing import policy
-from sample_attention.routing.dispatch import NAMES, backend_of
+from sample_attention.routing.engines import BACKENDS, refusal_of
 from sample_attention.testing import nan_poison
 
 settings.register_profile(
@@ -55,7 +55,7 @@ def seeded():
     torch.manual_seed(0)
 
 
-@pytest.fixture(params=NAMES)
+@pytest.fixture(params=list(BACKENDS))
 def backend(request):
     return request.param
 
@@ -93,6 +93,6 @@ def always_sparse(monkeypatch):
 
 
 def _skip_if_refused(backend, problem, config=None):
-    reason = backend_of(backend).refusal(problem, config)
+    reason = refusal_of(backend, problem, config)
     if reason is not None:
         pytest.skip(f"{backend}: {reason}")

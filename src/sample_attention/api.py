@@ -1,4 +1,4 @@
-"""The public operations: check, choose, call.
+"""The public operations: describe, route, run.
 
 config ──► select(q, k, config) ──► plan ──► attend(q, k, v, plan) ──► out, lse
               └────────── sample_attention(q, k, v, config) ──────────┘
@@ -7,24 +7,30 @@ config ──► select(q, k, config) ──► plan ──► attend(q, k, v, p
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import NamedTuple, TypeVar
 
-import torch
 from torch import Tensor
 
 from .config import SampleAttentionConfig
-from .dense import dense, dense_with_lse, provider, provider_verdicts
-from .errors import InvalidInput, UnsupportedProblem
+from .dense import provider_verdicts
+from .errors import InvalidInput
 from .plan import StripePlan
-from .problem import Problem, Sequences, as_batched, in_one_width, keys_of
+from .problem import Problem, Sequences, as_batched, in_one_width
 from .problem.modes import entrance, with_out
 from .routing.compile import operator, untraced
-from .routing.dispatch import choose, selector_of, verdicts
-from .routing.policy import Decision, decide
-from .routing.row_spans import rule_of_span, spans
-from .selection.rule import FixedRule, NamedRule, fixed_rule
+from .routing.engines import (
+    attention_engine,
+    choose_attention,
+    choose_selection,
+    selection_engine,
+    verdicts,
+)
+from .routing.policy import Policy
+from .routing.route import Route, route
+from .routing.run import Measured, run
+from .selection.rule import NamedRule, as_rule, fixed_rule
 
 R = TypeVar("R")
 
@@ -43,56 +49,24 @@ class AttentionOutput(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What `measured_attention` returns.
-
-    Attributes:
-        out: like q, with the head dim of v.
-        decision: whether the call ran sparse, and why.
-        plan: what was computed; None when the call ran dense, or the plan was not kept.
-        lse: as `attend` returns it, of all keys for the guarded heads; None when the call ran
-            dense.
-        retained_mass: `[N, H, G, R]` on the held-out rows, NaN where there is none; None without
-            `held_out` or when the call ran dense.
-        guarded: bool `[N, H]`, heads that missed `guard` and were computed again, dense; None
-            without a guard.
-    """
-
-    out: Tensor
-    decision: Decision
-    plan: StripePlan | None = None
-    lse: Tensor | None = None
-    retained_mass: Tensor | None = None
-    guarded: Tensor | None = None
-
-
-@dataclass(frozen=True)
 class Explanation:
     """What would run for a problem, and why.
 
     Attributes:
         problem: the facts in one line.
-        decision: dense or sparse.
-        backend: who would run the sparse path; two names where one selects and one attends,
-            `none` where nobody could.
-        dense_provider: who would run the dense path.
+        route: how each sequence would run.
         verdicts: every backend's answer.
         dense_verdicts: every dense provider's answer.
     """
 
     problem: str
-    decision: Decision
-    backend: str
-    dense_provider: str
+    route: Route
     verdicts: dict[str, str]
     dense_verdicts: dict[str, str]
 
     def __str__(self) -> str:
         """A few lines for people."""
-        runs = (
-            f"sparse by {self.backend}" if self.decision.sparse else f"dense {self.dense_provider}"
-        )
-        lines = [self.problem, f"-> {runs} ({self.decision.reason})"]
+        lines = [self.problem, *(f"-> {line}" for line in str(self.route).splitlines())]
         for title, answers in (("backends", self.verdicts), ("dense", self.dense_verdicts)):
             lines += [f"{title}:", *(f"  {name}: {answer}" for name, answer in answers.items())]
         return "\n".join(lines)
@@ -139,10 +113,12 @@ def select(
         UnsupportedProblem: no backend accepts; the message lists the reasons.
     """
     problem = Problem.of(q, k, k, sequences)
-    rule = fixed_rule(config, problem)
-    selector = selector_of(backend, problem, rule)
-    q, k = as_batched(q, problem), as_batched(k, problem)
-    return selector.select(q, k, problem, problem.scale(scale))
+    rule = fixed_rule(as_rule(config), problem.sequences.max_kv_len, problem)
+    q, k, factor = as_batched(q, problem), as_batched(k, problem), problem.scale(scale)
+    if not isinstance(rule, SampleAttentionConfig):
+        return rule.select(q, k, problem, factor)
+    engine = selection_engine(choose_selection(backend, problem, rule))
+    return engine.select(q, k, problem, rule, factor)
 
 
 @untraced
@@ -178,9 +154,9 @@ def attend(
     if problem.v_head_dim is not None:
         again = partial(attend, plan=plan, backend=backend)
         return _in_one_width(again, (q, k, v), problem, scale)
-    chosen = choose(backend, problem, plan)
+    engine = attention_engine(choose_attention(backend, problem, plan.form))
     q, k, v = (as_batched(x, problem) for x in (q, k, v))
-    out, lse = chosen.attend(q, k, v, problem, plan, problem.scale(scale))
+    out, lse = engine.attend(q, k, v, problem, plan, problem.scale(scale))
     if problem.sequences.packed:
         return AttentionOutput(out[0].transpose(0, 1), lse[0])
     return AttentionOutput(out, lse)
@@ -191,41 +167,12 @@ def attend(
 def sample_attention(
     q: Tensor, k: Tensor, v: Tensor, config: NamedRule = "default", *,
     scale: float | None = None, sequences: Sequences | None = None, backend: str = "auto",
+    policy: Policy = "auto",
 ) -> Tensor:  # fmt: skip
     """Causal attention that computes only the keys that matter: select, then attend.
 
-    Dense where sparse does not pay (`explain` says when) and for heads that miss `config.guard`.
-    Arguments and errors are those of `select` and `attend`.
-
-    Returns:
-        out like q, with the head dim of v.
-
-    Source: arXiv 2406.15486.
-    """
-    problem = Problem.of(q, k, v, sequences)
-    if problem.v_head_dim is not None:
-        again = partial(sample_attention, config=config, sequences=sequences, backend=backend)
-        return _in_one_width(again, (q, k, v), problem, scale)
-    rule = fixed_rule(config, problem)
-    if backend == "auto" and not decide(problem, rule).sparse:  # the quick way: no statistics
-        return _dense(q, k, v, problem, problem.scale(scale))
-    return measured_attention(
-        q, k, v, rule, scale=scale, sequences=sequences, backend=backend, keep_plan=False
-    ).out
-
-
-@untraced
-@entrance
-def measured_attention(
-    q: Tensor, k: Tensor, v: Tensor, config: NamedRule = "default", *,
-    scale: float | None = None, sequences: Sequences | None = None, backend: str = "auto",
-    keep_plan: bool = True,
-) -> Measured:  # fmt: skip
-    """`sample_attention` together with what it did.
-
-    With `config.held_out` rows per segment the retained mass is measured on rows that took no part
-    in selecting: exp(lse of the kept keys - lse of all keys). Arguments and errors are those of
-    `sample_attention`.
+    Each sequence runs dense where sparse does not pay (`explain` says why), and so do heads that
+    miss `config.guard`. Arguments and errors are those of `select` and `attend`.
 
     Args:
         q: as for `select`.
@@ -234,76 +181,72 @@ def measured_attention(
         config: as for `select`.
         scale: as for `select`.
         sequences: as for `select`.
-        backend: as for `select`.
-        keep_plan: return the plan and what is measured with it. Without, and without a guard, a
-            long call is computed in spans of rows, and extra memory does not grow with the square
-            of its length.
+        backend: as for `select`; who runs the sequences that run sparse.
+        policy: `auto` decides by what was measured; `dense` and `sparse` decide for all sequences,
+            to compare answers. One query is always dense: there is nothing to select for.
 
     Returns:
-        out, decision, plan, retained mass and guarded heads.
+        out like q, with the head dim of v.
+
+    Source: arXiv 2406.15486.
     """
-    problem = Problem.of(q, k, v, sequences)
-    if problem.v_head_dim is not None:
-        again = partial(
-            measured_attention, config=config, sequences=sequences, backend=backend,
-            keep_plan=keep_plan,
-        )  # fmt: skip
-        return _in_one_width(again, (q, k, v), problem, scale)
-    rule = fixed_rule(config, problem)
-    decision, factor = decide(problem, rule), problem.scale(scale)
-    if backend == "auto" and not decision.sparse:
-        return Measured(_dense(q, k, v, problem, factor), decision)
-    guard = rule.guard if isinstance(rule, SampleAttentionConfig) else None
-    if isinstance(rule, SampleAttentionConfig) and not keep_plan and guard is None:
-        rule = replace(rule, held_out=0) if rule.held_out else rule  # nobody would see the mass
-    selector = selector_of(backend, problem, rule)
-    choose(backend, problem)
-    if not decision.sparse:  # a backend that was named accepts, or has raised
-        return Measured(_dense(q, k, v, problem, factor), decision)
-    q, k, v = (as_batched(x, problem) for x in (q, k, v))
-    if not keep_plan and guard is None:
-        out, lse = _in_spans(q, k, v, problem, spans(problem, rule), factor, (rule, backend))
-        lse = lse[0] if problem.sequences.packed else lse
-        return Measured(_unbatched(out, problem), decision, lse=lse)
-    plan = selector.select(q, k, problem, factor)
-    out, lse = choose(backend, problem, plan).attend(q, k, v, problem, plan, factor)
-    mass = plan.retained_mass(lse) if plan.probe is not None else None
-    guarded = None
-    if guard is not None and mass is not None:
-        guarded = mass.flatten(2).nanmean(-1) < guard
-        _redo_dense((q, k, v), (out, lse), guarded, problem, factor)
-    lse = lse[0] if problem.sequences.packed else lse
-    return Measured(_unbatched(out, problem), decision, plan, lse, mass, guarded)
+    return _measured(
+        q, k, v, config, scale=scale, sequences=sequences, backend=backend, policy=policy,
+        keep_plan=False,
+    ).out  # fmt: skip
+
+
+@untraced
+@entrance
+def measured_attention(
+    q: Tensor, k: Tensor, v: Tensor, config: NamedRule = "default", *,
+    scale: float | None = None, sequences: Sequences | None = None, backend: str = "auto",
+    policy: Policy = "auto",
+) -> Measured:  # fmt: skip
+    """`sample_attention` together with what it did; its plan is kept, so memory is not bounded.
+
+    With `config.held_out` rows per segment the retained mass is measured on rows that took no part
+    in selecting: exp(lse of the kept keys - lse of all keys). Arguments and errors are those of
+    `sample_attention`.
+
+    Returns:
+        out, route, plan, lse, retained mass and guarded heads.
+    """
+    return _measured(
+        q, k, v, config, scale=scale, sequences=sequences, backend=backend, policy=policy,
+        keep_plan=True,
+    )  # fmt: skip
 
 
 @entrance
 def explain(
     q: Tensor, k: Tensor, v: Tensor, config: NamedRule = "default", *,
-    sequences: Sequences | None = None, backend: str = "auto",
+    sequences: Sequences | None = None, backend: str = "auto", policy: Policy = "auto",
 ) -> Explanation:  # fmt: skip
     """What `sample_attention` would run for these tensors, and why; computes nothing.
 
     Raises:
         InvalidInput, InvalidConfig, UnsupportedProblem: as `sample_attention` would.
     """
+    given = Problem.of(q, k, v, sequences)
+    problem = given.in_one_width if given.v_head_dim is not None else given
+    answer = route(problem, config, backend=backend, policy=policy)
+    return Explanation(str(given), answer, verdicts(problem), provider_verdicts(problem))
+
+
+def _measured(  # noqa: PLR0913
+    q: Tensor, k: Tensor, v: Tensor, config: NamedRule, *, scale: float | None,
+    sequences: Sequences | None, backend: str, policy: Policy, keep_plan: bool,
+) -> Measured:  # fmt: skip
     problem = Problem.of(q, k, v, sequences)
-    rule, given = fixed_rule(config, problem), str(problem)
-    problem = problem.in_one_width
-    decision = decide(problem, rule)
-    try:
-        names = " then ".join(_names(backend, problem, rule))
-    except UnsupportedProblem:
-        if backend != "auto" or decision.sparse:
-            raise
-        names = "none"
-    return Explanation(
-        problem=given,
-        decision=decision,
-        backend=names,
-        dense_provider=provider(problem),
-        verdicts=verdicts(problem),
-        dense_verdicts=provider_verdicts(problem),
-    )
+    if problem.v_head_dim is not None:
+        again = partial(
+            _measured, config=config, sequences=sequences, backend=backend, policy=policy,
+            keep_plan=keep_plan,
+        )  # fmt: skip
+        return _in_one_width(again, (q, k, v), problem, scale)
+    answer = route(problem, config, backend=backend, policy=policy)
+    return run((q, k, v), problem, answer, problem.scale(scale), keep_plan=keep_plan)
 
 
 def _in_one_width(
@@ -313,64 +256,3 @@ def _in_one_width(
     """Call the operation again with tensors of one head dim, and cut its out to that of v."""
     result = operation(*in_one_width(*qkv), scale=problem.scale(scale))
     return with_out(result, lambda out: out[..., : problem.v_head_dim].contiguous())
-
-
-def _in_spans(
-    q: Tensor, k: Tensor, v: Tensor, problem: Problem, parts: list[range], scale: float,
-    who: tuple[FixedRule, str],
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """Select and attend span by span: out like q and lse `[B, H, Sq]`."""
-    rule, backend = who
-    if len(parts) == 1:
-        plan = selector_of(backend, problem, rule).select(q, k, problem, scale)
-        return choose(backend, problem, plan).attend(q, k, v, problem, plan, scale)
-    offset, lses = k.shape[2] - q.shape[2], list[Tensor]()
-    whole = q.new_empty(q.shape)  # joined at the end, the results would be there twice
-    for rows in parts:
-        last = offset + rows.stop
-        some = q[:, :, rows.start : rows.stop], k[:, :, :last], v[:, :, :last]
-        part = Problem.of(*some)
-        selector = selector_of(backend, part, rule_of_span(rule, rows, q.shape[2]))
-        plan = selector.select(*some[:2], part, scale)
-        out, lse = choose(backend, part, plan).attend(*some, part, plan, scale)
-        whole[:, :, rows.start : rows.stop] = out
-        lses.append(lse)
-    return whole, torch.cat(lses, 2)
-
-
-def _redo_dense(
-    views: tuple[Tensor, Tensor, Tensor],
-    results: tuple[Tensor, Tensor],
-    guarded: Tensor,
-    problem: Problem,
-    scale: float,
-) -> None:
-    """Compute the flagged heads of the flagged sequences again, dense, into out and lse."""
-    (q, k, v), (out, lse) = views, results
-    s = problem.sequences
-    for n, (b, q0, q_len, _, _) in enumerate(s.rows()):
-        rows = slice(q0, q0 + q_len)
-        for h in guarded[n].nonzero()[:, 0].tolist():
-            kv = slice(h // problem.group_size, h // problem.group_size + 1)
-            keys, values = (keys_of(x[:, kv], s, n)[None] for x in (k, v))
-            head = q[b : b + 1, h : h + 1, rows], keys, values
-            again, again_lse = dense_with_lse(*head, Problem.of(*head), scale)
-            out[b, h, rows], lse[b, h, rows] = again[0, 0], again_lse[0, 0]
-
-
-def _names(backend: str, problem: Problem, rule: FixedRule) -> list[str]:
-    """Who would select and who would attend: one name where they are the same."""
-    if isinstance(rule, SampleAttentionConfig):
-        return [choose(backend, problem, rule).name]
-    return [type(rule).__name__, choose(backend, problem).name]
-
-
-def _dense(q: Tensor, k: Tensor, v: Tensor, problem: Problem, scale: float) -> Tensor:
-    """Dense attention of tensors as they were given, packed or not."""
-    if problem.sequences.packed:
-        q, k, v = (as_batched(x, problem) for x in (q, k, v))
-    return _unbatched(dense(q, k, v, problem, scale), problem)
-
-
-def _unbatched(out: Tensor, problem: Problem) -> Tensor:
-    return out[0].transpose(0, 1) if problem.sequences.packed else out

@@ -7,7 +7,7 @@ import pytest
 
 from sample_attention.cli.doctor import EXTRAS, TESTED
 from sample_attention.lab.records import read_lines
-from sample_attention.routing.dispatch import NAMES
+from sample_attention.routing.engines import BACKENDS
 
 ROOT = Path(__file__).resolve().parents[2]
 PYPROJECT = ROOT / "pyproject.toml"
@@ -21,14 +21,14 @@ def test_json_holds_environment_and_verdicts(cli):
     assert {"python", "torch", "threads", "extras", "devices", "crossovers"} <= facts.keys()
     cpu = facts["devices"][0]
     assert cpu["device"] == "cpu"
-    assert set(cpu["backends"]) == set(NAMES)
+    assert set(cpu["backends"]) == set(BACKENDS)
     assert cpu["backends"]["eager"] == "accepted"
     assert cpu["dense_provider"]
 
 
 def test_people_see_the_same_facts(cli):
     facts, text = cli("doctor", "--json").json, " ".join(cli("doctor").out.split())
-    for word in (facts["torch"], *NAMES, facts["devices"][0]["dense_provider"], "sparse pays"):
+    for word in (facts["torch"], *BACKENDS, facts["devices"][0]["dense_provider"], "sparse pays"):
         assert word in text
 
 

@@ -116,7 +116,7 @@ def test_models_take_the_interval_of_the_call(tuned_file, loaded_tiny, length):
         attending = sample_attention_prefill(loaded_tiny.model, config, record=True)
         with torch.inference_mode(), attending as recorder:
             results.append(loaded_tiny.model(ids).logits)
-        assert all(layer.decision.sparse for layer in recorder.layers)
+        assert all(layer.route.sparse for layer in recorder.layers)
     assert torch.equal(*results)
 
 

@@ -19,7 +19,7 @@ def test_a_model_prefills_by_a_baseline(name, tiny, prompt, logits):
     with sample_attention_prefill(model, method, record=True, keep_plans=[1]) as recorder:
         changed = logits(model, prompt(length=300))
     assert changed.isfinite().all()
-    assert all(call.decision.sparse for call in recorder.layers)
+    assert all(call.route.sparse for call in recorder.layers)
     assert recorder.layers[1].plan is not None
     assert recorder.layers[0].retained_mass_mean is None
 

@@ -114,7 +114,11 @@ def test_long_and_short_sequences_are_decided_apart(tiny, prompt, sparse, logits
         with sample_attention_prefill(model, sparse, record=True) as recorder:
             together = logits(model, ids, attention_mask=mask)
             calls = [c for c in recorder.layers if c.layer == 1]
-            assert {(c.decision.sparse, c.kv_len) for c in calls} == {(True, 97), (False, 30)}
+            assert {(c.route.sparse, c.kv_len) for c in calls} == {
+                (True, 97),
+                (False, 30),
+                (True, 64),
+            }
             for row, length in zip(together, LENGTHS, strict=True):
                 number = LENGTHS.index(length)
                 alone = logits(model, ids[number : number + 1, -length:])[0]

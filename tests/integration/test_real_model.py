@@ -31,5 +31,5 @@ def test_same_answer_dense_and_sparse(smollm2, generated):
     assert texts[0] == texts[1]
     assert prompt.answer in smollm2.tokenizer.decode(texts[0][0])
     assert len(recorder.layers) == smollm2.model.config.num_hidden_layers
-    assert all(call.decision.sparse for call in recorder.layers)
+    assert all(call.route.sparse for call in recorder.layers)
     assert torch.stack([call.density for call in recorder.layers]).mean() < 1

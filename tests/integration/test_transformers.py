@@ -37,7 +37,7 @@ def test_tokens_and_logits_equal_eager(kind, family, tiny, prompt, generated, bu
         calls = list(recorder.layers)
         assert worst(model(ids).logits, exact) <= bound
     assert [c.layer for c in calls] == [0, 1]
-    assert any(c.decision.sparse for c in calls) == (kind == "nearly_all" and family not in SPECIAL)
+    assert any(c.route.sparse for c in calls) == (kind == "nearly_all" and family not in SPECIAL)
 
 
 def test_the_sparse_path_drops_keys_and_says_so(family, tiny, prompt, sparse, logits):
@@ -48,15 +48,15 @@ def test_the_sparse_path_drops_keys_and_says_so(family, tiny, prompt, sparse, lo
     for call in recorder.layers:
         assert call.density.shape == (4,)
         assert (call.q_len, call.kv_len) == (200, 200)
-        if not call.decision.sparse:
+        if not call.route.sparse:
             assert call.retained_mass_mean is None
-            assert "computed exactly" in call.decision.reason
+            assert "computed exactly" in call.route.reason
             continue
         assert call.density.mean() < 1
         mean, low = call.retained_mass_mean, call.retained_mass_min
         assert ((low <= call.retained_mass_p5) & (low <= mean) & (mean <= 1)).all()
         assert (call.plan is not None) == (call.layer == 1)
-    assert any(c.decision.sparse for c in recorder.layers) == (family not in SPECIAL)
+    assert any(c.route.sparse for c in recorder.layers) == (family not in SPECIAL)
 
 
 def test_density_of_a_window_is_exact(tiny, prompt, logits):
@@ -72,7 +72,7 @@ def test_a_window_of_all_keys_is_no_window(tiny, prompt, nearly_all, logits):
     model = tiny("mistral")
     with sample_attention_prefill(model, nearly_all, record=True) as recorder:
         logits(model, prompt(length=model.config.sliding_window))
-    assert all(c.decision.sparse for c in recorder.layers)
+    assert all(c.route.sparse for c in recorder.layers)
 
 
 @pytest.mark.parametrize(
@@ -208,7 +208,7 @@ def test_the_guard_makes_heads_dense(tiny, prompt, sparse, budget, logits):
         guarded = replace(sparse, guard=1.0)
         with sample_attention_prefill(model, guarded, record=True) as recorder:
             seen = logits(model, ids)
-        calls = [c for c in recorder.layers if c.decision.sparse]
+        calls = [c for c in recorder.layers if c.route.sparse]
         assert all((c.guarded <= 1).all() for c in calls)
         assert any((c.guarded == 1).any() for c in calls)
         for call in calls:
@@ -224,5 +224,5 @@ def test_short_prompts_stay_dense(tiny, prompt, monkeypatch, logits, sparse):
     model = tiny("llama")
     with sample_attention_prefill(model, sparse, record=True) as recorder:
         logits(model, prompt())
-    assert [c.decision.sparse for c in recorder.layers] == [False, False]
-    assert "1000" in recorder.layers[0].decision.reason
+    assert [c.route.sparse for c in recorder.layers] == [False, False]
+    assert "1000" in recorder.layers[0].route.reason

@@ -38,13 +38,12 @@ def lay_out(layout, dims, dtype=torch.float32):
 
 
 @pytest.fixture(params=["dense", "sparse"])
-def route(request):
+def route(request, monkeypatch):
     """Both sides of the crossover."""
-    if request.param == "dense":
-        yield request.param
-    else:
-        with policy.always_sparse():
-            yield request.param
+    if request.param == "sparse":
+        anywhere = {"cpu": policy.Crossover(1, 2, "a test")}
+        monkeypatch.setattr(policy, "CROSSOVERS", anywhere)
+    return request.param
 
 
 @pytest.mark.parametrize("scale", [None, 0.3])
@@ -58,7 +57,7 @@ def test_every_route_matches_the_oracle(route, dims, layout, scale):
     assert_matches_oracle(out, lse, q, k, v, plan, scale=scale)
     measured = sa.measured_attention(q, k, v, SMALL, **given)
     ran = route == "sparse" and layout != "decoding"
-    assert measured.decision.sparse == ran
+    assert measured.route.sparse == ran
     # Where v is wider, q and k are padded before they select: other rounding, another plan.
     used = measured.plan if ran else sa.select(q, k, SampleAttentionConfig(coverage=1), **given)
     assert_matches_oracle(measured.out, measured.lse, q, k, v, used, scale=scale)
@@ -103,7 +102,7 @@ def test_explain_says_what_runs():
     q, k, v, _ = lay_out("square", (48, 32))
     found = sa.explain(q, k, v)
     assert "D=48/32" in found.problem
-    assert found.dense_provider == sa.explain(q, k, k).dense_provider
+    assert found.route == sa.explain(q, k, k).route
     wide = lay_out("square", (128, 512))[:3]
     assert "head dim 512" in sa.explain(*wide).verdicts["hopper"]
 
@@ -120,9 +119,9 @@ def test_a_compiled_call_has_the_head_dim_of_v(route, layout, dims):
     )  # fmt: skip
     expected = sa.sample_attention(q, k, v, SMALL, sequences=sequences) + 1
     assert torch.equal(compiled(q, k, v), expected)
-    tables, bounds = ops.spread(sequences)
+    tables, bounds = ops.flatten_sequences(sequences)
     operator = torch.ops.sample_attention.sample_attention.default
-    library.opcheck(operator, (q, k, v, SMALL.to_json(), None, "auto", tables, bounds))
+    library.opcheck(operator, (q, k, v, SMALL.to_json(), None, "auto", "auto", tables, bounds))
 
 
 def test_the_facts_of_a_problem():

@@ -69,8 +69,8 @@ def test_whole_calls(request, sparse, guard):
     (q, k, v, packed), (_, k_pages, v_pages, paged) = packed_and_paged(16)
     expected = sa.measured_attention(q, k, v, config, sequences=packed)
     result = sa.measured_attention(q, k_pages, v_pages, config, sequences=paged)
-    assert result.decision == expected.decision
-    assert result.decision.sparse is sparse
+    assert result.route == expected.route
+    assert result.route.sparse is sparse
     assert torch.equal(result.out, expected.out)
     out = sa.sample_attention(q, k_pages, v_pages, config, sequences=paged)
     assert torch.equal(out, expected.out)

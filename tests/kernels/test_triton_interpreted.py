@@ -10,7 +10,7 @@ from sample_attention.errors import UnsupportedProblem
 from sample_attention.kernels.device import DTYPES_INTERPRETED
 from sample_attention.methods import METHODS
 from sample_attention.problem import Problem
-from sample_attention.routing.dispatch import backend_of
+from sample_attention.routing.engines import refusal_of
 from sample_attention.testing import assert_matches_oracle, make_pages, make_qkv, nan_poison
 
 pytestmark = pytest.mark.skipif(
@@ -103,7 +103,7 @@ def test_pages_do_not_change_a_bit(config, page_size):
 
 def test_fp64_is_refused_with_the_accepted_types():
     q, k, v = make_qkv(16, num_heads=1, head_dim=16, dtype=torch.float64)
-    assert "float16" in str(backend_of("triton").refusal(Problem.of(q, k, v)))
+    assert "float16" in str(refusal_of("triton", Problem.of(q, k, v)))
 
 
 def test_bf16_is_refused_with_its_reason():
@@ -133,6 +133,6 @@ def test_every_accepted_dtype_is_right(dtype):
 def test_plans_whose_segments_are_no_tiles_are_refused(rows):
     q, k, v = make_qkv(300)
     plan = select(q, k, SampleAttentionConfig(segment=rows, pool=rows, row_stride=2))
-    answer = backend_of("triton").refusal(Problem.of(q, k, v), plan)
+    answer = refusal_of("triton", Problem.of(q, k, v), form=plan.form)
     assert f"segments of {rows} rows" in answer
     assert "accepted" in answer

@@ -9,8 +9,9 @@ import sample_attention as sa
 from sample_attention.errors import InvalidConfig
 from sample_attention.methods import METHODS, HashSparse, HyperAttention, Method, at_density
 from sample_attention.problem import Problem, Sequences
-from sample_attention.routing.policy import Crossover, decide
-from sample_attention.routing.row_spans import spans
+from sample_attention.routing.policy import Crossover
+from sample_attention.routing.route import route
+from sample_attention.routing.row_spans import row_spans
 from sample_attention.testing import assert_matches_oracle, make_pages, make_qkv, plan_masks
 
 SMALL = {"hyper_attention": {"min_keys": 64}, "flexprefill": {"min_budget": 128}}
@@ -42,7 +43,7 @@ def test_every_method_is_a_frozen_record_that_prints_its_settings():
 def test_measured_attention_attends_to_the_plan(method):
     q, k, v = make_qkv(600, num_heads=4, num_kv_heads=2)
     measured = sa.measured_attention(q, k, v, method)
-    assert measured.decision.sparse
+    assert measured.route.sparse
     assert measured.plan.density().mean() < 1
     assert measured.retained_mass is None
     assert measured.guarded is None
@@ -55,15 +56,16 @@ def test_measured_attention_attends_to_the_plan(method):
 def test_short_calls_run_dense_by_the_same_policy(method):
     q, k, v = make_qkv(300)
     measured = sa.measured_attention(q, k, v, method)
-    assert not measured.decision.sparse
-    assert measured.decision == decide(Problem.of(q, k, v), sa.SampleAttentionConfig())
+    assert not measured.route.sparse
+    assert measured.route == route(Problem.of(q, k, v), sa.SampleAttentionConfig())
     assert measured.plan is None
 
 
 @pytest.mark.usefixtures("always_sparse")
 def test_explain_names_the_method_and_who_attends(method):
     told = sa.explain(*make_qkv(300), method)
-    assert told.backend == f"{type(method).__name__} then eager"
+    assert told.route.of_sequence(0).selection == type(method).__name__
+    assert f"sparse, selected by {type(method).__name__}" in str(told)
 
 
 def test_a_sequence_does_not_depend_on_its_neighbours(method):
@@ -123,15 +125,15 @@ def test_a_density_is_found(method, density):
 
 def test_selectors_see_whole_calls(method, monkeypatch):
     monkeypatch.setattr("sample_attention.routing.row_spans.COLUMNS_AT_ONCE", 1)
-    assert spans(Problem.of(*make_qkv(600)), method) == [range(600)]
+    assert row_spans(Problem.of(*make_qkv(600)), method) == [range(600)]
 
 
 def test_the_policy_decides_at_the_same_lengths(method, monkeypatch):
     monkeypatch.setattr(
         "sample_attention.routing.policy.CROSSOVERS", {"cpu": Crossover(500, 1, "a test")}
     )
-    assert decide(Problem.of(*make_qkv(500)), method).sparse
-    assert not decide(Problem.of(*make_qkv(499)), method).sparse
+    assert route(Problem.of(*make_qkv(500)), method).sparse
+    assert not route(Problem.of(*make_qkv(499)), method).sparse
 
 
 def test_a_class_is_no_selector():

@@ -8,13 +8,15 @@ import torch.nn.functional as F
 
 import sample_attention as sa
 from sample_attention import SampleAttentionConfig, Sequences
+from sample_attention.config import Interval
 from sample_attention.dense import dense, dense_with_lse, limited, provider
 from sample_attention.errors import InvalidConfig, UnsupportedProblem
 from sample_attention.problem import Problem
-from sample_attention.routing import dispatch, policy
-from sample_attention.routing.dispatch import NAMES
-from sample_attention.routing.policy import CROSSOVERS, decide
-from sample_attention.testing import assert_matches_oracle, make_qkv
+from sample_attention.routing import engines, policy
+from sample_attention.routing.engines import ATTENTION, BACKENDS, SELECTION
+from sample_attention.routing.policy import CROSSOVERS
+from sample_attention.routing.route import Dense, Sparse, route
+from sample_attention.testing import assert_matches_oracle, make_pages, make_qkv
 
 SMALL = SampleAttentionConfig.preset(
     "pooled", coverage=0.6, segment=32, row_stride=8, pool=8, window=8, dense_prefix=0,
@@ -46,8 +48,8 @@ LAYOUTS = ["batched", "padded", "packed"]
 def test_short_prompts_run_dense_and_say_so(layout):
     q, k, v, sequences = lay_out(layout)
     result = sa.measured_attention(q, k, v, SMALL, sequences=sequences)
-    assert not result.decision.sparse
-    assert "sparse pays from" in result.decision.reason
+    assert not result.route.sparse
+    assert "sparse pays from" in result.route.reason
     assert (result.plan, result.retained_mass, result.guarded) == (None, None, None)
     assert_matches_oracle(result.out, None, q, k, v, every_key(q, k, sequences))
     assert torch.equal(sa.sample_attention(q, k, v, SMALL, sequences=sequences), result.out)
@@ -58,7 +60,7 @@ def test_sparse_calls_select_and_attend(always_sparse, layout):
     del always_sparse
     q, k, v, sequences = lay_out(layout)
     result = sa.measured_attention(q, k, v, SMALL, sequences=sequences)
-    assert result.decision.sparse
+    assert result.route.sparse
     plan = sa.select(q, k, SMALL, sequences=sequences)
     assert torch.equal(plan.indices, result.plan.indices)
     out, lse = sa.attend(q, k, v, plan)
@@ -179,9 +181,9 @@ def facts(q_len, kv_len):
     ],
 )
 def test_policy(q_len, kv_len, fields, sparse, word):
-    decision = decide(facts(q_len, kv_len), SampleAttentionConfig(**fields))
-    assert decision.sparse is sparse
-    assert word in decision.reason
+    answer = route(facts(q_len, kv_len), SampleAttentionConfig(**fields))
+    assert answer.sparse is sparse
+    assert word in answer.reason
 
 
 def test_crossovers_name_their_measurement():
@@ -192,73 +194,171 @@ def test_crossovers_name_their_measurement():
         assert row.measured
 
 
-def test_explain_names_decision_backend_and_verdicts(monkeypatch):
+@pytest.mark.parametrize("policy", ["", "Sparse", None, 1])
+def test_unknown_policies(policy):
+    q, k, v = make_qkv(20)
+    with pytest.raises(InvalidConfig, match="accepted: auto, dense, sparse"):
+        sa.sample_attention(q, k, v, policy=policy)
+
+
+def test_a_policy_decides_for_all_but_single_queries():
+    long, short = facts(ROW.min_kv_len, ROW.min_kv_len), facts(40, 50)
+    config = SampleAttentionConfig()
+    assert not route(long, config, policy="dense").sparse
+    assert route(short, config, policy="sparse").sparse
+    assert "decoding" in route(facts(1, 50), config, policy="sparse").reason
+
+
+def test_the_end_of_a_prompt_is_kept_where_it_is_or_may_be():
+    problem, config = facts(200, 300), SampleAttentionConfig(dense_tail=64)
+    tails = {
+        ends: route(problem, config, policy="sparse", ends_prompt=ends).parts[0].rule.dense_tail
+        for ends in (True, None, False)
+    }
+    assert tails == {True: 64, None: 64, False: 0}
+
+
+def test_explain_names_route_and_verdicts(monkeypatch):
     q, k, v = make_qkv(64, num_heads=4, num_kv_heads=2)
     dense_call = sa.explain(q, k, v)
-    assert not dense_call.decision.sparse
-    assert tuple(dense_call.verdicts) == NAMES
-    assert dense_call.verdicts["eager"] == dispatch.ACCEPTED
+    assert not dense_call.route.sparse
+    assert tuple(dense_call.verdicts) == tuple(BACKENDS)
+    assert dense_call.verdicts["eager"] == engines.ACCEPTED
     text = str(dense_call)
-    for word in ("H=4/2", "Sq<=64", "-> dense sdpa", dense_call.decision.reason, *NAMES):
+    for word in ("H=4/2", "Sq<=64", "-> dense, by sdpa", dense_call.route.reason, *BACKENDS):
         assert word in text
     monkeypatch.setitem(policy.CROSSOVERS, "cpu", policy.Crossover(1, 1, "a test"))
     sparse_call = sa.explain(q, k, v, SMALL, backend="eager")
-    assert sparse_call.backend == "eager"
-    assert "-> sparse by" in str(sparse_call)
-    chunk = sa.explain(q[:, :, -9:], k, v)
-    assert "prefix" in chunk.dense_provider
-    assert sa.explain(q[:, :, -1:], k, v).dense_provider == "sdpa"
+    answer = sparse_call.route.of_sequence(0)
+    assert (answer.selection, answer.attention) == ("eager", "eager")
+    assert "-> sparse, selected by eager, attended by eager" in str(sparse_call)
+    chunk = sa.explain(q[:, :, -9:], k, v, policy="dense")
+    assert "prefix" in chunk.route.of_sequence(0).provider
+    assert sa.explain(q[:, :, -1:], k, v, policy="dense").route.of_sequence(0).provider == "sdpa"
 
 
 class Refuser:
+    """An engine that takes nothing."""
+
     name = "refuser"
 
-    def refusal(self, problem, subject=None):
-        return f"does not {'select' if subject else 'attend'} heads of {problem.head_dim}"
+    def refusal(self, problem, _asked=None):
+        return f"does not take heads of {problem.head_dim}"
 
 
 @pytest.fixture
 def refuser(monkeypatch):
-    """A backend that comes first and takes nothing."""
-    found = dispatch.backend_of
-    monkeypatch.setattr(dispatch, "NAMES", ("refuser", "eager"))
-    monkeypatch.setattr(
-        dispatch, "backend_of", lambda name: Refuser() if name == "refuser" else found(name)
-    )
+    """An engine that comes first."""
+    for operation, known in (("SELECTION", SELECTION), ("ATTENTION", ATTENTION)):
+        monkeypatch.setattr(engines, operation, ("refuser", "eager"))
+        find = f"{operation.lower()}_engine"
+        found = getattr(engines, find)
+        take = {"refuser": lambda _: Refuser()}
+        monkeypatch.setattr(
+            engines, find, lambda name, found=found, take=take: take.get(name, found)(name)
+        )
+        assert "eager" in known
+    names = {"refuser": ("refuser", "refuser"), "eager": ("eager", "eager")}
+    monkeypatch.setattr(engines, "BACKENDS", names)
 
 
 def test_auto_takes_the_first_that_accepts(refuser):
     del refuser
     problem = facts(3, 4)
-    assert dispatch.choose("auto", problem).name == "eager"
-    assert dispatch.verdicts(problem)["refuser"] == "does not attend heads of 2"
+    assert engines.choose_engines("auto", problem, SMALL) == ("eager", "eager")
+    assert engines.verdicts(problem)["refuser"] == "does not take heads of 2"
 
 
 def test_a_name_never_falls_back(refuser):
     del refuser
-    with pytest.raises(UnsupportedProblem) as error:
-        dispatch.choose("refuser", facts(3, 4))
-    assert error.value.verdicts == {
-        "refuser": "does not attend heads of 2", "eager": dispatch.ACCEPTED
-    }  # fmt: skip
-    lines = str(error.value).splitlines()
-    assert "N=1 H=1/1 Sq<=3 Skv<=4 D=2 float32 on cpu" in lines[0]
-    assert lines[1].strip() == "refuser: does not attend heads of 2"
+    for policy_of_call in ("auto", "sparse"):
+        with pytest.raises(UnsupportedProblem) as error:
+            route(facts(3, 4), SMALL, backend="refuser", policy=policy_of_call)
+        assert error.value.verdicts == {
+            "refuser": "does not take heads of 2", "eager": engines.ACCEPTED
+        }  # fmt: skip
+        lines = str(error.value).splitlines()
+        assert "N=1 H=1/1 Sq<=3 Skv<=4 D=2 float32 on cpu" in lines[0]
+        assert lines[1].strip() == "refuser: does not take heads of 2"
 
 
 def test_when_none_accepts(refuser, monkeypatch):
     del refuser
-    monkeypatch.setattr(dispatch, "NAMES", ("refuser",))
+    monkeypatch.setattr(engines, "ATTENTION", ("refuser",))
     with pytest.raises(UnsupportedProblem):
-        dispatch.choose("auto", facts(3, 4))
+        engines.choose_attention("auto", facts(3, 4))
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", BACKENDS)
 def test_backends_by_name(name):
-    assert dispatch.backend_of(name).name == name
+    selecting, attending = engines.BACKENDS[name]
+    assert engines.selection_engine(selecting).name == selecting
+    assert engines.attention_engine(attending).name == attending
 
 
 @pytest.mark.parametrize("name", ["", "Eager", "auto ", None, 3, "base", "dense"])
 def test_unknown_backends(name):
     with pytest.raises(InvalidConfig):
-        dispatch.backend_of(name)
+        engines.engines_of(name)
+
+
+LENGTHS = [(500, 500), (1, 700), (3, 40), (300, 600), (200, 200)]
+"""Queries and keys of a batch in which the second and third sequence run dense."""
+
+
+def mixed(layout):
+    """A packed, paged or padded batch, and its sequences alone."""
+    alone = [
+        make_qkv(*n, num_heads=4, num_kv_heads=2, dtype=torch.float64, seed=i)
+        for i, n in enumerate(LENGTHS)
+    ]
+    if layout == "padded":
+        longest = max(n for n, _ in LENGTHS), max(n for _, n in LENGTHS)
+        q, k, v = (
+            torch.cat([F.pad(x[i], (0, 0, longest[i > 0] - x[i].shape[2], 0)) for x in alone])
+            for i in range(3)
+        )
+        rows = tuple(
+            (b, longest[0] - q_len, q_len, longest[1] - kv_len, kv_len)
+            for b, (q_len, kv_len) in enumerate(LENGTHS)
+        )
+        table = torch.tensor(rows, dtype=torch.int32)
+        return (q, k, v), Sequences(table, *longest, host_rows=rows), alone
+    q, k, v = (torch.cat([x[i] for x in alone], 2)[0].transpose(0, 1) for i in range(3))
+    q_ends, kv_ends = (torch.tensor([0, *(n[i] for n in LENGTHS)]).cumsum(0).int() for i in (0, 1))
+    packed = Sequences.packed_from(q_ends, kv_ends)
+    if layout == "paged":
+        k, v, packed = make_pages(k, v, packed, 16)
+    return (q, k, v), packed, alone
+
+
+@pytest.mark.parametrize("layout", ["packed", "paged", "padded"])
+def test_sequences_of_a_batch_run_each_in_its_way(monkeypatch, layout):
+    """A sequence's result does not depend on its neighbours, nor does its route."""
+    monkeypatch.setitem(policy.CROSSOVERS, "cpu", policy.Crossover(150, 100, "a test"))
+    (q, k, v), sequences, alone = mixed(layout)
+    measured = sa.measured_attention(q, k, v, SMALL, sequences=sequences)
+    kinds = [type(measured.route.of_sequence(n)) for n in range(len(LENGTHS))]
+    assert kinds == [Sparse, Dense, Dense, Sparse, Sparse]
+    assert [(part.first, part.stop) for part in measured.route.parts] == [(0, 1), (1, 3), (3, 5)]
+    assert measured.plan is None
+    assert [part.plan is not None for part in measured.parts] == [True, False, True]
+    out = sa.sample_attention(q, k, v, SMALL, sequences=sequences)
+    assert torch.equal(out, measured.out)
+    for n, ((b, q0, q_len, _, _), given) in enumerate(zip(sequences.rows(), alone, strict=True)):
+        own = sa.measured_attention(*given, SMALL)
+        assert isinstance(own.route.of_sequence(0), kinds[n])
+        found = out[b, :, q0 : q0 + q_len] if layout == "padded" else out[q0 : q0 + q_len]
+        expected = own.out[0] if layout == "padded" else own.out[0].transpose(0, 1)
+        torch.testing.assert_close(found, expected)
+    covered = sum(q_len for q_len, _ in LENGTHS)
+    assert int((out != 0).any(-1).any(1).sum()) == covered
+
+
+def test_a_tuned_configuration_is_that_of_each_sequence():
+    narrow, wide = (replace(SMALL, window=n) for n in (8, 64))
+    tuned = sa.Tuned("a model", (Interval(0, wide), Interval(450, narrow)))
+    (q, k, v), sequences, _ = mixed("packed")
+    measured = sa.measured_attention(q, k, v, tuned, sequences=sequences, policy="sparse")
+    windows = [part.rule and part.rule.window for part in measured.route.parts]
+    assert windows == [8, None, 64, 8, 64]

@@ -53,7 +53,7 @@ def steps(rule, q, k, v, sequences):
     yield sample_attention(q, k, v, rule, sequences=sequences)
     for guard in (None, 0.5, 1.0):
         done = measured_attention(q, k, v, replace(rule, guard=guard), sequences=sequences)
-        assert done.decision.sparse
+        assert done.route.sparse
         yield from (done.out, done.lse)
         yield from (x for x in (done.retained_mass, done.guarded) if x is not None)
 
@@ -74,6 +74,6 @@ def test_is_left_alone(name, layout):
 def test_of_a_call_that_the_policy_runs_sparse():
     q, k, v = make_qkv(6272, num_heads=2, num_kv_heads=1)
     expected = measured_attention(q, k, v)
-    assert expected.decision.sparse
+    assert expected.route.sparse
     with torch.device("meta"):
         assert torch.equal(sample_attention(q, k, v), expected.out)

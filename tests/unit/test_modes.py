@@ -46,13 +46,12 @@ CALLS = {
 
 
 @pytest.fixture(params=["dense", "sparse"])
-def route(request):
+def route(request, monkeypatch):
     """Both sides of the crossover."""
-    if request.param == "dense":
-        yield request.param
-    else:
-        with policy.always_sparse():
-            yield request.param
+    if request.param == "sparse":
+        anywhere = {"cpu": policy.Crossover(1, 2, "a test")}
+        monkeypatch.setattr(policy, "CROSSOVERS", anywhere)
+    return request.param
 
 
 @pytest.mark.usefixtures("route")
@@ -192,7 +191,7 @@ def test_the_operator_itself_follows_autocast():
     q, k, v = of(GIVEN[3])
     op = torch.ops.sample_attention.sample_attention
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        out = op(q, k, v, SMALL.to_json(), None, "auto", [], [])
+        out = op(q, k, v, SMALL.to_json(), None, "auto", "auto", [], [])
         assert torch.equal(out, sa.sample_attention(q, k, v, SMALL))
     assert out.dtype == q.dtype
 
@@ -343,10 +342,9 @@ def test_what_was_kept_is_no_trouble_in_a_mode(call, mode):
 def test_real_tensors_after_fake_ones():
     config = SampleAttentionConfig(held_out=4)
     q, k, v = make_qkv(500, num_heads=2, num_kv_heads=1, head_dim=32)
-    with policy.always_sparse():
-        with FakeTensorMode():
-            sa.explain(*(torch.empty(x.shape) for x in (q, k, v)), config)
-        measured = sa.measured_attention(q, k, v, config)
+    with FakeTensorMode():
+        sa.explain(*(torch.empty(x.shape) for x in (q, k, v)), config, policy="sparse")
+    measured = sa.measured_attention(q, k, v, config, policy="sparse")
     assert measured.retained_mass.isfinite().any()
     assert_matches_oracle(measured.out, measured.lse, q, k, v, measured.plan)
 

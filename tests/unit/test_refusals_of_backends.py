@@ -10,7 +10,7 @@ from sample_attention.attention import hopper, triton
 from sample_attention.kernels.device import DTYPES, DTYPES_INTERPRETED, interpreted
 from sample_attention.problem import Problem
 from sample_attention.problem.forms import DTYPES as EVERY
-from sample_attention.routing.dispatch import backend_of
+from sample_attention.routing.engines import refusal_of
 from sample_attention.testing import make_qkv
 
 pytest.importorskip("triton")
@@ -36,9 +36,9 @@ def test_dtypes_by_how_kernels_run(facts, monkeypatch, value, subject):
         monkeypatch.setenv("TRITON_INTERPRET", value)
     known = DTYPES_INTERPRETED if value in SPELLINGS else DTYPES
     for dtype in EVERY:
-        refused = backend_of("triton").refusal(facts(dtype), subject)
+        refused = refusal_of("triton", facts(dtype), subject)
         assert (refused is None) == (dtype in known), refused
-        on_hopper = backend_of("hopper").refusal(facts(dtype), subject)
+        on_hopper = refusal_of("hopper", facts(dtype), subject)
         assert (on_hopper is None) == (value not in SPELLINGS and dtype in DTYPES), on_hopper
     if value in SPELLINGS:
         assert "bfloat16 in Triton's interpreter" in triton.engine.refusal(facts(torch.bfloat16))

@@ -87,7 +87,7 @@ def test_a_layer_of_a_model_that_was_seen_before_is_short(instant):
     given = {"scaling": 0.1, "position_ids": torch.arange(100)[None], "use_cache": True}
 
     def run():
-        adapter._attention(config, layer, q, k, v, None, **given)
+        adapter._attention(adapter.Choice(config), layer, q, k, v, None, **given)
 
     run()
     names = functions_called(run)
@@ -162,9 +162,9 @@ def test_a_problem_has_the_facts_of_its_own_tensors():
 
 def sparse(q, k, v, config):
     """Whether a call runs sparse, which `explain` must say as well."""
-    decision = sa.measured_attention(q, k, v, config).decision
-    assert sa.explain(q, k, v, config).decision == decision
-    return decision.sparse
+    route = sa.measured_attention(q, k, v, config).route
+    assert sa.explain(q, k, v, config).route == route
+    return route.sparse
 
 
 def test_the_policy_is_asked_anew(monkeypatch):
@@ -172,10 +172,9 @@ def test_the_policy_is_asked_anew(monkeypatch):
     config = SampleAttentionConfig(dense_prefix=0, dense_tail=0, window=8)
     dense = sa.sample_attention(q, k, v, config)
     assert not sparse(q, k, v, config)
-    with policy.always_sparse():
-        assert sparse(q, k, v, config)
-        assert not torch.equal(sa.sample_attention(q, k, v, config), dense)
-        assert not sparse(q, k, v, replace(config, coverage=1.0))
+    assert not torch.equal(sa.sample_attention(q, k, v, config, policy="sparse"), dense)
+    all_of_it = sa.explain(q, k, v, replace(config, coverage=1.0), policy="sparse")
+    assert not all_of_it.route.sparse
     assert not sparse(q, k, v, config)
     monkeypatch.setitem(policy.CROSSOVERS, "cpu", Crossover(300, 1, "a test"))
     assert sparse(q, k, v, config)

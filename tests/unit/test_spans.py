@@ -26,7 +26,7 @@ def _small_problems_are_cut(monkeypatch):
 def test_spans_cover_the_rows_and_end_at_segments(monkeypatch, q_len, kv_len):
     monkeypatch.setattr(spans, "COLUMNS_AT_ONCE", 1000)
     q, k, _ = make_qkv(q_len, kv_len)
-    parts = spans.spans(Problem.of(q, k, k), CONFIG)
+    parts = spans.row_spans(Problem.of(q, k, k), CONFIG)
     assert len(parts) > 2
     assert [i for part in parts for i in part] == list(range(q_len))
     assert all((kv_len - q_len + part.stop) % 32 == 0 for part in parts[:-1])
@@ -35,7 +35,7 @@ def test_spans_cover_the_rows_and_end_at_segments(monkeypatch, q_len, kv_len):
 def test_spans_bound_the_columns(monkeypatch):
     monkeypatch.setattr(spans, "COLUMNS_AT_ONCE", 40_000)
     q, k, _ = make_qkv(2000)
-    for part in spans.spans(Problem.of(q, k, k), CONFIG):
+    for part in spans.row_spans(Problem.of(q, k, k), CONFIG):
         assert -(-len(part) // 32) * part.stop * q.shape[1] <= 40_000
 
 
@@ -45,7 +45,7 @@ def test_rules_that_know_the_end_are_not_cut(monkeypatch, change):
     q, k, _ = make_qkv(300)
     fields = {"dense_prefix": 0, "dense_tail": 0, "pool": None, **change}
     config = SampleAttentionConfig.preset("pooled", **fields)
-    assert spans.spans(Problem.of(q, k, k), config) == [range(300)]
+    assert spans.row_spans(Problem.of(q, k, k), config) == [range(300)]
 
 
 @pytest.mark.usefixtures("always_sparse")
@@ -96,6 +96,6 @@ def test_the_output_is_not_joined_of_a_second_one(monkeypatch):
 def test_large_problems_take_larger_spans(monkeypatch):
     monkeypatch.setattr(spans, "COLUMNS_AT_ONCE", 1000)
     q, k, _ = make_qkv(300)
-    few = spans.spans(Problem.of(q, k, k), CONFIG)
+    few = spans.row_spans(Problem.of(q, k, k), CONFIG)
     monkeypatch.setattr(spans, "COLUMNS_PER_BYTE", 1 / 16)
-    assert len(spans.spans(Problem.of(q, k, k), CONFIG)) < len(few)
+    assert len(spans.row_spans(Problem.of(q, k, k), CONFIG)) < len(few)

@@ -11,7 +11,6 @@ from sample_attention import SampleAttentionConfig, Tuned, explain, measured_att
 from sample_attention import sample_attention as attention
 from sample_attention.config import Interval, tuned
 from sample_attention.errors import InvalidConfig
-from sample_attention.routing.policy import always_sparse
 from sample_attention.selection.rule import as_rule, rule_in_layer
 from sample_attention.testing import make_qkv
 
@@ -48,20 +47,19 @@ def test_files_give_back_what_was_written(path):
 @pytest.mark.parametrize(("length", "config"), [(100, SHORT), (300, LONG)])
 def test_calls_get_the_configuration_of_their_length(path, length, config):
     q, k, v = make_qkv(length, num_heads=2, num_kv_heads=1)
-    with always_sparse():
-        expected = attention(q, k, v, config)
-        for rule in (BOTH, str(path)):
-            assert torch.equal(attention(q, k, v, rule), expected)
-            assert torch.equal(measured_attention(q, k, v, rule).out, expected)
-            assert torch.equal(select(q, k, rule).indices, select(q, k, config).indices)
-            assert explain(q, k, v, rule).decision.sparse
+    sparse = {"policy": "sparse"}
+    expected = attention(q, k, v, config, **sparse)
+    for rule in (BOTH, str(path)):
+        assert torch.equal(attention(q, k, v, rule, **sparse), expected)
+        assert torch.equal(measured_attention(q, k, v, rule, **sparse).out, expected)
+        assert torch.equal(select(q, k, rule).indices, select(q, k, config).indices)
+        assert explain(q, k, v, rule, **sparse).route.sparse
 
 
 def test_a_dense_interval_runs_dense():
     dense = Tuned("tiny", (Interval(0, SampleAttentionConfig(coverage=1.0)),))
     q, k, v = make_qkv(64, num_heads=2, num_kv_heads=1)
-    with always_sparse():
-        assert "coverage 1" in explain(q, k, v, dense).decision.reason
+    assert "coverage 1" in explain(q, k, v, dense, policy="sparse").route.reason
 
 
 def test_fields_are_replaced_everywhere():

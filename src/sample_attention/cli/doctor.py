@@ -16,9 +16,12 @@ from rich.table import Table
 
 from .. import __version__
 from ..api import explain
+from ..config import PRESETS
+from ..dense import provider
 from ..errors import INSTALL, UnsupportedProblem
 from ..lab.records import commit_of_checkout, device_name, installed_version
 from ..problem import Problem
+from ..routing.engines import choose_engines
 from ..routing.policy import CROSSOVERS
 
 EXTRAS = {
@@ -98,7 +101,7 @@ def _examine_device(device: torch.device) -> dict[str, Any]:
     k = row.expand(1, TYPICAL["num_kv_heads"], TYPICAL["tokens"], -1)
     known = {"device": str(device), "name": device_name(device)}
     try:
-        answer = explain(q, k, k)
+        answer, problem = explain(q, k, k), Problem.of(q, k, k)
     except UnsupportedProblem as refusal:
         return {
             **known, "problem": str(Problem.of(q, k, k)), "backends": refusal.verdicts,
@@ -109,11 +112,11 @@ def _examine_device(device: torch.device) -> dict[str, Any]:
         **known,
         "problem": answer.problem,
         "backends": answer.verdicts,
-        "backend": answer.backend,
-        "dense_provider": answer.dense_provider,
+        "backend": choose_engines("auto", problem, PRESETS["default"])[1],
+        "dense_provider": provider(problem),
         "dense_providers": answer.dense_verdicts,
-        "sparse": answer.decision.sparse,
-        "reason": answer.decision.reason,
+        "sparse": answer.route.sparse,
+        "reason": answer.route.reason,
     }
 
 

@@ -25,7 +25,7 @@ from ..lab.models import LoadedModel
 from ..lab.records import Provenance
 from ..plan import StripePlan, render
 from ..problem import Problem
-from ..routing.policy import Decision, decide
+from ..routing.route import Route, route
 from .comparison import DENSE_IMPLEMENTATION
 from .console import layer_bar, messages, step
 from .setup import ModelOptions, check_length, check_rule, config_for, load, read_prompt, tokenized
@@ -70,7 +70,7 @@ class LayerView:
         layer: index in the model.
         inputs: of its attention, in a dense prefill.
         plan: selected from them.
-        decision: whether such a call would run sparse.
+        route: whether such a call would run sparse.
         heads: one dict of statistics per head.
         drawn: the heads to draw.
     """
@@ -78,7 +78,7 @@ class LayerView:
     layer: int
     inputs: AttentionInputs
     plan: StripePlan
-    decision: Decision
+    route: Route
     heads: list[dict[str, Any]]
     drawn: tuple[int, ...]
 
@@ -178,16 +178,16 @@ def _view(
         for h in range(len(density))
     ]
     middle = int(density.argsort()[len(density) // 2])
-    decision = decide(Problem.of(q, k, v), config)
+    answer = route(Problem.of(q, k, v), config)
     drawn = (middle,) if heads is None else heads
-    return LayerView(layer, inputs, plan, decision, heads_facts, drawn)
+    return LayerView(layer, inputs, plan, answer, heads_facts, drawn)
 
 
 def _row(view: LayerView) -> dict[str, Any]:
     return {
         "layer": view.layer,
-        "sparse": view.decision.sparse,
-        "reason": view.decision.reason,
+        "sparse": view.route.sparse,
+        "reason": view.route.reason,
         "heads": view.heads,
         "drawings": {str(h): render(view.plan, h=h).splitlines() for h in view.drawn},
     }
@@ -247,9 +247,9 @@ def _print_layers(views: list[LayerView], coverage: float) -> None:
 
 def _print_view(view: LayerView, coverage: float) -> None:
     console = Console(highlight=False, soft_wrap=True, markup=False)
-    kind = "sparse" if view.decision.sparse else "dense"
+    kind = "sparse" if view.route.sparse else "dense"
     console.print(f"\nlayer {view.layer}", style="bold", end="")
-    console.print(f", would run {kind}: {view.decision.reason}")
+    console.print(f", would run {kind}: {view.route.reason}")
     table = Table()
     names = ("head", "density", "kept: mean", "p5", "min (CRA)", f"SD({coverage:g})", "dense rows")
     for name in names:

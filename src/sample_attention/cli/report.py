@@ -53,7 +53,7 @@ def build_report(loaded: LoadedModel, comparison: Comparison, max_new_tokens: in
         kind: str(tokenizer.decode(list(runs[0].token_ids), skip_special_tokens=True))
         for kind, runs in comparison.runs.items()
     }
-    sparse = [x for x in comparison.layers if x.decision.sparse]
+    sparse = [x for x in comparison.layers if x.route.sparse]
     content = {
         "prompt_tokens": comparison.prompt_tokens,
         "max_new_tokens": max_new_tokens,
@@ -203,8 +203,8 @@ def _summary_of_mass(sparse: list[LayerStatistics]) -> dict[str, float | None]:
 def _layer_row(layer: LayerStatistics) -> dict[str, Any]:
     return {
         "layer": layer.layer,
-        "sparse": layer.decision.sparse,
-        "reason": layer.decision.reason,
+        "sparse": layer.route.sparse,
+        "reason": layer.route.reason,
         "density": _listed(layer.density),
         "retained_mass_mean": _listed(layer.retained_mass_mean),
         "retained_mass_p5": _listed(layer.retained_mass_p5),

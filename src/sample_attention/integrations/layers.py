@@ -2,7 +2,7 @@
 
 | the layer has        | what runs                                                             |
 |----------------------|-----------------------------------------------------------------------|
-| nothing special      | `measured_attention`                                                  |
+| nothing special      | what the router answers                                               |
 | a sliding window     | exact attention inside the window; a window of all keys is no window  |
 | capped scores        | exact attention                                                       |
 | sinks                | any of these, then `out * sigmoid(lse - sink)`                        |
@@ -15,12 +15,13 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..api import Measured, measured_attention
-from ..dense import dense, dense_with_lse, limited
+from ..dense import limited
 from ..problem import Problem, Row, Sequences, in_one_width
 from ..problem.modes import autocasts, outside_autocast
-from ..routing.policy import Decision, decide
-from ..selection.rule import Rule, fixed_rule
+from ..routing.policy import Policy
+from ..routing.route import all_dense, route
+from ..routing.run import Measured, run
+from ..selection.rule import Rule
 from .layout import Rows, sequences_of
 
 
@@ -37,6 +38,7 @@ class LayerCall:
         window: keys that a row sees, itself included; None: all.
         softcap: scores become `softcap * tanh(score / softcap)`; None: as they are.
         sinks: `[H]`, a score per head that takes part in the softmax without a value, or None.
+        policy: as for `sample_attention`.
         keep_plan: return what statistics need.
     """
 
@@ -48,6 +50,7 @@ class LayerCall:
     window: int | None = None
     softcap: float | None = None
     sinks: Tensor | None = None
+    policy: Policy = "auto"
     keep_plan: bool = False
 
 
@@ -70,26 +73,25 @@ def compute(call: LayerCall, rows: Rows | None) -> tuple[Tensor, list[LayerPart]
     """Attention of the sequences in `rows` (None: each batch row is one); other rows give zeros.
 
     Returns:
-        out like q with the head dim of v, and one part, or two where some sequences run sparse and
-        others dense.
+        out like q with the head dim of v, and a part for all neighbouring sequences that run alike.
     """
     if call.q.shape[-1] != call.v.shape[-1] or autocasts(call.q):
         return _compute_alike(call, rows)
     if rows is None:
-        part = _compute_part(call, None)
-        return part.measured.out, [part]
+        return _compute_group(call, None)
     out, parts = torch.zeros_like(call.q), list[LayerPart]()
     for group in _groups(call, rows):
         batch = sorted({row[0] for row in group})
         if len(batch) == len(call.q):
-            part = _compute_part(call, sequences_of(group, call.q.device))
-            out += part.measured.out
+            some, done = _compute_group(call, sequences_of(group, call.q.device))
+            out += some
         else:
             q, k, v = (x[batch] for x in (call.q, call.k, call.v))
             moved = tuple((batch.index(row[0]), *row[1:]) for row in group)
-            part = _compute_part(replace(call, q=q, k=k, v=v), sequences_of(moved, q.device))
-            out[batch] += part.measured.out
-        parts.append(part)
+            alone = replace(call, q=q, k=k, v=v)
+            some, done = _compute_group(alone, sequences_of(moved, q.device))
+            out[batch] += some
+        parts += done
     return out, parts
 
 
@@ -103,57 +105,58 @@ def _compute_alike(call: LayerCall, rows: Rows | None) -> tuple[Tensor, list[Lay
 
 
 def _groups(call: LayerCall, rows: Rows) -> list[Rows]:
-    """The sequences, apart where the policy decides apart: decoding beside a long prompt."""
+    """The sequences that are longer than the layer's window, and the others."""
     split: dict[bool, list[Row]] = {}
-    q = call.q
     for row in rows:
-        # Only the lengths are read here; the table is that of all.
-        lengths = replace(sequences_of(rows, q.device), max_q_len=row[2], max_kv_len=row[4])
-        alone = Problem(lengths, q.shape[1], call.k.shape[1], q.shape[3], q.dtype, q.device)
-        decision = decide(alone, fixed_rule(call.config, alone))
-        sparse = _limits(call, alone) is None and decision.sparse
-        split.setdefault(sparse, []).append(row)
+        split.setdefault(_limit(call, row[4]) is None, []).append(row)
     return [tuple(group) for group in split.values()]
 
 
-def _limits(call: LayerCall, problem: Problem) -> str | None:
-    """Why the layer cannot run sparse; None where it can."""
+def _limit(call: LayerCall, kv_len: int) -> str | None:
+    """Why the layer cannot run sparse on so many keys; None where it can."""
     if call.softcap is not None:
         return f"scores are capped at {call.softcap:g}: computed exactly"
-    if call.window is not None and call.window < problem.sequences.max_kv_len:
+    if call.window is not None and call.window < kv_len:
         return f"sliding window of {call.window} keys: computed exactly"
     return None
 
 
-def _compute_part(call: LayerCall, sequences: Sequences | None) -> LayerPart:
-    problem = Problem.of(call.q, call.k, call.v, sequences)
-    window = call.window
-    if window is not None and window >= problem.sequences.max_kv_len:
-        window = None
-    decision, reason = decide(problem, fixed_rule(call.config, problem)), _limits(call, problem)
-    if reason is not None:
-        out, lse = limited(
-            call.q, call.k, call.v, problem, problem.scale(call.scale),
-            window=window, softcap=call.softcap,
+def _compute_group(call: LayerCall, sequences: Sequences | None) -> tuple[Tensor, list[LayerPart]]:
+    problem, qkv = Problem.of(call.q, call.k, call.v, sequences), (call.q, call.k, call.v)
+    scale, longest = problem.scale(call.scale), problem.sequences.max_kv_len
+    reason = _limit(call, longest)
+    if reason is None:
+        measured = run(
+            qkv, problem, route(problem, call.config, policy=call.policy), scale,
+            keep_plan=call.keep_plan, with_lse=call.sinks is not None,
         )  # fmt: skip
-        measured = Measured(out, Decision(sparse=False, reason=reason), lse=lse)
-    elif decision.sparse:
-        measured = measured_attention(
-            call.q, call.k, call.v, call.config,
-            scale=call.scale, sequences=sequences, keep_plan=call.keep_plan,
-        )  # fmt: skip
-    elif call.sinks is None:
-        out = dense(call.q, call.k, call.v, problem, problem.scale(call.scale))
-        measured = Measured(out, decision)
     else:
-        out, lse = dense_with_lse(call.q, call.k, call.v, problem, problem.scale(call.scale))
-        measured = Measured(out, decision, lse=lse)
-    if call.sinks is not None and measured.lse is not None:
-        measured = replace(measured, out=_with_sinks(measured.out, measured.lse, call.sinks))
-    return LayerPart(measured, problem, window)
+        window = call.window if call.window is not None and call.window < longest else None
+        out, lse = limited(*qkv, problem, scale, window=window, softcap=call.softcap)
+        answer = all_dense(problem, "limited", reason)
+        return _with_sinks(out, lse, call.sinks), [
+            LayerPart(Measured(out, answer), problem, window)
+        ]
+    out = (
+        measured.out
+        if measured.lse is None
+        else _with_sinks(measured.out, measured.lse, call.sinks)
+    )
+    return out, _parts(measured, problem)
 
 
-def _with_sinks(out: Tensor, lse: Tensor, sinks: Tensor) -> Tensor:
+def _parts(measured: Measured, problem: Problem) -> list[LayerPart]:
+    """Each part of a call with the facts of its sequences."""
+    if not measured.parts:
+        return [LayerPart(measured, problem, None)]
+    spans = [(part.first, part.stop) for part in measured.route.parts]
+    facts = [replace(problem, sequences=problem.sequences.part(*span)) for span in spans]
+    return [LayerPart(*one, None) for one in zip(measured.parts, facts, strict=True)]
+
+
+def _with_sinks(out: Tensor, lse: Tensor, sinks: Tensor | None) -> Tensor:
     """The share of the softmax that the keys keep beside a sink: e^lse / (e^lse + e^sink)."""
+    if sinks is None:
+        return out
     share = torch.sigmoid(lse - sinks.to(lse.dtype)[:, None])
     return out * share[..., None].to(out.dtype)

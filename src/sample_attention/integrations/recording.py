@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..plan import StripePlan
 from ..problem import Sequences
-from ..routing.policy import Decision
+from ..routing.route import Route
 from .layers import LayerPart
 
 
@@ -22,7 +22,7 @@ class LayerStatistics:
         layer: index in the model; -1 where the layer does not know it.
         q_len: queries of the longest sequence.
         kv_len: keys of the longest sequence.
-        decision: whether the call ran sparse, and why.
+        route: how the call ran, and why.
         density: computed pairs over causal pairs; 1 where a head was guarded.
         retained_mass_mean: dense probability on the kept keys, mean over the held-out rows; 1 where
             a head was guarded. None when nothing was measured (dense, or `held_out=0`).
@@ -35,7 +35,7 @@ class LayerStatistics:
     layer: int
     q_len: int
     kv_len: int
-    decision: Decision
+    route: Route
     density: Tensor
     retained_mass_mean: Tensor | None = None
     retained_mass_p5: Tensor | None = None
@@ -48,8 +48,8 @@ class LayerStatistics:
 class Recorder:
     """Collects `layers` in the order of the calls; decoding (one query) is not recorded.
 
-    A layer has one entry per call: several with chunked prefill, and two where a batch holds
-    sequences that run sparse and others that run dense.
+    A layer has one entry per call: several with chunked prefill, and one for each of the
+    neighbouring sequences of a batch that run alike.
 
     Attributes:
         active: collect anything at all.
@@ -77,7 +77,7 @@ def _statistics(layer: int, part: LayerPart, *, keep_plan: bool) -> LayerStatist
         table = plan.density().cpu()
         density = (table if guarded is None else table.masked_fill(guarded.cpu(), 1.0)).mean(0)
     facts = LayerStatistics(
-        layer, sequences.max_q_len, sequences.max_kv_len, measured.decision, density.clone(),
+        layer, sequences.max_q_len, sequences.max_kv_len, measured.route, density.clone(),
         guarded=None if guarded is None else guarded.cpu().double().mean(0),
         plan=plan if keep_plan else None,
     )  # fmt: skip

@@ -12,6 +12,7 @@ from torch import nn
 
 from .._extras import require
 from ..errors import UnsupportedAttention
+from ..routing.policy import Policy
 from ..selection.rule import Rule
 from .recording import Recorder
 from .support import BATCHED, NAME
@@ -26,6 +27,7 @@ class Session:
 
     Attributes:
         config: how keys are selected.
+        policy: as for `sample_attention`.
         recorder: collects statistics.
         before: the configurations of the model, by identity, with what they named before any block.
         thread: that opened the block.
@@ -33,6 +35,7 @@ class Session:
     """
 
     config: Rule
+    policy: Policy
     recorder: Recorder
     before: dict[int, tuple[Any, str | None]]
     thread: int
@@ -56,7 +59,9 @@ def session_of(module: nn.Module) -> Session | None:
     return sessions[-1] if sessions else None
 
 
-def open_session(model: PreTrainedModel, config: Rule, recorder: Recorder) -> Session:
+def open_session(
+    model: PreTrainedModel, config: Rule, policy: Policy, recorder: Recorder
+) -> Session:
     """Switch a model, and remember what it named before the first of its blocks that are open.
 
     Raises:
@@ -70,7 +75,7 @@ def open_session(model: PreTrainedModel, config: Rule, recorder: Recorder) -> Se
         )
     with _switching:
         before = {id(c): (c, c._attn_implementation) for c in _configs(model)}
-        session = Session(config, recorder, before, threading.get_ident(), _current_task())
+        session = Session(config, policy, recorder, before, threading.get_ident(), _current_task())
         for other in _open_sessions():
             shared = other.before.keys() & before.keys()
             if shared and other.hinders(session):

@@ -11,13 +11,14 @@ from collections.abc import Callable, Collection, Generator
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from .._extras import require
 from ..errors import UnsupportedAttention
+from ..routing.policy import Policy, check_policy
 from ..selection.rule import Rule, as_rule, rule_in_layer
 from .arguments import layer_of, layout_of_call, refuse, rows_of_call, unsupported
 from .layers import LayerCall, compute
@@ -42,22 +43,31 @@ if TYPE_CHECKING:
 __all__ = ["NAME", "LayerStatistics", "Recorder", "register", "sample_attention_prefill"]
 
 
-def register(config: Rule | str = "default") -> None:
+class Choice(NamedTuple):
+    """What the attention of all models is told when it is registered."""
+
+    config: Rule
+    policy: Policy = "auto"
+
+
+def register(config: Rule | str = "default", *, policy: Policy = "auto") -> None:
     """Make the implementation known to transformers; again with another `config` replaces that.
 
     Args:
         config: how keys are selected, for every model that has no context manager of its own.
+        policy: as for `sample_attention`.
 
     Raises:
-        InvalidConfig: unknown preset or tuned configuration.
+        InvalidConfig: unknown preset, tuned configuration or policy.
         MissingExtra: transformers is not installed.
     """
-    settings = as_rule(config)
+    check_policy(policy)
+    choice = Choice(as_rule(config), policy)
     interfaces: Any = require("transformers", "transformers")
     # What is read from masks depends on their values, which a compiled graph does not know.
     eagerly: Any = torch.compiler.disable
     forward, paged, batched = (
-        eagerly(partial(function, settings)) for function in (_attention, _paged, _batched)
+        eagerly(partial(function, choice)) for function in (_attention, _paged, _batched)
     )
     interfaces.AttentionInterface.register(NAME, forward)
     interfaces.AttentionInterface.register(f"paged|{NAME}", paged)
@@ -67,7 +77,7 @@ def register(config: Rule | str = "default") -> None:
 
 @contextmanager
 def sample_attention_prefill(
-    model: PreTrainedModel, config: Rule | str = "default", *,
+    model: PreTrainedModel, config: Rule | str = "default", *, policy: Policy = "auto",
     record: bool = False, keep_plans: Collection[int] = (),
 ) -> Generator[Recorder]:  # fmt: skip
     """Let the (text) layers of a model use SampleAttention inside a `with` block.
@@ -76,6 +86,7 @@ def sample_attention_prefill(
         model: a causal language model; several blocks may be nested, the one opened last counts.
             A block changes the model for every thread, so those of two threads may not overlap.
         config: how keys are selected, for this model inside this block.
+        policy: as for `sample_attention`; `sparse` measures answers where sparse does not pay.
         record: collect statistics per layer and head; costs time.
         keep_plans: also keep the plans of these layers; implies `record`.
 
@@ -88,11 +99,12 @@ def sample_attention_prefill(
             model is inside a block of another thread.
         MissingExtra: transformers is not installed.
     """
+    check_policy(policy)
     recorder = Recorder(record or bool(keep_plans), keep_plans)
     interfaces: Any = require("transformers", "transformers")
     if NAME not in interfaces.AttentionInterface.valid_keys(interfaces.AttentionInterface()):
         register()
-    session = open_session(model, as_rule(config), recorder)
+    session = open_session(model, as_rule(config), policy, recorder)
     try:
         yield recorder
     finally:
@@ -149,7 +161,7 @@ def _tokens_so_far(attention_mask: Tensor, q_len: int, end: int) -> Tensor:
 
 
 def _attention(  # noqa: PLR0913, PLR0917
-    config: Rule, module: nn.Module, query: Tensor, key: Tensor, value: Tensor,
+    choice: Choice, module: nn.Module, query: Tensor, key: Tensor, value: Tensor,
     attention_mask: Tensor | None, dropout: float = 0.0, scaling: float | None = None,
     sliding_window: int | None = None, softcap: float | None = None,
     is_causal: bool | None = None, s_aux: Tensor | None = None, **kwargs: Any,  # noqa: ANN401
@@ -165,7 +177,9 @@ def _attention(  # noqa: PLR0913, PLR0917
     if layout.width < key.shape[2]:
         key, value = key[:, :, : layout.width], value[:, :, : layout.width]
     window = sliding_window or layout.window
-    call = LayerCall(query, key, value, config, scaling, window, softcap or None, s_aux)
+    call = LayerCall(
+        query, key, value, choice.config, scaling, window, softcap or None, s_aux, choice.policy
+    )
     if layout.holes is None:
         return _run(module, call, layout.rows).transpose(1, 2).contiguous(), None
     if window is not None and window < layout.width:
@@ -184,7 +198,7 @@ def _attention(  # noqa: PLR0913, PLR0917
 
 
 def _paged(  # noqa: PLR0913, PLR0917
-    config: Rule, module: nn.Module, query: Tensor, key: Tensor, value: Tensor,
+    choice: Choice, module: nn.Module, query: Tensor, key: Tensor, value: Tensor,
     attention_mask: Tensor | None, dropout: float = 0.0, scaling: float | None = None,
     softcap: float | None = None, is_causal: bool | None = None, s_aux: Tensor | None = None,
     sliding_window: int | None = None, block_table: Tensor | None = None, **kwargs: Any,  # noqa: ANN401
@@ -207,15 +221,15 @@ def _paged(  # noqa: PLR0913, PLR0917
     if isinstance(cu_k, dict):
         cu_k = cu_k["full_attention" if window is None else "sliding_attention"]
     call = LayerCall(
-        query, k.transpose(0, 1)[None], v.transpose(0, 1)[None], config, scaling,
-        window, softcap or None, s_aux,
+        query, k.transpose(0, 1)[None], v.transpose(0, 1)[None], choice.config, scaling,
+        window, softcap or None, s_aux, choice.policy,
     )  # fmt: skip
     rows = rows_of_call(module, cu_q, cu_k)
     return _run(module, call, rows).transpose(1, 2).contiguous(), None
 
 
 def _batched(
-    config: Rule, module: nn.Module, query: Tensor, key: Tensor, value: Tensor,
+    choice: Choice, module: nn.Module, query: Tensor, key: Tensor, value: Tensor,
     attention_mask: Tensor | None, **kwargs: Any,  # noqa: ANN401
 ) -> tuple[Tensor, None]:  # fmt: skip
     """What continuous batching calls since transformers 5.19: packed sequences for `_attention`.
@@ -232,7 +246,7 @@ def _batched(
     if cache is not None:
         key, value = cache.update(key, value, module.layer_idx, kwargs=kwargs)
     kwargs["sliding_window"] = _window_of_cache(module)
-    return _attention(config, module, query, key, value, None, **kwargs)
+    return _attention(choice, module, query, key, value, None, **kwargs)
 
 
 def _window_of_cache(module: nn.Module) -> int | None:
@@ -245,12 +259,13 @@ def _window_of_cache(module: nn.Module) -> int | None:
 
 def _run(module: nn.Module, call: LayerCall, rows: Rows | None) -> Tensor:
     session, layer = session_of(module), layer_of(module)
-    rule = call.config if session is None else session.config
+    source = call if session is None else session
+    rule, policy = source.config, source.policy
     layers = _layers_of(module)
     if layer is not None and layers is not None:
         rule = rule_in_layer(rule, layer, layers)
     keep_plan = session is not None and session.recorder.active
-    out, parts = compute(replace(call, config=rule, keep_plan=keep_plan), rows)
+    out, parts = compute(replace(call, config=rule, policy=policy, keep_plan=keep_plan), rows)
     if session is not None:
         for part in parts:
             session.recorder.add(-1 if layer is None else layer, part)

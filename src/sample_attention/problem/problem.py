@@ -1,193 +1,30 @@
-"""What was given: tensors, and where each sequence's queries and keys lie in them.
+"""What was given: the facts of an attention problem, and the checks of its tensors.
 
 Legend: B batch, H query heads, Hkv key/value heads, G = H / Hkv, D head dim, Sq queries, Skv keys,
-N sequences, T tokens of a packed batch, P pages of a paged cache. Queries are the last Sq positions
-of their sequence (bottom-right causal), so `offset = Skv - Sq` keys came before the call: a cached
-prefix.
+N sequences, T tokens of a packed batch, P pages of a paged cache.
 """
 
 from __future__ import annotations
 
 import functools
-import itertools
 import sys
-from dataclasses import dataclass, field, replace
-from typing import TypeAlias
+from collections.abc import Hashable
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from ..config.checks import as_length, plain
+from ..config.checks import plain
 from ..errors import InvalidInput
 from .forms import Form, check_forms, check_heads, form_of
 from .modes import lasting
-from .pages import check_page_table, check_pages, gather_pages
-
-Row: TypeAlias = tuple[int, int, int, int, int]
-"""(batch, q_start, q_len, kv_start, kv_len) of one sequence."""
-
-LARGEST = 2**31 - 1
-"""Largest position: they are kept as int32."""
+from .pages import check_pages
+from .sequences import Sequences, check_lengths
 
 _MOST = sys.float_info.max
 """Largest factor on q.k; integers may be larger."""
-
-_INTEGERS = (torch.int32, torch.int64)
-
-
-@dataclass(frozen=True)
-class Sequences:
-    """Where each sequence lies: row n of `table` is (batch, q_start, q_len, kv_start, kv_len).
-
-    Attributes:
-        table: int32 `[N, 5]`, on the device of the tensors.
-        max_q_len: bound of q_len, known on the host.
-        max_kv_len: bound of kv_len, known on the host.
-        packed: tensors are `[T, H, D]` rather than `[B, H, S, D]`.
-        uniform: every batch row is one sequence that fills the tensors.
-        page_table: int32 `[N, max_pages]`, the page of `k` and `v` `[P, page_size, Hkv, D]` that
-            holds each `page_size` keys of a sequence; None: keys lie one after another.
-        page_size: keys per page; 0 without pages.
-        host_rows: the table on the host; None: `rows` waits for the device.
-        total_q_len: queries of a packed batch where q and k each hold one sequence after another,
-            without gaps; None: they lie in another way.
-        totals: int32 `[2, N + 1]`, for such a batch the running totals of queries and of keys.
-    """
-
-    table: Tensor
-    max_q_len: int
-    max_kv_len: int
-    packed: bool = False
-    uniform: bool = False
-    page_table: Tensor | None = None
-    page_size: int = 0
-    host_rows: tuple[Row, ...] | None = field(default=None, compare=False, repr=False)
-    total_q_len: int | None = None
-    totals: Tensor | None = None
-
-    @classmethod
-    def packed_from(cls, cu_seqlens_q: Tensor, cu_seqlens_k: Tensor | None = None) -> Sequences:
-        """Sequences packed one after another in `[T, H, D]` tensors.
-
-        Args:
-            cu_seqlens_q: int32 `[N + 1]`, running totals of query counts, from 0 to Tq.
-            cu_seqlens_k: int32 `[N + 1]`, the same of key counts; None: as the queries.
-
-        Returns:
-            The sequences. Reading the bounds waits for the device once.
-
-        Raises:
-            InvalidInput: totals that do not start at 0 or do not grow, an empty sequence, or more
-                queries than keys.
-        """
-        cu_k = cu_seqlens_q if cu_seqlens_k is None else cu_seqlens_k
-        q_ends, kv_ends = _totals("cu_seqlens_q", cu_seqlens_q), _totals("cu_seqlens_k", cu_k)
-        if len(q_ends) != len(kv_ends):
-            raise InvalidInput(
-                f"cu_seqlens_q names {len(q_ends) - 1} sequences and cu_seqlens_k "
-                f"{len(kv_ends) - 1}; both must name the same"
-            )
-        spans = list(zip(q_ends, q_ends[1:], kv_ends, kv_ends[1:], strict=False))
-        rows = [(0, q0, q1 - q0, k0, k1 - k0) for q0, q1, k0, k1 in spans]
-        sequences = cls._from_rows(rows, cu_seqlens_q.device, packed=True)
-        totals = torch.tensor([q_ends, kv_ends], dtype=torch.int32, device=cu_seqlens_q.device)
-        return replace(sequences, total_q_len=q_ends[-1], totals=totals)
-
-    @classmethod
-    def left_padded(cls, kv_lens: Tensor, q_len: int, kv_len: int) -> Sequences:
-        """Sequences of a `[B, H, S, D]` batch that are padded on the left.
-
-        Args:
-            kv_lens: int `[B]`, keys of each sequence; its queries are the last
-                `min(q_len, kv_lens[b])` rows. Rows of padding get zeros and an lse of -inf.
-            q_len: Sq of the tensors.
-            kv_len: Skv of the tensors.
-
-        Returns:
-            The sequences. Reading the lengths waits for the device once.
-
-        Raises:
-            InvalidInput: an empty sequence, or one longer than the tensors.
-        """
-        _check_integers("kv_lens", kv_lens, 1)
-        q_len, kv_len = (as_length(*x) for x in (("q_len", q_len), ("kv_len", kv_len)))
-        rows: list[Row] = []
-        for b, n in enumerate(int(x) for x in kv_lens.tolist()):
-            if not 0 < n <= kv_len:
-                raise InvalidInput(
-                    f"sequence {b} has {n} keys; accepted: 1 to {kv_len}, the Skv of the batch"
-                )
-            queries = min(q_len, n)
-            rows.append((b, q_len - queries, queries, kv_len - n, n))
-        return cls._from_rows(rows, kv_lens.device, packed=False)
-
-    @classmethod
-    def paged(
-        cls, cu_seqlens_q: Tensor, kv_lens: Tensor, page_table: Tensor, page_size: int
-    ) -> Sequences:
-        """Queries packed in a `[T, H, D]` tensor, keys and values in a paged cache.
-
-        Key j of sequence n is `k[page_table[n, j // page_size], j % page_size]`, and so for `v`;
-        both are `[P, page_size, Hkv, D]`, of any strides with the last dimension contiguous.
-
-        Args:
-            cu_seqlens_q: int32 `[N + 1]`, running totals of query counts, from 0 to Tq.
-            kv_lens: int `[N]`, keys of each sequence, those of its queries included.
-            page_table: int32 `[N, max_pages]`, on the device of the tensors. Entries past a
-                sequence's last key are never read; those before it must name pages of `k`.
-            page_size: keys per page.
-
-        Returns:
-            The sequences. Nothing waits for the device if totals and lengths lie on the host.
-
-        Raises:
-            InvalidInput: totals that do not start at 0 or do not grow, an empty sequence, more
-                queries than keys, or a page table that is too small or no page table.
-        """
-        ends = _totals("cu_seqlens_q", cu_seqlens_q)
-        _check_integers("kv_lens", kv_lens, 1)
-        lengths = [int(x) for x in kv_lens.tolist()]
-        if len(lengths) != len(ends) - 1:
-            raise InvalidInput(
-                f"cu_seqlens_q names {len(ends) - 1} sequences and kv_lens {len(lengths)}; "
-                "both must name the same"
-            )
-        page_size = as_length("page_size", page_size)
-        check_page_table(page_table, page_size, lengths)
-        spans = zip(ends, ends[1:], lengths, strict=False)
-        rows = [(0, start, stop - start, 0, length) for start, stop, length in spans]
-        laid_out = cls._from_rows(rows, page_table.device, packed=True)
-        return replace(laid_out, page_table=page_table, page_size=page_size)
-
-    @classmethod
-    def _from_rows(cls, rows: list[Row], device: torch.device, *, packed: bool) -> Sequences:
-        for n, (_, q_start, q_len, kv_start, kv_len) in enumerate(rows):
-            _check_lengths(q_len, kv_len, f"sequence {n}")
-            if max(q_start + q_len, kv_start + kv_len) > LARGEST:
-                raise InvalidInput(
-                    f"sequence {n} ends at query {q_start + q_len} and key {kv_start + kv_len}; "
-                    f"accepted: up to {LARGEST}, since positions are int32. Make several calls"
-                )
-        table = torch.tensor(rows, dtype=torch.int32, device=device).view(-1, 5)
-        bounds = max(r[2] for r in rows), max(r[4] for r in rows)
-        return cls(table, *bounds, packed=packed, host_rows=tuple(rows))
-
-    @functools.cached_property
-    def ends(self) -> tuple[int, int, int]:
-        """What the rows reach to: batch rows, queries and keys (waits where `rows` does)."""
-        rows = self.rows()
-        return (
-            max(row[0] for row in rows) + 1,
-            max(row[1] + row[2] for row in rows),
-            max(row[3] + row[4] for row in rows),
-        )
-
-    def rows(self) -> list[Row]:
-        """The table as Python integers (waits for the device where the host has no copy)."""
-        if self.host_rows is not None:
-            return list(self.host_rows)
-        return [tuple(row) for row in self.table.tolist()]  # pyright: ignore[reportReturnType]
 
 
 @dataclass(frozen=True)
@@ -233,6 +70,11 @@ class Problem:
         _check_extent(sequences, q, k)
         facts = sequences, q.shape[1], kv_heads, q.shape[-1], q.dtype, q.device
         return Problem(*facts, v_head_dim=_v_head_dim(k.shape, v.shape))
+
+    @functools.cached_property
+    def routes(self) -> dict[Hashable, Any]:
+        """Answers of the router, by its question: later calls of the same form ask again."""
+        return {}
 
     @property
     def group_size(self) -> int:
@@ -290,21 +132,50 @@ def in_one_width(q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tenso
     return q, k, v
 
 
-def keys_of(x: Tensor, sequences: Sequences, n: int) -> Tensor:
-    """The keys, or the values, of one sequence in the order of their positions.
+def part_of(
+    q: Tensor, k: Tensor, v: Tensor, sequences: Sequences, first: int, stop: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The tensors of `sequences.part(first, stop)`.
 
     Args:
-        x: `[B, ..., S, D]`, the batched view of k or v, or some of its heads.
+        q: `[B, H, Sq, D]` or packed `[T, H, D]`.
+        k: `[B, Hkv, Skv, D]`, packed or paged.
+        v: like k.
         sequences: where they lie.
-        n: sequence.
+        first: first sequence of the part.
+        stop: the one after its last.
 
     Returns:
-        `[..., Skv, D]`: a view, or a copy out of the pages of a paged cache.
+        Views of q, k and v: the tensors whole where `sequences.cut` is None; a paged cache always.
+
+    Raises:
+        InvalidInput: no such sequences, or a padded batch without parts.
     """
-    b, _, _, start, length = sequences.rows()[n]
-    if sequences.page_table is not None:
-        return gather_pages(x, sequences.page_table[n], length)
-    return x[b, ..., start : start + length, :]
+    cut = sequences.cut(first, stop)
+    if cut is None:
+        return q, k, v
+    return q[cut[0]], k[cut[1]], v[cut[1]]
+
+
+def rows_of(x: Tensor, sequences: Sequences, first: int, stop: int) -> Tensor:
+    """The view of an output that takes the result of a part.
+
+    Where `sequences.cut` is None that is the whole output, and a result of the part holds zeros
+    (lse: -inf) in the rows of other sequences: do not copy it over those.
+
+    Args:
+        x: out, like q with the head dim of v, or lse `[B, H, Sq]`, packed `[H, T]`.
+        sequences: where they lie.
+        first: first sequence of the part.
+        stop: the one after its last.
+
+    Raises:
+        InvalidInput: no such sequences, or a padded batch without parts.
+    """
+    cut = sequences.cut(first, stop)
+    if cut is None:
+        return x
+    return x[:, cut[0]] if sequences.packed and x.dim() == 2 else x[cut[0]]
 
 
 def _layouts(sequences: Sequences | None) -> tuple[str, str]:
@@ -321,7 +192,7 @@ def _uniform_problem(q: Form, k: Form, v: Form) -> Problem:
     (batch, num_heads, q_len, dim), _, dtype, device = q
     _, kv_heads, kv_len, _ = k[0]
     check_heads(num_heads, kv_heads)
-    _check_lengths(q_len, kv_len, "the batch")
+    check_lengths(q_len, kv_len, "the batch")
     rows = tuple((b, 0, q_len, 0, kv_len) for b in range(batch))
     table = torch.tensor(rows, dtype=torch.int32, device=device)
     sequences = Sequences(table, q_len, kv_len, uniform=True, host_rows=rows)
@@ -331,17 +202,6 @@ def _uniform_problem(q: Form, k: Form, v: Form) -> Problem:
 
 def _v_head_dim(k: torch.Size, v: torch.Size) -> int | None:
     return None if k[-1] == v[-1] else v[-1]
-
-
-def _check_lengths(q_len: int, kv_len: int, whose: str) -> None:
-    if q_len < 1 or kv_len < 1:
-        raise InvalidInput(f"{whose} is empty: Sq={q_len}, Skv={kv_len}; both must be >= 1")
-    if kv_len > LARGEST:
-        raise InvalidInput(f"{whose} has Skv={kv_len}; accepted: up to {LARGEST}")
-    if q_len > kv_len:
-        raise InvalidInput(
-            f"{whose} has Sq={q_len} > Skv={kv_len}; queries are the last Sq of Skv positions"
-        )
 
 
 def _check_extent(sequences: Sequences, q: Tensor, k: Tensor) -> None:
@@ -372,24 +232,3 @@ def _check_extent(sequences: Sequences, q: Tensor, k: Tensor) -> None:
         )
     if not sequences.packed and batch > q.shape[0]:
         raise InvalidInput(f"sequences name batch row {batch - 1} of {q.shape[0]}")
-
-
-def _check_integers(name: str, x: Tensor, least: int) -> None:
-    given = type(x).__name__
-    if isinstance(x, Tensor):  # pyright: ignore[reportUnnecessaryIsInstance]
-        read = x.layout is torch.strided and not x.is_nested and not x.is_meta
-        if read and x.dim() == 1 and len(x) >= least and x.dtype in _INTEGERS:
-            return
-        shape = "" if x.is_nested else tuple(x.shape)
-        given = f"{x.dtype} {shape} ({x.layout}, {x.device})"
-    raise InvalidInput(
-        f"{name} must be a 1-D tensor of at least {least} int32 or int64 values, got {given}"
-    )
-
-
-def _totals(name: str, cu_seqlens: Tensor) -> list[int]:
-    _check_integers(name, cu_seqlens, 2)
-    totals = [int(x) for x in cu_seqlens.tolist()]
-    if totals[0] != 0 or any(a >= b for a, b in itertools.pairwise(totals)):
-        raise InvalidInput(f"{name} must start at 0 and grow at every step, got {totals[:8]}")
-    return totals

@@ -18,13 +18,14 @@ from ..errors import InvalidInput
 from ..problem import Sequences
 from ..problem.modes import as_autocast, autocast_dtype
 from ..selection.rule import NamedRule
+from .policy import Policy
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 NAME = "sample_attention::sample_attention"
 SCHEMA = (
-    "(Tensor q, Tensor k, Tensor v, str config, float? scale, str backend, "
+    "(Tensor q, Tensor k, Tensor v, str config, float? scale, str backend, str policy, "
     "Tensor[] tables, SymInt[] bounds) -> Tensor"
 )
 
@@ -35,6 +36,7 @@ class Attention(Protocol):
     def __call__(
         self, q: Tensor, k: Tensor, v: Tensor, config: NamedRule = "default", *,
         scale: float | None = None, sequences: Sequences | None = None, backend: str = "auto",
+        policy: Policy = "auto",
     ) -> Tensor:  # fmt: skip
         """Attention of q over k and v."""
         ...
@@ -46,12 +48,17 @@ def operator(function: Attention) -> Attention:
     Outside `torch.compile` calls go straight to the function.
     """
 
-    def run(
+    def run(  # noqa: PLR0913, PLR0917
         q: Tensor, k: Tensor, v: Tensor, config: str, scale: float | None, backend: str,
-        tables: list[Tensor], bounds: list[int],
+        policy: Policy, tables: list[Tensor], bounds: list[int],
     ) -> Tensor:  # fmt: skip
-        settings, sequences = SampleAttentionConfig.from_json(config), gather(tables, bounds)
-        out = function(q, k, v, settings, scale=scale, sequences=sequences, backend=backend)
+        settings, sequences = (
+            SampleAttentionConfig.from_json(config),
+            restore_sequences(tables, bounds),
+        )
+        out = function(
+            q, k, v, settings, scale=scale, sequences=sequences, backend=backend, policy=policy
+        )
         return out.contiguous()  # a graph is told the strides before anything runs
 
     op = library.custom_op(NAME, run, mutates_args=(), schema=SCHEMA)
@@ -62,13 +69,20 @@ def operator(function: Attention) -> Attention:
     def call(
         q: Tensor, k: Tensor, v: Tensor, config: NamedRule = "default", *,
         scale: float | None = None, sequences: Sequences | None = None, backend: str = "auto",
+        policy: Policy = "auto",
     ) -> Tensor:  # fmt: skip
         if not torch.compiler.is_compiling():
-            return function(q, k, v, config, scale=scale, sequences=sequences, backend=backend)
-        (tables, bounds), given, dtype = spread(sequences), q.dtype, autocast_dtype(q.device)
+            return function(
+                q, k, v, config, scale=scale, sequences=sequences, backend=backend, policy=policy
+            )
+        (tables, bounds), given, dtype = (
+            flatten_sequences(sequences),
+            q.dtype,
+            autocast_dtype(q.device),
+        )
         if dtype is not None:  # when the graph runs, nobody knows where autocast was
             q, k, v = (as_autocast(x, dtype) for x in (q, k, v))
-        out = op(q, k, v, as_config(config).to_json(), scale, backend, tables, bounds)
+        out = op(q, k, v, as_config(config).to_json(), scale, backend, policy, tables, bounds)
         return out.to(given)
 
     return call
@@ -89,7 +103,7 @@ def untraced(function: Callable[P, R]) -> Callable[P, R]:
     return call
 
 
-def spread(sequences: Sequences | None) -> tuple[list[Tensor], list[int]]:
+def flatten_sequences(sequences: Sequences | None) -> tuple[list[Tensor], list[int]]:
     """Sequences as the tensors and numbers that an operator takes."""
     if sequences is None:
         return [], []
@@ -100,8 +114,8 @@ def spread(sequences: Sequences | None) -> tuple[list[Tensor], list[int]]:
     return [sequences.table, *others], bounds
 
 
-def gather(tables: list[Tensor], bounds: list[int]) -> Sequences | None:
-    """The inverse of `spread`."""
+def restore_sequences(tables: list[Tensor], bounds: list[int]) -> Sequences | None:
+    """The inverse of `flatten_sequences`."""
     if not tables:
         return None
     max_q_len, max_kv_len, packed, uniform, total, page_size = bounds

@@ -8,9 +8,11 @@ from typing import Protocol, cast
 from torch import Tensor
 
 from ..config import SampleAttentionConfig
-from ..errors import InvalidConfig
-from ..plan import PlanForm, StripePlan
+from ..errors import InvalidConfig, UnsupportedProblem
+from ..plan import WHOLE, PlanForm, StripePlan
 from ..problem import Problem
+
+ACCEPTED = "accepted"
 
 SELECTION = ("triton", "eager")
 """Engines that select, by preference."""
@@ -64,6 +66,77 @@ def attention_engine(name: str) -> AttentionEngine:
     """The engine of that name, imported now."""
     module = importlib.import_module(f"sample_attention.attention.{name}")
     return cast("AttentionEngine", module.engine)
+
+
+def plan_form(config: SampleAttentionConfig) -> PlanForm:
+    """The form of the plans that a configuration makes."""
+    by_rows = WHOLE if config.segment is None else config.segment
+    segment = config.key_block if config.key_block > 1 else by_rows
+    return PlanForm(segment, config.window_alignment, config.key_block, config.tail_rows)
+
+
+def choose_selection(backend: str, problem: Problem, config: SampleAttentionConfig) -> str:
+    """The first engine that selects by a configuration, of those that the backend allows.
+
+    Raises:
+        UnsupportedProblem: none accepts; lists every reason.
+        InvalidConfig: there is no backend of that name.
+    """
+    for name in engines_of(backend)[0]:
+        if selection_engine(name).refusal(problem, config) is None:
+            return name
+    raise UnsupportedProblem(str(problem), verdicts(problem, config))
+
+
+def choose_attention(backend: str, problem: Problem, form: PlanForm | None = None) -> str:
+    """The first engine that attends to plans of a form (None: of any), of those allowed.
+
+    Raises:
+        UnsupportedProblem, InvalidConfig: as `choose_selection` does.
+    """
+    for name in engines_of(backend)[1]:
+        if attention_engine(name).refusal(problem, form) is None:
+            return name
+    raise UnsupportedProblem(str(problem), verdicts(problem, form=form))
+
+
+def choose_engines(
+    backend: str, problem: Problem, config: SampleAttentionConfig
+) -> tuple[str, str]:
+    """Who selects by a configuration, and who attends to its plans.
+
+    Raises:
+        UnsupportedProblem, InvalidConfig: as `choose_selection` does.
+    """
+    selecting = choose_selection(backend, problem, config)
+    return selecting, choose_attention(backend, problem, plan_form(config))
+
+
+def verdicts(
+    problem: Problem, config: SampleAttentionConfig | None = None, form: PlanForm | None = None
+) -> dict[str, str]:
+    """For every backend `accepted` or the reason of its refusal, by preference.
+
+    Args:
+        problem: the facts.
+        config: that it would select by; None: it is not asked to select.
+        form: of the plans that it would attend to; None: that of the configuration, or any.
+    """
+    names = list(BACKENDS)
+    return {name: refusal_of(name, problem, config, form) or ACCEPTED for name in names}
+
+
+def refusal_of(
+    backend: str, problem: Problem, config: SampleAttentionConfig | None = None,
+    form: PlanForm | None = None,
+) -> str | None:  # fmt: skip
+    """Why a backend cannot do what `verdicts` asks about; None: it can."""
+    (selecting,), (attending,) = engines_of(backend)
+    form = plan_form(config) if form is None and config is not None else form
+    refused = attention_engine(attending).refusal(problem, form)
+    if refused is None and config is not None:
+        refused = selection_engine(selecting).refusal(problem, config)
+    return refused
 
 
 def engines_of(backend: str) -> tuple[tuple[str, ...], tuple[str, ...]]:

@@ -1,31 +1,27 @@
-"""Dense or sparse? Measured crossovers; the answer comes with its reason."""
+"""Dense or sparse? Measured crossovers, from host numbers alone; the answer has its reason."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Generator
 from dataclasses import dataclass
+from typing import Literal, NamedTuple, TypeAlias
 
-from ..config import SampleAttentionConfig
-from ..problem import Problem
-from ..selection.rule import FixedRule
+from ..errors import InvalidConfig
+
+Policy: TypeAlias = Literal["auto", "dense", "sparse"]
+"""Who decides: the crossovers; nobody, all sequences run dense; nobody, all run sparse."""
+
+POLICIES = ("auto", "dense", "sparse")
 
 
-@dataclass(frozen=True)
-class Decision:
-    """Whether a call runs sparse, and why.
-
-    Attributes:
-        sparse: select and attend to a plan; else dense attention.
-        reason: one clause for people.
-    """
+class Verdict(NamedTuple):
+    """Whether a sequence runs sparse, and why in one clause for people."""
 
     sparse: bool
     reason: str
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Crossover:
     """Where sparse begins to pay on a kind of device.
 
@@ -44,40 +40,43 @@ CROSSOVERS = {
     "cpu": Crossover(6144, 128, "benchmarks/records/cpu_attention.jsonl"),
     "cuda": Crossover(16384, 1024, "benchmarks/records/h100_ttft.jsonl"),
 }
-"""One row per device kind that was measured; `sample_attention` runs dense on any other."""
+"""One row per device kind that was measured; `auto` runs dense on any other."""
 
 
-def decide(problem: Problem, rule: FixedRule) -> Decision:
-    """Choose for a whole call, from facts known on the host."""
-    if isinstance(rule, SampleAttentionConfig) and rule.dense:
-        return Decision(sparse=False, reason="coverage 1 keeps every key")
-    row = CROSSOVERS.get(problem.device.type)
-    if row is None:
-        kind = problem.device.type
-        return Decision(sparse=False, reason=f"where sparse pays was not measured on {kind}")
-    sequences = problem.sequences
-    return _decide(sequences.max_q_len, sequences.max_kv_len, row.min_q_len, row.min_kv_len)
+def check_policy(policy: str) -> None:
+    """Check a policy.
+
+    Raises:
+        InvalidConfig: it is none.
+    """
+    if policy not in POLICIES:
+        raise InvalidConfig(f"unknown policy {policy!r}; accepted: {', '.join(POLICIES)}")
 
 
-@contextlib.contextmanager
-def always_sparse() -> Generator[None]:
-    """Within the block every prompt runs sparse, on any device: to measure answers, not time."""
-    before = dict(CROSSOVERS)
-    CROSSOVERS.update(dict.fromkeys({*before, "cpu", "cuda"}, Crossover(1, 2, "always_sparse")))
-    try:
-        yield
-    finally:
-        CROSSOVERS.clear()
-        CROSSOVERS.update(before)
+@functools.lru_cache(maxsize=1024)
+def decide(
+    policy: Policy, device_type: str, crossover: Crossover | None, q_len: int, kv_len: int
+) -> Verdict:
+    """The verdict on one sequence of `q_len` queries and `kv_len` keys.
 
-
-@functools.lru_cache(maxsize=256)
-def _decide(queries: int, keys: int, min_queries: int, min_keys: int) -> Decision:
-    if queries < min_queries:
-        reason = f"{queries} queries: sparse pays from {min_queries} up"
-    elif keys < min_keys:
-        reason = f"{keys} keys: sparse pays from {min_keys} up"
-    else:
-        reason = f"{queries} queries on {keys} keys: sparse pays from {min_keys} up"
-        return Decision(sparse=True, reason=reason)
-    return Decision(sparse=False, reason=reason)
+    Args:
+        policy: checked before.
+        device_type: of the tensors.
+        crossover: of that kind of device; None: it was not measured.
+        q_len: queries.
+        kv_len: keys.
+    """
+    if policy != "auto":
+        decoding = policy == "sparse" and q_len == 1
+        reason = "one query is decoding" if decoding else f"policy {policy!r}"
+        return Verdict(policy == "sparse" and not decoding, reason)
+    if crossover is None:
+        return Verdict(sparse=False, reason=f"where sparse pays was not measured on {device_type}")
+    if q_len < crossover.min_q_len:
+        reason = f"{q_len} queries: sparse pays from {crossover.min_q_len} up"
+        return Verdict(sparse=False, reason=reason)
+    if kv_len < crossover.min_kv_len:
+        reason = f"{kv_len} keys: sparse pays from {crossover.min_kv_len} up"
+        return Verdict(sparse=False, reason=reason)
+    reason = f"{q_len} queries on {kv_len} keys: sparse pays from {crossover.min_kv_len} up"
+    return Verdict(sparse=True, reason=reason)

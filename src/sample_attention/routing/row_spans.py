@@ -20,7 +20,7 @@ COLUMNS_PER_BYTE = 1 / 16
 """The same for large problems, per byte of q, k, v and the output; a column takes about 4 bytes."""
 
 
-def spans(problem: Problem, rule: FixedRule) -> list[range]:
+def row_spans(problem: Problem, rule: FixedRule) -> list[range]:
     """Query rows of the call that are computed together, in order; one span where all fit.
 
     Only batches without padding are cut: other sequences end at different rows. So are only

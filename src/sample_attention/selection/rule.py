@@ -65,15 +65,13 @@ def rule_in_layer(rule: Rule, layer: int, layers: int) -> Rule:
     return rule.for_layer(layer, layers) if layered else rule
 
 
-def fixed_rule(rule: object, problem: Problem) -> FixedRule:
-    """What selects in one call: of a tuned configuration that for its longest sequence.
+def fixed_rule(rule: Rule, kv_len: int, problem: Problem) -> FixedRule:
+    """The rule for a sequence of `kv_len` keys: of a tuned configuration that for its length.
 
     Raises:
-        InvalidConfig: as `as_rule` does, or `head_coverage` is for another number of heads.
+        InvalidConfig: `head_coverage` is for another number of heads.
     """
-    found = as_rule(rule)
-    if isinstance(found, Tuned):
-        found = found.for_length(problem.sequences.max_kv_len)
-    if isinstance(found, SampleAttentionConfig) and found.head_coverage is not None:
-        found.coverage_of(problem.num_heads)  # or raises
-    return found
+    fixed = rule.for_length(kv_len) if isinstance(rule, Tuned) else rule
+    if isinstance(fixed, SampleAttentionConfig) and fixed.head_coverage is not None:
+        fixed.coverage_of(problem.num_heads)  # or raises
+    return fixed

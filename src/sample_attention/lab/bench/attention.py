@@ -8,12 +8,12 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from ...api import attend, explain, sample_attention, select
+from ...api import attend, sample_attention, select
 from ...config import SampleAttentionConfig
 from ...plan import StripePlan
 from ...problem import Problem
-from ...routing.dispatch import choose
-from ...routing.policy import decide
+from ...routing.engines import choose_attention
+from ...routing.route import route
 from ..analysis import measure_retained_mass
 from .dense import Dense, dense_providers
 from .gate import check_attend, check_dense
@@ -58,9 +58,9 @@ def measure_selected(
     q, k, v = inputs.q, inputs.k, inputs.v
     backend = settings.backend
     plan = select(q, k, config, backend=backend)
-    decision = decide(Problem.of(q, k, v), config)
+    answer = route(Problem.of(q, k, v), config)
     mass = measure_retained_mass(q, k, plan, num_rows=MASS_ROWS, seed=settings.seed).mass.flatten()
-    dense = settings.routed and not decision.sparse
+    dense = settings.routed and not answer.sparse
 
     def total() -> Tensor:
         if settings.routed:
@@ -72,9 +72,9 @@ def measure_selected(
         runs["select"] = lambda: select(q, k, config, backend=backend)
     return {
         **_measured(inputs, plan, runs, settings, dense=dense),
-        "backend": explain(q, k, v, config, backend=backend).backend,
+        "backend": choose_attention(backend, Problem.of(q, k, v), plan.form),
         "preset": preset, "coverage": config.coverage, **_fields(config), "config": asdict(config),
-        "route": "sparse" if decision.sparse else "dense", "route_reason": decision.reason,
+        "route": "sparse" if answer.sparse else "dense", "route_reason": answer.reason,
         "routed": settings.routed,
         "retained_mass_mean": 1.0 if dense else float(mass.mean()),
         "retained_mass_p5": 1.0 if dense else float(mass.quantile(0.05)),
@@ -94,12 +94,12 @@ def measure_random(
     """
     q, k, v = inputs.q, inputs.k, inputs.v
     plan = random_plan(inputs, density, config, settings.seed)
-    decision = decide(Problem.of(q, k, v), config)
+    answer = route(Problem.of(q, k, v), config)
     return {
         **_measured(inputs, plan, {}, settings, dense=False),
-        "backend": choose(settings.backend, Problem.of(q, k, v), plan).name,
+        "backend": choose_attention(settings.backend, Problem.of(q, k, v), plan.form),
         "preset": None, "coverage": None, **_fields(config), "row_stride": None, "config": None,
-        "route": "sparse" if decision.sparse else "dense", "route_reason": decision.reason,
+        "route": "sparse" if answer.sparse else "dense", "route_reason": answer.reason,
         "routed": False, "target_density": density, "retained_mass_mean": None,
         "retained_mass_p5": None,
         "extra_bytes": extra_bytes(

@@ -16,7 +16,7 @@ from ...config import SampleAttentionConfig
 from ...errors import SampleAttentionError
 from ...plan import StripePlan
 from ...problem import Problem
-from ...routing.dispatch import choose
+from ...routing.engines import choose_attention
 from .dense import dense_providers
 from .gate import check_attend, check_dense
 from .inputs import Inputs
@@ -114,7 +114,7 @@ def measure_kernels(
     """
     q, k, v = inputs.q, inputs.k, inputs.v
     plan = select(q, k, config, backend=TRITON)
-    backend = choose("auto", Problem.of(q, k, v), plan).name
+    backend = choose_attention("auto", Problem.of(q, k, v), plan.form)
     out, lse = attend(q, k, v, plan, backend=backend)
     check_attend(out, lse, (q, k, v), plan, seed)
     del out, lse

@@ -115,7 +115,7 @@ def _observe_ours(model: PreTrainedModel, token_ids: Tensor, config: Rule) -> Ob
     with sample_attention_prefill(model, config, record=True) as recorder:
         logits = prefill(model, token_ids).double().cpu()
     density = torch.stack([x.density for x in recorder.layers]).mean()
-    sparse = sum(x.decision.sparse for x in recorder.layers)
+    sparse = sum(x.route.sparse for x in recorder.layers)
     return Observed(logits, float(density), sparse)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Generator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,6 @@ from ...errors import InvalidConfig
 from ...integrations.recording import Recorder
 from ...integrations.transformers import sample_attention_prefill
 from ...methods import METHODS, Method
-from ...routing.policy import always_sparse
 from ..bench.dense import dense_providers
 from ..bench.ttft import attention_problem, dense_attention
 
@@ -107,10 +106,10 @@ class Contender:
             The recorder, without entries for dense attention.
         """
         if self.config is not None:
-            with (
-                nullcontext() if routed else always_sparse(),
-                sample_attention_prefill(model, self.config, record=True) as recorder,
-            ):
+            policy = "auto" if routed else "sparse"
+            with sample_attention_prefill(
+                model, self.config, policy=policy, record=True
+            ) as recorder:
                 yield recorder
         elif model.device.type == "cpu":
             yield Recorder(active=False)

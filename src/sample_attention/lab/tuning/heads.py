@@ -28,7 +28,6 @@ from ...errors import UnsupportedAttention
 from ...integrations.arguments import unsupported
 from ...integrations.layers import LayerCall, compute
 from ...integrations.recording import Recorder
-from ...routing.policy import always_sparse
 from ..generation import last_logits
 from ..models import LoadedModel
 from .passages import Passage
@@ -140,7 +139,7 @@ def _watched(
     watch = _Watch(config, rows)
     ids = torch.tensor([list(passage)], device=model.device)
     embedded = model.get_input_embeddings()(ids).detach().requires_grad_()
-    with _attending(loaded.model, watch.attend), always_sparse():
+    with _attending(loaded.model, watch.attend):
         result = model(inputs_embeds=embedded, use_cache=False, **last_logits(model, rows))
         log_p = result.logits[0, -rows:].float().log_softmax(-1)
         generator = torch.Generator(model.device).manual_seed(0)
@@ -210,7 +209,9 @@ class _Watch:
         if out.requires_grad and mask is None:  # windows, which have a mask, run exactly
             layer: Any = module.layer_idx
             q, k, v = (x.detach() for x in (q, k, v))
-            call = LayerCall(q, k, v, self.config, given.get("scaling"), keep_plan=True)
+            call = LayerCall(
+                q, k, v, self.config, given.get("scaling"), policy="sparse", keep_plan=True
+            )
             out.register_hook(partial(self._price, int(layer), call, out.detach()))
         return out, None
 
