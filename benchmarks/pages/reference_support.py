@@ -16,13 +16,14 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
+from sample_attention.selection.geometry import plan_form
 
 from sample_attention import Sequences, preset
 from sample_attention.attention import hopper
 from sample_attention.dense import flash_attention
 from sample_attention.dense.base import DenseProvider, Facts
 from sample_attention.dense.registry import PROVIDERS
-from sample_attention.plan import WHOLE, PlanForm
+from sample_attention.plan import PlanForm
 from sample_attention.problem import Problem
 from sample_attention.routing.engines import (
     ATTENTION,
@@ -37,12 +38,10 @@ GPUS = {"sm_75": (7, 5), "sm_80 (A100)": (8, 0), "sm_90 (H100, H200)": HOPPER,
         "sm_100 (B200)": (10, 0), "sm_120": (12, 0)}  # fmt: skip
 DTYPES = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 HEAD_DIMS = (32, 64, 80, 96, 128, 192, 256, 512)
-USUAL = "of 128 (`default`, `fast`, `pooled`)"
 FORMS = {
-    "segment of 16 rows": PlanForm(16, 16), "of 48": PlanForm(48, 48), "of 64": PlanForm(64, 64),
-    USUAL: PlanForm(128, 128), "of 256": PlanForm(256, 128),
-    "the whole call (`paper`)": PlanForm(WHOLE, 1, dense_tail=128),
-    "blocks of 128 keys (`mlsys`)": PlanForm(128, 1, 128),
+    "`default`, `fast`, `pooled`": plan_form(preset("default")),
+    "`paper`": plan_form(preset("paper")), "`mlsys`": plan_form(preset("mlsys")),
+    **{f"segments of {n} rows": PlanForm(n, min(n, 128)) for n in (16, 48, 64, 256)},
 }  # fmt: skip
 RULES = {
     "`default`, `fast`": preset("default"), "`pooled`": preset("pooled"),
@@ -94,7 +93,7 @@ def _selects(name: str) -> Ask:
 
 def _attends(name: str) -> Ask:
     engine = attention_engine(name)
-    return lambda case: engine.refusal(case.problem, case.subject or FORMS[USUAL])
+    return lambda case: engine.refusal(case.problem, case.subject or plan_form(preset("default")))
 
 
 def _computes(provider: DenseProvider) -> Ask:

@@ -1,5 +1,6 @@
 """The documentation runs: its Python blocks, and the commands, links and paths that it names."""
 
+import ast
 import os
 import re
 import shlex
@@ -196,28 +197,58 @@ def test_the_reference_is_that_of_the_code():
 
 
 TROUBLE = ROOT / "docs" / "how-to" / "troubleshoot.md"
+OURS = re.compile(r"Invalid|Unsupported|unsupported|PlanMismatch|NotFound|TooLong|MissingExtra")
+SHORTEST = 8
+"""Letters of a piece of a message that say which one it is."""
 
 
-def said(text):
-    """The words of a message or of source, without what stands between its pieces."""
-    joined = re.sub(r"[\"']\s*\n\s*f?[\"']", "", text)
-    return re.sub(r"\s+", " ", joined)
-
-
-def messages(page):
-    """What the first cells of the tables of messages quote, in pieces without the values."""
-    tables = page.read_text("utf-8").split("| message | means | do |")[1:]
-    for line in "\n".join(tables).splitlines():
-        if line.startswith("| `"):
+def pieces(page):
+    """What the first cells of a page's tables quote of messages, without the values."""
+    for line in page.read_text("utf-8").splitlines():
+        if line.startswith("| "):
             quoted = re.findall(r"`([^`]+)`", line.split(" | ")[0])
-            yield from (x.strip() for text in quoted for x in text.split("…") if len(x) > 3)
+            found = (x.strip() for text in quoted for x in text.split("…"))
+            yield from (x for x in found if len(x) >= SHORTEST)
 
 
-def test_messages_of_the_page_on_trouble_are_raised():
-    source = said("\n".join(p.read_text("utf-8") for p in (ROOT / "src").rglob("*.py")))
-    quoted = list(messages(TROUBLE))
+def literal(node):
+    """The text of an expression, with … in the place of values."""
+    if isinstance(node, ast.Constant):
+        return node.value if isinstance(node.value, str) else ""
+    if isinstance(node, ast.JoinedStr):
+        return "".join(literal(x) if isinstance(x, ast.Constant) else "…" for x in node.values)
+    return "…"
+
+
+def messages(source):
+    """What the package raises on purpose."""
+    for node in ast.walk(ast.parse(source)):
+        call = node.exc if isinstance(node, ast.Raise) else None
+        if isinstance(call, ast.Call) and OURS.search(ast.unparse(call.func)):
+            yield " ".join(literal(x) for x in call.args)
+
+
+def test_every_refusal_stands_on_the_page_on_trouble():
+    known = list(pieces(TROUBLE))
+    rooms = [p for p in (ROOT / "src/sample_attention").rglob("*.py")
+             if not {"lab", "cli"} & {*p.parts}]  # fmt: skip
+    raised = [x for p in rooms for x in messages(p.read_text("utf-8"))]
+    assert len(raised) > len(rooms) // 2, "the package raises nothing"
+    unknown = [
+        x for x in raised if len(x.strip(" …")) >= SHORTEST and not any(k in x for k in known)
+    ]
+    assert not unknown, f"{page_id(TROUBLE)} says nothing of {unknown}"
+
+
+def test_what_the_page_on_trouble_quotes_is_said():
+    source = "\n".join(
+        re.sub(r"[\"']\s*\n\s*f?[\"']", "", p.read_text("utf-8"))
+        for p in (ROOT / "src").rglob("*.py")
+    )
+    tables = TROUBLE.read_text("utf-8").split("| message | means | do |")[1:]
+    quoted = [x for x in pieces(TROUBLE) if any(x in table for table in tables)]
     assert quoted, "the page has no tables of messages"
-    missing = [text for text in quoted if text not in source]
+    missing = [x for x in quoted if x not in source]
     assert not missing, f"nothing says {missing}"
 
 
