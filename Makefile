@@ -22,11 +22,11 @@ KEY   := $(shell { pwd; cat pyproject.toml $(CONSTRAINTS); \
 READY := $(VENV)/.ready-$(KEY)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test test-versions test-gpu sanitize-gpu lint types layers demo zoo bench-cpu \
-        bench-cpu-busy bench-gpu docs clean
+.PHONY: help setup test test-versions test-gpu sanitize-gpu coverage lint types layers demo zoo bench-cpu \
+        bench-cpu-busy bench-gpu bench-regression docs dist clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: $(READY) ## create .venv and install the package with all that development needs
 
@@ -45,11 +45,12 @@ $(READY):
 	@rm -f $(VENV)/.ready-*
 	@touch $@
 
+INTERPRETED := tests/kernels/test_triton_interpreted.py tests/kernels/test_triton_select.py
+
 test: setup ## all checks: style, types, layers, then every test and documentation block
 	@$(MAKE) --no-print-directory lint types layers
 	@echo "== kernels in the interpreter"
-	@TRITON_INTERPRET=1 $(PY) -m pytest -n 2 tests/kernels/test_triton_interpreted.py \
-	  tests/kernels/test_triton_select.py
+	@TRITON_INTERPRET=1 $(PY) -m pytest -n 2 $(INTERPRETED)
 	@echo "== tests"
 	@$(PY) -m pytest -m 'not gpu' $(PYTEST)
 
@@ -64,8 +65,8 @@ test-versions: ## the newest and oldest versions: adds to benchmarks/records/ver
 	  .venv-$$set/bin/python benchmarks/versions.py $$set || exit 1; \
 	done
 
-test-gpu: setup ## the tests that need a GPU: writes benchmarks/records/gpu_tests.json
-	@$(PY) -m pytest -m gpu --record benchmarks/records/gpu_tests.json $(PYTEST)
+test-gpu: setup ## the tests that need a GPU: adds to benchmarks/records/gpu_tests.jsonl
+	@$(PY) -m pytest -m gpu --record benchmarks/records/gpu_tests.jsonl $(PYTEST)
 
 sanitize-gpu: setup ## kernels under compute-sanitizer: reads, writes and races
 	@for tool in memcheck racecheck; do \
@@ -74,6 +75,17 @@ sanitize-gpu: setup ## kernels under compute-sanitizer: reads, writes and races
 	  PYTORCH_NO_CUDA_MEMORY_CACHING=1 compute-sanitizer --tool $$tool --error-exitcode 1 \
 	    $(PY) -m pytest tests/kernels/test_hopper.py -m gpu -k awkward || exit 1; \
 	done
+
+COVERAGE := $(PY) -m coverage run --append --source=src/sample_attention -m pytest
+
+# Lines of Triton kernels count where the interpreter ran them, those of Gluon kernels where the
+# emulator did: what compiled code does on a GPU is not in the figure.
+coverage: setup ## the lines that tests run, on a CPU
+	@$(PY) -m pip install --quiet 'coverage>=7.6'
+	@rm -f .coverage
+	@TRITON_INTERPRET=1 $(COVERAGE) $(INTERPRETED)
+	@$(COVERAGE) -m 'not gpu' $(PYTEST)
+	@$(PY) -m coverage report --skip-covered --sort=cover
 
 lint: setup ## style and format
 	@echo "== style"
@@ -128,8 +140,8 @@ ONE_IN_32   := --preset pooled --config segment=4096 --config row_stride=32 --co
 PROMPTS     := "--text prose --lengths 32768" "--text code --lengths 32768" \
                "--text code --lengths 131072 --yarn 4"
 
-bench-gpu: setup ## measure an NVIDIA GPU, GPU=h100 or h200: writes benchmarks/records/$(GPU)_*.jsonl
-	@rm -f $(GPU_RECORDS)_*.jsonl
+# Nothing is removed: of the same measurement the last record counts, and some are made elsewhere.
+bench-gpu: setup ## measure an NVIDIA GPU, GPU=h100 or h200: adds to benchmarks/records/$(GPU)_*.jsonl
 	@echo "== random lists at a density of 0.1"
 	@for backend in triton hopper; do \
 	  $(GPU_BENCH) attention $(GPU_OUTPUT)_attention.jsonl --lengths 8192,32768,131072 \
@@ -151,9 +163,30 @@ bench-gpu: setup ## measure an NVIDIA GPU, GPU=h100 or h200: writes benchmarks/r
 	@echo "== time to first token"
 	@$(GPU_BENCH) ttft $(GPU_MODEL) $(GPU_OUTPUT)_ttft.jsonl --lengths 8192,16384,32768
 
+# `make bench-regression AGAINST=HEAD~1` names the commit; without it, it is where this branch left main.
+bench-regression: setup ## this tree beside another commit, AGAINST=COMMIT: prints a table
+	@$(PY) benchmarks/regression.py $(if $(AGAINST),--against $(AGAINST))
+
 docs: setup ## check the tables of the records, then build the documentation into site/
 	@$(PY) benchmarks/pages/make.py --check
 	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --strict
+
+BUILD := build/tools/bin/python
+TRIAL := build/trial/bin
+TRY   := import torch; from sample_attention import attend, select; \
+         q = torch.ones(1, 2, 300, 64); print(attend(q, q, q, select(q, q)).out.shape)
+
+dist: ## build wheel and source archive into dist/, check them, and try the wheel by itself
+	@rm -rf dist build
+	@$(PYTHON) -m venv build/tools
+	@$(BUILD) -m pip install --quiet 'build>=1.2' 'twine>=6.1'
+	@$(BUILD) -m build
+	@$(BUILD) -m twine check --strict dist/*
+	@echo "== the wheel in an environment of its own"
+	@$(PYTHON) -m venv build/trial
+	@$(TRIAL)/python -m pip install --quiet '$(TORCH)' "$$(echo dist/*.whl)[cli]"
+	@$(TRIAL)/python -I -c '$(TRY)'
+	@$(TRIAL)/sample-attention doctor
 
 clean: ## remove caches, builds and reports; .venv stays
 	rm -rf build dist site .pytest_cache .ruff_cache .hypothesis .import_linter_cache demo/report*

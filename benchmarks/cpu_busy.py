@@ -25,11 +25,11 @@ import torch
 
 from sample_attention import attend, sample_attention, select
 from sample_attention.dense import dense
-from sample_attention.lab.bench.capture import Prompt, captured_inputs
 from sample_attention.lab.bench.gate import check_attend, check_dense
-from sample_attention.lab.bench.origin import Row, origin
 from sample_attention.lab.bench.timing import Times, summary, wall_clock
-from sample_attention.lab.records import append_record, commit_of_checkout
+from sample_attention.lab.capture import captured_inputs
+from sample_attention.lab.models import Prompt
+from sample_attention.lab.records import Row, append_record, commit_of_checkout, origin
 from sample_attention.problem import Problem
 
 CHECKOUT = Path(__file__).resolve().parents[1]

@@ -13,23 +13,20 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
-import subprocess
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from turns import HERE, named_rule, planted, run_child
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-HERE = Path(__file__).resolve().parents[1]
 PRESETS = ("default", "fast", "pooled", "paper", "mlsys")
 MODELS = {"smollm2-135m": (9, 3, 64, 30), "qwen2.5-coder-0.5b": (14, 2, 64, 24),
           "qwen2.5-coder-1.5b": (12, 2, 128, 28)}  # fmt: skip
 """Query heads, key heads, head dim and layers of the models that files are tuned for."""
 LENGTHS = {"eager": (200, 3000), "interpreter": (700,), "gpu": (3000, 20000)}
-SEED = 5
 
 
 def main() -> int:
@@ -44,7 +41,7 @@ def main() -> int:
         return 0
     differing = 0
     for kind in given.kinds.split(","):
-        ours, theirs = (run_child(tree, kind) for tree in (str(HERE), given.checkout))
+        ours, theirs = (child_hashes(tree, kind) for tree in (str(HERE), given.checkout))
         wrong = [case for case in ours | theirs if ours.get(case) != theirs.get(case)]
         sys.stdout.write("".join(f"differs: {kind}, {case}\n" for case in wrong))
         sys.stdout.write(f"{kind}: {len(ours)} cases, {len(wrong)} differ\n")
@@ -52,14 +49,10 @@ def main() -> int:
     return int(differing > 0)
 
 
-def run_child(tree: str, kind: str) -> dict[str, str]:
+def child_hashes(tree: str, kind: str) -> dict[str, str]:
     """The hashes of one tree, by case."""
-    settings = {**os.environ, "PYTHONPATH": str(Path(tree) / "src"), "OMP_NUM_THREADS": "2"}
-    if kind == "interpreter":
-        settings["TRITON_INTERPRET"] = "1"
-    command = [sys.executable, __file__, "--child", kind]
-    done = subprocess.run(command, env=settings, stdout=subprocess.PIPE, text=True, check=True)
-    return json.loads(done.stdout)
+    settings = {"TRITON_INTERPRET": "1"} if kind == "interpreter" else {}
+    return json.loads(run_child(__file__, tree, "--child", kind, OMP_NUM_THREADS="2", **settings))
 
 
 def hashes(kind: str) -> Iterator[tuple[str, str]]:
@@ -72,43 +65,20 @@ def hashes(kind: str) -> Iterator[tuple[str, str]]:
         return
     device, dtype = ("cuda", torch.bfloat16) if kind == "gpu" else ("cpu", torch.float32)
     backends = {"eager": ("eager",), "interpreter": ("triton",), "gpu": ("triton", "hopper")}[kind]
-    rules = {name: _preset(name) for name in PRESETS}
+    rules = {name: named_rule(name) for name in PRESETS}
     for name, rule in rules.items():
         for length in LENGTHS[kind]:
-            qkv = _inputs((8, 2, 128), length, device, dtype)
+            qkv = planted((8, 2, 128), length, device, dtype)
             for backend in backends if name not in ("paper", "mlsys") else backends[:1]:
                 yield f"{name}, {length}, {backend}", _results(qkv, rule, backend)
     for model, (heads, kv_heads, dim, layers) in MODELS.items():
         length = LENGTHS[kind][-1]
-        qkv = _inputs((heads, kv_heads, dim), length, device, dtype)
+        qkv = planted((heads, kv_heads, dim), length, device, dtype)
         tuned = sa.Tuned.load(f"tuned:{model}")
         for layer in (0, layers // 2):
             rule = tuned.for_layer(layer, layers)
             for backend in backends:
                 yield f"tuned:{model}, layer {layer}, {backend}", _results(qkv, rule, backend)
-
-
-def _preset(name: str):  # noqa: ANN202
-    """The preset of that name in this tree and in those from before `preset` was a function."""
-    import sample_attention as sa
-
-    return sa.preset(name) if hasattr(sa, "preset") else sa.SampleAttentionConfig.preset(name)
-
-
-def _inputs(shape: tuple[int, int, int], length: int, device: str, dtype) -> list[Tensor]:  # noqa: ANN001
-    """q, k and v with a few keys that many rows look at."""
-    import torch
-
-    heads, kv_heads, dim = shape
-    random = torch.Generator().manual_seed(SEED)
-
-    def normal(n: int) -> Tensor:
-        return torch.randn(1, n, length, dim, generator=random)
-
-    q, k, v = normal(heads), normal(kv_heads), normal(kv_heads)
-    k[:, :, 7::97] += 2.5 * q.view(1, kv_heads, heads // kv_heads, length, dim)[:, :, 0, 7::97]
-    q += 1.5 * k[:, :, 7].repeat_interleave(heads // kv_heads, 1)[:, :, None]
-    return [x.to(device, dtype) for x in (q, k, v)]
 
 
 def _results(qkv: list[Tensor], rule: object, backend: str) -> str:

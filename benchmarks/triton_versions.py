@@ -13,23 +13,15 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
 import statistics
-import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from torch import Tensor
+from turns import HERE, kept_mass, replayed, run_child
 
-    from sample_attention import StripePlan
-
-HERE = Path(__file__).resolve().parents[1]
 RECORDS = HERE / "benchmarks" / "records" / "triton_versions.jsonl"
 CASES = ((12, 2, 32_768), (32, 8, 32_768), (12, 2, 131_072))
-SHARE, SEED, REPLAYS, HEAD_DIM = 0.05, 1, 12, 128
+SHARE, SEED, HEAD_DIM = 0.05, 1, 128
 
 
 def main() -> None:
@@ -48,22 +40,17 @@ def main() -> None:
     rows = []
     for turn in range(given.turns):
         for checkout, site in pairs:
-            rows += [{**row, "turn": turn} for row in run_child(checkout, site)]
+            rows += [{**row, "turn": turn} for row in child_rows(checkout, site)]
     given.output.parent.mkdir(parents=True, exist_ok=True)
     with given.output.open("a", encoding="utf-8") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
     print_medians(rows)
 
 
-def run_child(checkout: str, site: str) -> list[dict]:
+def child_rows(checkout: str, site: str) -> list[dict]:
     """The rows of one process, in which one checkout meets one Triton."""
-    path = os.pathsep.join(filter(None, [site, str(Path(checkout) / "src")]))
-    settings = {**os.environ, "PYTHONPATH": path, "TRITON_DEFAULT_FP_FUSION": "1"}
-    done = subprocess.run(
-        [sys.executable, __file__, "--child"], env=settings, stdout=subprocess.PIPE, text=True,
-        check=True,
-    )  # fmt: skip
-    lines = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
+    text = run_child(__file__, checkout, "--child", site=site, TRITON_DEFAULT_FP_FUSION="1")
+    lines = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
     return [{**row, "tree": Path(checkout).name} for row in lines]
 
 
@@ -74,7 +61,7 @@ def measure() -> None:
 
     from sample_attention import SampleAttentionConfig, attend, select
     from sample_attention.lab.bench.gate import check_attend
-    from sample_attention.lab.bench.inputs import Shape, planted_inputs
+    from sample_attention.lab.inputs import Shape, planted_inputs
     from sample_attention.lab.records import Provenance
 
     device, config = torch.device("cuda"), SampleAttentionConfig()
@@ -99,42 +86,6 @@ def measure() -> None:
         row = {"heads": heads, "kv_heads": kv_heads, "length": length, "ms": times, "kept": kept}
         line = json.dumps({**row, "errors": errors, "triton": triton.__version__, **facts})
         sys.stdout.write(line + "\n")
-
-
-def kept_mass(q: Tensor, k: Tensor, plan: StripePlan) -> float:
-    """Mean share of the attention of 64 sampled rows of head 0 that the plan keeps, in fp64."""
-    import torch
-
-    generator = torch.Generator().manual_seed(SEED)
-    rows = torch.randint(q.shape[2] // 2, q.shape[2], (64,), generator=generator).to(q.device)
-    keys = torch.arange(k.shape[2], device=q.device)
-    scores = q[0, 0, rows].double() @ k[0, 0].double().T * HEAD_DIM**-0.5
-    scores.masked_fill_(keys > rows[:, None], -torch.inf)
-    return float((scores.softmax(-1) * plan.allows(0, 0, rows, keys)).sum(-1).mean())
-
-
-def replayed(call: Callable[[], object]) -> float:
-    """Median milliseconds on the device of one replay of `call` as a CUDA graph."""
-    import torch
-
-    stream = torch.cuda.Stream()
-    with torch.cuda.stream(stream):
-        for _ in range(3):
-            call()
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        kept = call()
-    times = []
-    for _ in range(REPLAYS + 3):
-        first, last = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        first.record()
-        graph.replay()
-        last.record()
-        torch.cuda.synchronize()
-        times.append(first.elapsed_time(last))
-    del kept
-    return statistics.median(times[3:])
 
 
 def print_medians(rows: list[dict]) -> None:

@@ -44,7 +44,7 @@ def run_tests(versions: str, tests: list[str], **settings: str) -> int:
         command = [sys.executable, "-m", "pytest", *tests, "-m", "not gpu", "--record", str(record)]
         subprocess.run(command, cwd=ROOT, env={**os.environ, **settings}, check=False)
         ends = json.loads(record.read_text("utf-8"))
-    row = {"set": versions, "tests": tests, "interpreted": "TRITON_INTERPRET" in settings}
+    row = {"set": versions, "interpreted": "TRITON_INTERPRET" in settings}
     system = f"{platform.system()} {platform.machine()}"
     facts = {"numpy": installed_version("numpy"), "platform": system}
     append_record(RECORDS, {**row, **ends, **facts})

@@ -27,8 +27,7 @@ import transformers
 from zoo_models import SEED, model_types
 from zoo_verdicts import Finding, examine, grouped
 
-from sample_attention.lab.bench.origin import origin
-from sample_attention.lab.records import append_record
+from sample_attention.lab.records import append_record, origin
 
 RECORDS = Path(__file__).resolve().parent / "records" / "architectures.jsonl"
 PROCESSES, SECONDS, BYTES = 2, 240, 8 << 30

@@ -1,8 +1,6 @@
 """Fixtures of every test: a seed, the backends by name, poisoned memory, repeatable examples."""
 
-import json
 import time
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,11 +8,12 @@ from hypothesis import HealthCheck, settings
 
 import sample_attention as sa
 from sample_attention.config import as_config
-from sample_attention.lab.records import Provenance, installed_version
+from sample_attention.lab.records import Provenance, append_record, installed_version
 from sample_attention.problem import Problem
 from sample_attention.routing import policy
-from sample_attention.routing.engines import BACKENDS, refusal_of
 from sample_attention.testing import nan_poison
+
+from . import machine
 
 settings.register_profile(
     "repeatable",
@@ -31,7 +30,9 @@ STARTED = time.monotonic()
 
 
 def pytest_addoption(parser):
-    parser.addoption("--record", metavar="PATH", help="write how the tests ended, and on what")
+    parser.addoption(
+        "--record", metavar="PATH", help="add a line: how the tests ended, and on what"
+    )
 
 
 def pytest_terminal_summary(terminalreporter, config):
@@ -39,13 +40,15 @@ def pytest_terminal_summary(terminalreporter, config):
     if path is None:
         return
     ends = ("passed", "failed", "error", "skipped", "xfailed")
-    row = {end: len(terminalreporter.stats.get(end, [])) for end in ends}
+    row = {"tests": config.args}
+    row |= {end: len(terminalreporter.stats.get(end, [])) for end in ends}
     row |= {"seconds": round(time.monotonic() - STARTED), "triton": installed_version("triton")}
     row |= Provenance.collect("cuda" if torch.cuda.is_available() else "cpu").as_row()
-    Path(path).write_text(json.dumps(row, indent=2) + "\n", "utf-8")
+    append_record(path, row)
 
 
-def pytest_configure():
+def pytest_configure(config):
+    config.pluginmanager.register(machine)
     # Small tensors: a second thread costs more in waiting than it computes.
     torch.set_num_threads(1)
 
@@ -55,7 +58,7 @@ def seeded():
     torch.manual_seed(0)
 
 
-@pytest.fixture(params=list(BACKENDS))
+@pytest.fixture(params=machine.ON_CPU)
 def backend(request):
     return request.param
 
@@ -93,6 +96,6 @@ def always_sparse(monkeypatch):
 
 
 def _skip_if_refused(backend, problem, config=None):
-    reason = refusal_of(backend, problem, config)
+    reason = machine.refusal(backend, problem, config)
     if reason is not None:
         pytest.skip(f"{backend}: {reason}")

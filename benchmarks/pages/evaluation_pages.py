@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sample_attention.lab.bench.tables import Record, RecordTable
+from sample_attention.lab.eval.groups import groups_of, label_of, turned_to
 from sample_attention.lab.eval.plots import draw_accuracy, draw_needles
-from sample_attention.lab.eval.records import groups_of, label_of, read_rows, turned_to
 from sample_attention.lab.eval.tables import model_tables, skipped_notes, summary_tables
+from sample_attention.lab.records import EVAL, Record, RecordTable, read_rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,7 +43,7 @@ CAPTIONS = {
 
 def read_evaluation() -> list[Record]:
     """The rows of all evaluations; a young checkout may have none."""
-    return read_rows(sorted(RECORDS.glob("eval_*.jsonl")))
+    return read_rows(sorted(RECORDS.glob("eval_*.jsonl")), EVAL)
 
 
 def by_model(rows: list[Record]) -> dict[str, list[Record]]:

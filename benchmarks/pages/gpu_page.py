@@ -8,7 +8,8 @@ from typing import Any
 
 from sample_attention import SampleAttentionConfig
 from sample_attention.config import names_tuned
-from sample_attention.lab.bench.tables import best_dense, coverage_shown, read_records, rule_of
+from sample_attention.lab.bench.tables import best_dense, coverage_shown, rule_of
+from sample_attention.lab.records import BENCH, read_rows
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCS = ROOT / "docs"
@@ -29,8 +30,8 @@ Columns = dict[str, Callable[[Row], str]]
 def records(kind: str, folder: Path = FOLDER) -> list[Row]:
     """The latest record of each measurement in `<GPU>_<kind>.jsonl`; none without such files."""
     paths = [folder / f"{gpu}_{kind}.jsonl" for gpu in GPUS]
-    filled = [path for path in paths if path.exists() and path.read_text("utf-8").strip()]
-    return [split_input(row) for row in read_records(filled)] if filled else []
+    rows = read_rows([path for path in paths if path.exists()], BENCH)
+    return [split_input(row) for row in rows]
 
 
 def split_input(row: Row) -> Row:

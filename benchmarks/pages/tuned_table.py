@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sample_attention import Tuned
 from sample_attention.config import tuned
-from sample_attention.lab.bench.tables import RecordTable
+from sample_attention.lab.records import RecordTable
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "how-to" / "tune.md"
 START, END = "<!-- shipped:start -->", "<!-- shipped:end -->"

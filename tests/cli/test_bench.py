@@ -10,8 +10,8 @@ from sample_attention import Tuned, api
 from sample_attention.attention.eager import engine as eager
 from sample_attention.config import Interval, SampleAttentionConfig
 from sample_attention.errors import InvalidInput
-from sample_attention.lab.bench import dense
-from sample_attention.lab.bench.inputs import Shape, random_inputs, random_plan
+from sample_attention.lab.contenders import dense
+from sample_attention.lab.inputs import Shape, random_inputs, random_plan
 
 QUICK = ("--device", "cpu", "--threads", "1", "--seconds", "0")
 RANDOM = ("bench", "attention", *QUICK, "--heads", "4", "--kv-heads", "2", "--head-dim", "32",
@@ -33,7 +33,7 @@ HEADS = 4
 def short_text(monkeypatch):
     """Words of the tiny model's tokenizer, and a machine whose speed is known."""
     words = " ".join(f"w{i * i % 60}" for i in range(1200))
-    monkeypatch.setattr("sample_attention.lab.bench.capture.reference_text", lambda _: words)
+    monkeypatch.setattr("sample_attention.lab.models.prompt.reference_text", lambda _: words)
     monkeypatch.setattr("sample_attention.cli.bench.machine_gflops", lambda: 100.0)
 
 
@@ -260,7 +260,7 @@ def test_ttft_compares_the_same_model(cli, model_folder, small):
 
 
 def test_ttft_of_dense_is_that_of_the_model(loaded_tiny):
-    from sample_attention.lab.bench.ttft import dense_attention
+    from sample_attention.lab.contenders import dense_attention
     from sample_attention.lab.generation import prefill
 
     ids = torch.arange(2, 50)[None]
@@ -314,7 +314,6 @@ def test_random_plans_have_their_density(segment, length):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
 def test_rows_of_a_gpu(cli, model_folder):
     command = ("bench", "attention", "--device", "cuda", "--seconds", "0", "--json", "--lengths")
     (row,) = rows_of(cli(*command, "2048", "--density", "0.4"))
@@ -334,7 +333,6 @@ def test_rows_of_a_gpu(cli, model_folder):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
 @pytest.mark.parametrize("preset", ["default", "pooled", "paper", "mlsys"])
 def test_kernels_of_a_gpu(cli, preset):
     rows = rows_of(

@@ -5,8 +5,7 @@ import shutil
 
 import pytest
 
-from sample_attention.lab.bench.tables import MARKERS
-from sample_attention.lab.eval.records import NEEDED
+from sample_attention.lab.records import BENCH, EVAL
 
 MODEL_COMMANDS = {
     "run": ("run", "{model}", "{prompt}"),
@@ -144,7 +143,8 @@ def test_records_that_are_not_there(cli, tmp_path, command):
 @pytest.mark.parametrize("value", [None, "x", [], {}])
 def test_records_of_wrong_values(cli, tmp_path, command, value):
     records = tmp_path / "records.jsonl"
-    row = dict.fromkeys([*NEEDED, "score"] if command == "eval report" else MARKERS, value)
+    form = EVAL if command == "eval report" else BENCH
+    row = dict.fromkeys((x for kind in form.kinds for x in kind), value)
     records.write_text(json.dumps(row), "utf-8")
     one_line(call(cli, RECORD_COMMANDS[command], records=records), records)
 

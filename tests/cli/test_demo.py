@@ -10,7 +10,7 @@ pytestmark = pytest.mark.usefixtures("sparse_early")
 @pytest.fixture(autouse=True)
 def tiny_model(monkeypatch, loaded_tiny):
     monkeypatch.setattr("sample_attention.cli.demo.fetch_weights", lambda _: None)
-    monkeypatch.setattr("sample_attention.cli.demo.load", lambda _: loaded_tiny)
+    monkeypatch.setattr("sample_attention.cli.demo.load", lambda *_: loaded_tiny)
 
 
 def test_demo_writes_its_report_and_explains(cli, small, tmp_path):

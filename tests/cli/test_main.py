@@ -96,7 +96,7 @@ def test_bad_options(cli, model_folder, prompt_file, options, words):
 
 def test_too_many_tokens_for_the_demo_model(cli, monkeypatch, loaded_tiny):
     monkeypatch.setattr("sample_attention.cli.demo.fetch_weights", lambda _: None)
-    monkeypatch.setattr("sample_attention.cli.demo.load", lambda _: loaded_tiny)
+    monkeypatch.setattr("sample_attention.cli.demo.load", lambda *_: loaded_tiny)
     one_line(cli("demo", "--tokens", 1000), "--tokens 1000", "992")
 
 

@@ -24,7 +24,7 @@ def test_a_model_prefills_by_a_baseline(name, tiny, prompt, logits):
     assert recorder.layers[0].retained_mass_mean is None
 
 
-@pytest.mark.parametrize("name", sorted(set(METHODS) - {"hash_sparse"}))  # never keeps all
+@pytest.mark.parametrize("name", METHODS)
 def test_all_keys_give_what_the_model_gives(name, tiny, prompt, budget):
     model, ids = tiny("llama"), prompt()
     exact, bound = budget("llama", ids)

@@ -58,7 +58,6 @@ def test_the_first_call_of_a_process_may_be_compiled(shapes):
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
 @pytest.mark.parametrize("shapes", ["static", "dynamic"])
 def test_the_first_call_of_a_process_may_be_compiled_on_a_gpu(shapes):
     run_first_call("cuda", "inductor", shapes)

@@ -8,10 +8,7 @@ import torch
 from sample_attention import SampleAttentionConfig, Sequences, attend, select
 from sample_attention.testing import assert_matches_oracle, make_pages, make_qkv, nan_poison
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU"),
-]
+pytestmark = pytest.mark.gpu
 
 CONFIGS = {
     "segments-of-32": SampleAttentionConfig.preset(

@@ -11,10 +11,7 @@ from sample_attention.dense.registry import PROVIDERS, choose_provider
 from sample_attention.problem import Problem
 from sample_attention.testing import assert_matches_oracle, make_qkv, nan_poison
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU"),
-]
+pytestmark = pytest.mark.gpu
 
 
 @pytest.fixture(params=PROVIDERS, ids=lambda provider: provider.name.split()[0])

@@ -9,10 +9,7 @@ from sample_attention.lab.bench.attention import extra_bytes
 from sample_attention.lab.bench.inputs import Shape, planted_inputs
 from sample_attention.testing import assert_matches_mask
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU"),
-]
+pytestmark = pytest.mark.gpu
 
 LENGTH = 2**20
 LAST = 4096

@@ -10,10 +10,7 @@ import torch
 from sample_attention import SampleAttentionConfig, Sequences, attend, select
 from sample_attention.testing import make_pages, make_qkv, nan_poison
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU"),
-]
+pytestmark = pytest.mark.gpu
 
 CONFIGS = {
     "default": SampleAttentionConfig(dense_prefix=128, window=100, coverage=0.7),

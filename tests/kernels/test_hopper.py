@@ -39,6 +39,7 @@ CONFIGS = {
     ),
 }  # fmt: skip
 each_config = pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS.keys())
+on_hopper = pytest.mark.gpu(hopper.CAPABILITY)
 
 
 RAGGED = (500, 100, 1, 300), (500, 300, 700, 300)
@@ -75,7 +76,7 @@ class Emulated:
         return launch
 
 
-@pytest.fixture(params=["emulated", pytest.param("cuda", marks=pytest.mark.gpu)])
+@pytest.fixture(params=["emulated", pytest.param("cuda", marks=on_hopper)])
 def device(request, monkeypatch):
     if request.param == "emulated":
         for name in ("gather_attend_kernel", "merge_runs_kernel"):
@@ -92,8 +93,6 @@ def short_runs(request, monkeypatch):
 
 @pytest.fixture
 def hopper_gpu():
-    if not torch.cuda.is_available() or torch.cuda.get_device_capability() != (9, 0):
-        pytest.skip("no GPU of sm_90")
     return torch.device("cuda")
 
 
@@ -325,20 +324,20 @@ def test_refusals_say_what_is_accepted(words, changes):
     assert "accepted" in answer
 
 
-@pytest.mark.gpu
+@on_hopper
 def test_more_tiles_than_programs(hopper_gpu):
     q, k, v = inputs(hopper_gpu, 5000, dim=128, heads=6, kv_heads=2)
     check(q, k, v, select(q, k, CONFIGS["default"]))
 
 
-@pytest.mark.gpu
+@on_hopper
 @pytest.mark.parametrize("kv_len", [8192, 8193, 40000])
 def test_dense_tails_of_long_prompts(hopper_gpu, kv_len):
     q, k, v = inputs(hopper_gpu, 300, kv_len, dim=128, heads=4, kv_heads=2)
     check(q, k, v, select(q, k, CONFIGS["default"]))
 
 
-@pytest.mark.gpu
+@on_hopper
 def test_offsets_beyond_two_to_the_31(hopper_gpu):
     heads, dim = 1024, 128
     kv_len = 2**31 // (heads * dim) + 1000
@@ -348,7 +347,7 @@ def test_offsets_beyond_two_to_the_31(hopper_gpu):
     check(q, k, k, select(q, k, CONFIGS["default"], backend="eager"))
 
 
-@pytest.mark.gpu
+@on_hopper
 @pytest.mark.parametrize("q_len", [12000, 300])
 def test_same_input_same_bits(hopper_gpu, q_len):
     q, k, v = inputs(hopper_gpu, q_len, 12000, dim=128, heads=4, kv_heads=2)
@@ -360,7 +359,7 @@ def test_same_input_same_bits(hopper_gpu, q_len):
         assert torch.equal(again[1], lse)
 
 
-@pytest.mark.gpu
+@on_hopper
 @pytest.mark.parametrize("kv_len", [1000, 20000])
 def test_replays_in_a_graph_without_a_host_sync(hopper_gpu, kv_len):
     q, k, v = inputs(hopper_gpu, 1000, kv_len, dim=128, heads=4, kv_heads=2)

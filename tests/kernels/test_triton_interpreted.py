@@ -1,7 +1,5 @@
 """The Triton kernels on a CPU, in Triton's interpreter; `make test` runs this on its own."""
 
-import os
-
 import pytest
 import torch
 
@@ -13,9 +11,7 @@ from sample_attention.problem import Problem
 from sample_attention.routing.engines import refusal_of
 from sample_attention.testing import assert_matches_oracle, make_pages, make_qkv, nan_poison
 
-pytestmark = pytest.mark.skipif(
-    os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1 from the start"
-)
+pytestmark = pytest.mark.interpreted
 
 CONFIGS = {
     "segments-of-32": SampleAttentionConfig.preset(

@@ -1,7 +1,6 @@
 """Selection by the Triton kernels, in Triton's interpreter; `make test` runs this on its own."""
 
 import importlib
-import os
 
 import pytest
 import torch
@@ -18,9 +17,7 @@ from sample_attention.testing import (
     split_sequences,
 )
 
-pytestmark = pytest.mark.skipif(
-    os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1 from the start"
-)
+pytestmark = pytest.mark.interpreted
 
 Q_ENDS, KV_ENDS = torch.tensor([0, 70, 75, 165, 166]), torch.tensor([0, 70, 160, 400, 440])
 """A whole prompt, rows within a segment, a cached prefix with cut segments, one row."""

@@ -9,10 +9,7 @@ from sample_attention import attend, select
 from sample_attention.methods import METHODS
 from sample_attention.testing import assert_matches_oracle, make_qkv, plan_masks
 
-pytestmark = [
-    pytest.mark.gpu,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU"),
-]
+pytestmark = pytest.mark.gpu
 
 
 @pytest.fixture(params=METHODS)

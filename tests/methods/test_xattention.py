@@ -63,3 +63,8 @@ def test_blocks_are_those_of_the_rule(q_len, kv_len, stride, threshold, monkeypa
 def test_stride_must_divide_the_block():
     with pytest.raises(InvalidConfig, match="stride=24 must divide block=128"):
         XAttention(stride=24)
+
+
+def test_blocks_are_tiles_of_the_kernels():
+    with pytest.raises(InvalidConfig, match="block must be a power of two from 16 up, got 48"):
+        XAttention(block=48)

@@ -10,23 +10,21 @@ import typer
 from .. import __version__
 from .bench_app import bench
 from .eval_app import evaluation
+from .grouping import grouped
+from .machine import Machine
 from .options import (
-    Assignments,
     Chat,
-    Coverage,
-    Device,
-    Dtype,
     HeldOut,
+    InspectFolder,
     Json,
     Model,
     NewTokens,
-    Output,
-    Pictures,
-    PresetOrTuned,
     PromptFile,
     Repeats,
+    ReportFolder,
     Threads,
 )
+from .rules import RuleOptions
 from .tune_app import tuning
 
 app = typer.Typer(
@@ -59,26 +57,26 @@ app.add_typer(tuning)
 
 
 @app.command("run")
-def _run(  # noqa: PLR0913, PLR0917 - the options of a command
-    model: Model, prompt_file: PromptFile, preset: PresetOrTuned = "default",
-    coverage: Coverage = None, config: Assignments = None, max_new_tokens: NewTokens = 32,
-    dtype: Dtype = None, device: Device = None, threads: Threads = None, output: Output = None,
-    held_out: HeldOut = 4, repeats: Repeats = 1, chat: Chat = None, as_json: Json = False,
+@grouped
+def _run(  # noqa: PLR0913 - the options of a command
+    *, model: Model, prompt_file: PromptFile, rule: RuleOptions, max_new_tokens: NewTokens = 32,
+    machine: Machine, output: ReportFolder = None, held_out: HeldOut = 4, repeats: Repeats = 1,
+    chat: Chat = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Answer a prompt twice, with dense and with sparse attention, and compare."""
-    from .run import RunOptions, run
-    from .setup import ModelOptions, build_rule
+    from .report import ComparisonOptions
+    from .run import run
 
-    settings = build_rule(preset, coverage, config, held_out)
-    place = ModelOptions(model, dtype, device, threads, chat)
-    run(
-        place, prompt_file, RunOptions(settings, max_new_tokens, held_out, repeats, output, as_json)
+    options = ComparisonOptions(
+        rule.rule(held_out), max_new_tokens, held_out, repeats, output, as_json
     )
+    run(model, prompt_file, machine, chat, options)
 
 
 @app.command("inspect")
-def _inspect(  # noqa: PLR0913, PLR0917 - the options of a command
-    model: Model, prompt_file: PromptFile,
+@grouped
+def _inspect(  # noqa: PLR0913 - the options of a command
+    *, model: Model, prompt_file: PromptFile,
     layers: Annotated[
         Optional[str],  # noqa: UP045
         typer.Option(help="such as 0,5,12, or all; by default the first, middle and last"),
@@ -87,20 +85,19 @@ def _inspect(  # noqa: PLR0913, PLR0917 - the options of a command
         Optional[str],  # noqa: UP045
         typer.Option(help="heads to draw, such as 0,3; by default one per named layer"),
     ] = None,
-    preset: PresetOrTuned = "default", coverage: Coverage = None, config: Assignments = None,
+    rule: RuleOptions,
     rows: Annotated[int, typer.Option(min=1, help="random query rows to measure on")] = 128,
-    dtype: Dtype = None, device: Device = None, threads: Threads = None, output: Pictures = None,
-    chat: Chat = None, as_json: Json = False,
+    machine: Machine, output: InspectFolder = None, chat: Chat = None, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Show the plans of chosen layers, and how much of the attention each head keeps."""
     from .inspect import ALL, InspectOptions, inspect
-    from .setup import ModelOptions, build_rule, parse_indices
+    from .setup import parse_indices
 
-    settings = build_rule(preset, coverage, config)
-    place = ModelOptions(model, dtype, device, threads, chat)
+    settings = rule.rule()
     chosen = ALL if layers == ALL else parse_indices("layers", layers)
     drawn = parse_indices("heads", heads)
-    inspect(place, prompt_file, InspectOptions(settings, chosen, drawn, rows, output, as_json))
+    options = InspectOptions(settings, chosen, drawn, rows, output, as_json)
+    inspect(model, prompt_file, machine, chat, options)
 
 
 @app.command("doctor")
@@ -112,17 +109,18 @@ def _doctor(as_json: Json = False) -> None:
 
 
 @app.command("demo")
+@grouped
 def _demo(
+    *,
     tokens: Annotated[int, typer.Option(min=256, help="length of the prompt")] = 7000,
-    preset: PresetOrTuned = "default", coverage: Coverage = None, config: Assignments = None,
+    rule: RuleOptions,
     threads: Threads = None,
     output: Annotated[Path, typer.Option(help="folder of the report")] = Path("demo"),
     repeats: Repeats = 1, as_json: Json = False,
 ) -> None:  # fmt: skip
     """Fetch a small model and answer a question about a long real text, dense and sparse."""
     from .demo import demo
-    from .run import RunOptions
-    from .setup import build_rule
+    from .report import ComparisonOptions
 
-    settings = build_rule(preset, coverage, config, held_out=4)
-    demo(tokens, threads, RunOptions(settings, 32, 4, repeats, output, as_json))
+    settings = rule.rule(held_out=4)
+    demo(tokens, threads, ComparisonOptions(settings, 32, 4, repeats, output, as_json))

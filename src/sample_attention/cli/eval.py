@@ -7,17 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..errors import InvalidInput
-from ..lab.bench.capture import Prompt, load_prompted
-from ..lab.bench.origin import Row
-from ..lab.bench.tables import Record
-from ..lab.eval.records import read_rows
 from ..lab.eval.report import write_evaluation
 from ..lab.eval.runner import RunSettings, measure_cells, pending_cells
 from ..lab.eval.suites import SUITES, Cell, Suite, cells_of, narrowed
 from ..lab.eval.tables import evaluation_tables, skipped_notes
-from .bench import Destination, Machine, keep_row, print_tables
+from ..lab.models import Prompt, load_prompted
+from ..lab.records import EVAL, Record, Row, read_rows
 from .console import counted, messages, step
-from .setup import prepare_file
+from .machine import Machine
+from .output import Destination, prepare_file, print_tables
 
 
 @dataclass(frozen=True)
@@ -79,7 +77,7 @@ def evaluate(options: EvalOptions, destination: Destination) -> None:
     rows: list[Row] = []
     with counted("measuring", sum(cell.n for cell in pending), quiet=quiet) as advance:
         for row in measure_cells(loaded, pending, settings, known, advance):
-            keep_row(row, destination)
+            destination.keep(row)
             rows.append(row)
     if not quiet:
         _show([*known, *rows])
@@ -95,7 +93,7 @@ def report_evaluation(paths: Sequence[Path], *, markdown: bool, output: Path | N
         MissingExtra: pictures are asked for without matplotlib.
         OSError: a file cannot be read or written.
     """
-    rows = read_rows(paths)
+    rows = read_rows(paths, EVAL)
     if markdown:
         print("\n\n".join(table.markdown() for table in evaluation_tables(rows)))
     else:
@@ -126,7 +124,7 @@ def _within(cells: list[Cell], context_length: int) -> list[Cell]:
 
 
 def _known(output: Path | None) -> list[Record]:
-    return read_rows([output]) if output is not None and output.exists() else []
+    return read_rows([output], EVAL) if output is not None and output.exists() else []
 
 
 def _show(rows: Sequence[Record]) -> None:

@@ -7,8 +7,10 @@ from typing import Annotated, Optional
 
 import typer
 
-from .bench_app import Device, Dtype, Output, Yarn
-from .options import Json, Threads
+from .grouping import grouped
+from .machine import Machine
+from .options import Markdown, RecordFiles, Routed, Yarn
+from .output import Destination
 
 # typer evaluates these annotations at run time, on Python 3.10 too, hence Optional.
 
@@ -16,8 +18,9 @@ evaluation = typer.Typer(help="Measure what sparse attention does to answers, an
 
 
 @evaluation.callback(invoke_without_command=True)
-def _evaluate(  # noqa: PLR0913, PLR0917 - the options of a command
-    context: typer.Context,
+@grouped
+def _evaluate(  # noqa: PLR0913 - the options of a command
+    *, context: typer.Context,
     suite: Annotated[str, typer.Option(help="quick (for a CPU), standard or full")] = "quick",
     model: Annotated[
         Optional[str],  # noqa: UP045
@@ -52,36 +55,30 @@ def _evaluate(  # noqa: PLR0913, PLR0917 - the options of a command
         int, typer.Option(min=0, help="rows per segment on which retained mass is measured")
     ] = 0,
     seed: Annotated[int, typer.Option(help="of the prompts")] = 0,
-    routed: Annotated[
-        bool, typer.Option("--routed", help="dense where the policy says so; else always sparse")
-    ] = False,
-    device: Device = "auto", dtype: Dtype = None, threads: Threads = None,
-    output: Output = None, as_json: Json = False,
+    routed: Routed = False, machine: Machine, destination: Destination,
 ) -> None:  # fmt: skip
     """Answer the same prompts with dense attention and with sparse methods, and compare."""
     if context.invoked_subcommand is not None:
         return
-    from .bench import Destination, Machine
     from .eval import EvalOptions, evaluate
     from .setup import parse_indices
 
     options = EvalOptions(
         suite, model, yarn, (parse_indices("lengths", lengths) or ())[::-1],
         tuple(tasks.split(",")) if tasks else (), tuple(methods or ()), n, seed, routed, held_out,
-        minutes, Machine(device, dtype, threads),
+        minutes, machine,
     )  # fmt: skip
-    evaluate(options, Destination(output, as_json))
+    evaluate(options, destination)
 
 
 @evaluation.command("report")
 def _report(
-    records: Annotated[list[Path], typer.Argument(help="files of JSON lines")],
-    markdown: Annotated[bool, typer.Option("--markdown", help="print tables in Markdown")] = False,
+    records: RecordFiles, markdown: Markdown = False,
     output: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(help="folder for report.html and its pictures"),
     ] = None,
-) -> None:
+) -> None:  # fmt: skip
     """Tables and pictures of records."""
     from .eval import report_evaluation
 

@@ -28,7 +28,8 @@ from ..problem import Problem
 from ..routing.route import Route, route
 from .comparison import DENSE_IMPLEMENTATION
 from .console import layer_bar, messages, step
-from .setup import ModelOptions, check_length, check_rule, config_for, load, read_prompt, tokenized
+from .machine import Machine
+from .setup import check_length, check_rule, config_for, load, read_prompt, tokenized
 
 SEED = 0
 
@@ -83,7 +84,9 @@ class LayerView:
     drawn: tuple[int, ...]
 
 
-def inspect(place: ModelOptions, prompt_file: Path, options: InspectOptions) -> None:
+def inspect(
+    name: str, prompt_file: Path, machine: Machine, chat: bool | None, options: InspectOptions
+) -> None:  # fmt: skip
     """Prefill densely, select from what each layer was given, and show the plans.
 
     Raises:
@@ -94,10 +97,10 @@ def inspect(place: ModelOptions, prompt_file: Path, options: InspectOptions) -> 
         require("matplotlib", "plot")
         options.output.mkdir(parents=True, exist_ok=True)
     text = read_prompt(prompt_file)
-    loaded = load(place)
+    loaded = load(name, machine)
     check_rule(options.config, loaded)
     layers, heads = _chosen(loaded, options)
-    token_ids = tokenized(loaded, text, place.chat)
+    token_ids = tokenized(loaded, text, chat)
     check_length(loaded, token_ids.shape[1], 0)
     config = config_for(options.config, token_ids.shape[1])
     model: Any = loaded.model

@@ -12,12 +12,15 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from .._extras import require
+from ..config import SampleAttentionConfig, Tuned
 from ..integrations.recording import LayerStatistics
 from ..lab.generation import WARM_UP_KEYS, WARM_UP_TOKENS
 from ..lab.models import LoadedModel
 from ..lab.records import Provenance
 from .closing import answer_words, closing_words
-from .comparison import DENSE, DENSE_IMPLEMENTATION, SPARSE, Comparison
+from .comparison import DENSE, DENSE_IMPLEMENTATION, SPARSE, Comparison, compare
+from .console import messages
 
 DIGITS = 6
 
@@ -33,6 +36,27 @@ DEFINITIONS = {
 
 
 @dataclass(frozen=True)
+class ComparisonOptions:
+    """How a comparison is made and shown.
+
+    Attributes:
+        config: of the sparse runs.
+        max_new_tokens: longest answer.
+        held_out: rows per segment for the statistics.
+        repeats: timed runs of each kind.
+        output: folder for the report; None: no files.
+        as_json: print JSON on stdout, and nothing else there.
+    """
+
+    config: SampleAttentionConfig | Tuned
+    max_new_tokens: int = 32
+    held_out: int = 4
+    repeats: int = 1
+    output: Path | None = None
+    as_json: bool = False
+
+
+@dataclass(frozen=True)
 class Report:
     """A comparison in the form that is printed and written.
 
@@ -43,6 +67,41 @@ class Report:
 
     comparison: Comparison
     content: dict[str, Any]
+
+
+def prepare_output(options: ComparisonOptions) -> None:
+    """Fail now rather than after minutes of work.
+
+    Raises:
+        MissingExtra: pictures are asked for without matplotlib.
+        OSError: the folder cannot be made.
+    """
+    if options.output is not None:
+        require("matplotlib", "plot")
+        options.output.mkdir(parents=True, exist_ok=True)
+
+
+def report_on(loaded: LoadedModel, token_ids: Tensor, options: ComparisonOptions) -> Report:
+    """Compare both ways on a prompt, int64 `[1, S]`."""
+    comparison = compare(
+        loaded, token_ids, options.config, max_new_tokens=options.max_new_tokens,
+        held_out=options.held_out, repeats=options.repeats,
+    )  # fmt: skip
+    return build_report(loaded, comparison, options.max_new_tokens)
+
+
+def publish(report: Report, options: ComparisonOptions) -> None:
+    """Write the files that are asked for, and print."""
+    if options.output is not None:
+        write_report(report, options.output)
+    if options.as_json:
+        print(json.dumps(report.content, ensure_ascii=False))
+        return
+    print_report(report)
+    if options.output is not None:
+        messages().print(
+            f"wrote {options.output / 'report.json'} and {options.output / 'report.png'}"
+        )
 
 
 def build_report(loaded: LoadedModel, comparison: Comparison, max_new_tokens: int) -> Report:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -12,31 +12,12 @@ import torch
 from .._extras import require
 from ..config import SampleAttentionConfig, Tuned, names_tuned
 from ..errors import InvalidConfig, InvalidInput, PromptTooLong
-from ..lab.models import LoadedModel, load_model
+from ..lab.models import LoadedModel, batch_of_one, load_model
 from ..lab.models.tokens import encode_prompt
 from .console import step
+from .machine import Machine, choose_device
 
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 WORDS = {"none": None, "true": True, "false": False}
-
-
-@dataclass(frozen=True)
-class ModelOptions:
-    """Which model, and how it runs.
-
-    Attributes:
-        name: as `load_model` takes it.
-        dtype: a key of `DTYPES`; None: as `load_model` chooses.
-        device: `cpu` or `cuda`; None: a GPU where there is one.
-        threads: of torch on the CPU; None: as torch chooses.
-        chat: apply the chat template; None: where there is one.
-    """
-
-    name: str
-    dtype: str | None = None
-    device: str | None = None
-    threads: int | None = None
-    chat: bool | None = None
 
 
 def build_config(
@@ -137,41 +118,19 @@ def parse_indices(name: str, text: str | None) -> tuple[int, ...] | None:
     return tuple(sorted({int(part) for part in parts}))
 
 
-def load(options: ModelOptions) -> LoadedModel:
-    """Load the model, after setting the number of threads.
+def load(model: str, machine: Machine) -> LoadedModel:
+    """Load a model, by name as `load_model` takes it, after setting the number of threads.
 
     Raises:
         InvalidInput: unknown dtype, or a device that this machine does not have.
         ModelNotFound: there is no such model.
     """
-    if options.dtype is not None and options.dtype not in DTYPES:
-        raise InvalidInput(f"--dtype {options.dtype}: accepted are {', '.join(DTYPES)}")
-    if options.threads is not None:
-        torch.set_num_threads(options.threads)
+    dtype = machine.chosen_dtype()
+    machine.set_threads()
     logging: Any = require("transformers.utils.logging", "transformers")
     logging.disable_progress_bar()  # ours is shown
-    with step(f"loading {options.name}"):
-        return load_model(
-            options.name,
-            dtype=DTYPES.get(options.dtype or ""),
-            device=choose_device(options.device),
-        )
-
-
-def choose_device(name: str | None) -> str:
-    """The device of that name; None: a GPU where there is one.
-
-    Raises:
-        InvalidInput: there is no such device.
-    """
-    present = torch.cuda.is_available()
-    if name is None:
-        return "cuda" if present else "cpu"
-    if name.partition(":")[0] not in ("cpu", "cuda"):
-        raise InvalidInput(f"--device {name}: accepted are cpu and cuda")
-    if name != "cpu" and not present:
-        raise InvalidInput(f"--device {name}: torch finds no GPU here; use --device cpu")
-    return name
+    with step(f"loading {model}"):
+        return load_model(model, dtype=dtype, device=choose_device(machine.device))
 
 
 def read_prompt(path: Path) -> str:
@@ -198,30 +157,9 @@ def tokenized(loaded: LoadedModel, text: str, chat: bool | None) -> torch.Tensor
     """
     if chat and loaded.tokenizer.chat_template is None:
         raise InvalidInput(f"{loaded.name} has no chat template; leave out --chat")
-    return as_batch(loaded, encode_prompt(loaded.tokenizer, text, chat=chat is not False).token_ids)
-
-
-def prepare_file(path: Path | None) -> None:
-    """Make the folder of a file that is written after minutes of work; fail now if it cannot be.
-
-    Raises:
-        InvalidInput: the path is a folder.
-        OSError: its folder cannot be made or written to.
-    """
-    if path is None:
-        return
-    if path.is_dir():
-        raise InvalidInput(f"--output {path}: this is a folder; name a file in it")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    known = path.exists()
-    path.open("ab").close()
-    if not known:
-        path.unlink()
-
-
-def as_batch(loaded: LoadedModel, token_ids: Sequence[int]) -> torch.Tensor:
-    """Tokens as a batch of one on the model's device: int64 `[1, S]`."""
-    return torch.tensor([list(token_ids)], dtype=torch.int64, device=loaded.model.device)
+    return batch_of_one(
+        loaded, encode_prompt(loaded.tokenizer, text, chat=chat is not False).token_ids
+    )
 
 
 def check_length(loaded: LoadedModel, prompt_tokens: int, new_tokens: int) -> None:

@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..config import Tuned
-from ..lab.bench.capture import Prompt
-from ..lab.bench.tables import RecordTable
-from ..lab.models import load_model
+from ..lab.models import Prompt, load_model
+from ..lab.records import RecordTable
 from ..lab.tuning import TuneOptions, tune
-from .bench import Machine, print_tables
 from .console import counted, messages, step
-from .setup import prepare_file
+from .machine import Machine
+from .output import prepare_file, print_tables
 
 COLUMNS = ("coverage", "segment", "row_stride", "probes", "window")
 
@@ -47,24 +46,25 @@ def _table(tuned: Tuned) -> RecordTable:
     headers = ("from keys", *COLUMNS, "density", "sampling", "cost", "KL", "at most", "kept")
     lines: list[tuple[str, ...]] = []
     for interval, row in zip(tuned.intervals, tuned.measured, strict=True):
-        facts = row["validated"]
+        validated = row["validated"]
         lines.append((
             f"{interval.min_kv_len:,}", *(str(getattr(interval.config, x)) for x in COLUMNS),
-            *(f"{facts[x]:.3f}" for x in ("density", "sampling", "cost")),
-            *(f"{facts[x]:.4f}" for x in ("kl", "kl_bound")), f"{facts['retained_mass']:.3f}",
+            *(f"{validated[x]:.3f}" for x in ("density", "sampling", "cost")),
+            *(f"{validated[x]:.4f}" for x in ("kl", "kl_bound")),
+            f"{validated['retained_mass']:.3f}",
         ))  # fmt: skip
     return RecordTable(f"{tuned.model}, on passages not searched on", headers, tuple(lines))
 
 
 def _notes(tuned: Tuned) -> list[str]:
-    found: list[str] = []
+    notes: list[str] = []
     for row in tuned.measured:
         if not row["finished"]:
-            found.append(f"{row['length']:,} tokens: the time ended the search early")
-        first, kept = (row[x]["coverage"] for x in ("searched", "validated"))
-        if kept > first:
-            found.append(
-                f"{row['length']:,} tokens: coverage {first} was found, {kept} keeps the budget on "
-                "passages not searched on"
+            notes.append(f"{row['length']:,} tokens: the time ended the search early")
+        first, final = (row[x]["coverage"] for x in ("searched", "validated"))
+        if final > first:
+            notes.append(
+                f"{row['length']:,} tokens: coverage {first} was found, {final} keeps the budget "
+                "on passages not searched on"
             )
-    return found
+    return notes

@@ -7,8 +7,9 @@ from typing import Annotated, Optional
 
 import typer
 
-from .bench_app import Device, Dtype, Lengths
-from .options import Assignments, Json, Preset, Threads
+from .grouping import grouped
+from .machine import Machine
+from .options import Assignments, Json, Lengths, Preset
 
 # typer evaluates these annotations at run time, on Python 3.10 too, hence Optional.
 
@@ -16,7 +17,9 @@ tuning = typer.Typer()
 
 
 @tuning.command("tune")
-def _tune(  # noqa: PLR0913, PLR0917 - the options of a command
+@grouped
+def _tune(  # noqa: PLR0913 - the options of a command
+    *,
     model: Annotated[str, typer.Option(help="hub id, folder, GGUF file, or a pinned key")],
     lengths: Lengths = "2048,4096",
     requests: Annotated[
@@ -38,7 +41,7 @@ def _tune(  # noqa: PLR0913, PLR0917 - the options of a command
         bool,
         typer.Option("--by-head/--one-coverage", help="a coverage for each head, or one for all"),
     ] = True,
-    device: Device = "auto", dtype: Dtype = None, threads: Threads = None,
+    machine: Machine,
     output: Annotated[
         Optional[Path],  # noqa: UP045
         typer.Option(help="file of the tuned configuration, such as tuned.json"),
@@ -47,7 +50,6 @@ def _tune(  # noqa: PLR0913, PLR0917 - the options of a command
 ) -> None:  # fmt: skip
     """Find the cheapest configuration of a model that stays near dense attention, by length."""
     from ..lab.tuning import Budget, TuneOptions
-    from .bench import Machine
     from .setup import build_config, parse_indices
     from .tune import tune_model
 
@@ -55,4 +57,4 @@ def _tune(  # noqa: PLR0913, PLR0917 - the options of a command
         parse_indices("lengths", lengths) or (), requests, tuple(texts.split(",")),
         Budget(max_kl, min_mass), build_config(preset, None, config), minutes, by_head,
     )  # fmt: skip
-    tune_model(model, options, Machine(device, dtype, threads), output, as_json=as_json)
+    tune_model(model, options, machine, output, as_json=as_json)

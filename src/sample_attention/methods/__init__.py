@@ -5,11 +5,8 @@ configuration is: `measured_attention(q, k, v, XAttention())`, `sample_attention
 XAttention())`. The same kernels attend to all of them.
 """
 
-from .bigbird import BigBird
 from .density import at_density
 from .flexprefill import FlexPrefill
-from .hash_sparse import HashSparse
-from .hyper_attention import HyperAttention
 from .method import Method
 from .minference import VerticalSlash
 from .streaming_llm import StreamingLLM
@@ -17,10 +14,7 @@ from .xattention import XAttention
 
 METHODS: dict[str, Method] = {
     "a_shape": StreamingLLM(sinks=128, window=3968),
-    "bigbird": BigBird(),
     "flexprefill": FlexPrefill(),
-    "hash_sparse": HashSparse(),
-    "hyper_attention": HyperAttention(),
     "streaming_llm": StreamingLLM(),
     "vertical_slash": VerticalSlash(),
     "xattention": XAttention(),
@@ -29,10 +23,7 @@ METHODS: dict[str, Method] = {
 
 __all__ = [
     "METHODS",
-    "BigBird",
     "FlexPrefill",
-    "HashSparse",
-    "HyperAttention",
     "Method",
     "StreamingLLM",
     "VerticalSlash",

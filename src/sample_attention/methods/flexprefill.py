@@ -30,8 +30,10 @@ from torch.nn.functional import pad
 from ..config.checks import check_count, check_share
 from ..plan import StripePlan
 from ..problem import Problem
-from .method import Heads, Method, check_block, planned
-from .tail import mass_by_distance, tail_probabilities
+from .blocks import check_block, planned
+from .heads import Heads
+from .last_rows import last_rows_probabilities, mass_by_distance
+from .method import Method
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ class FlexPrefill(Method):
         distance = c[heads.offset // self.block :, None] - c
         if heads.kv_len <= max(2, least) * self.block:
             return (distance >= 0).repeat(len(heads.q), 1, 1)
-        prob = tail_probabilities(heads, self.block)
+        prob = last_rows_probabilities(heads, self.block)
         mass, slash_mass = prob.mean(1), mass_by_distance(prob) / prob.shape[1]
         by_column = _pooled(mass, self.block)
         by_slash = _pooled(slash_mass.flip(-1), self.block).flip(-1)  # the farthest in full blocks

@@ -26,8 +26,10 @@ from torch import Tensor
 from ..config.checks import check_count
 from ..plan import StripePlan
 from ..problem import Problem
-from .method import Heads, Method, planned
-from .tail import mass_by_distance, tail_probabilities
+from .blocks import planned
+from .heads import Heads
+from .last_rows import last_rows_probabilities, mass_by_distance
+from .method import Method
 
 TILE = 64
 """Rows per tile, keys per run of a slash, and rows that rank."""
@@ -68,7 +70,7 @@ class VerticalSlash(Method):
         )
 
     def _keep(self, heads: Heads) -> Tensor:
-        prob = tail_probabilities(heads, TILE)
+        prob = last_rows_probabilities(heads, TILE)
         columns = _best(prob.sum(1), FIRST_COLUMNS, self.columns)
         slashes = _best(mass_by_distance(prob), NEAREST_SLASHES, self.slashes)
         tiles = torch.arange(heads.offset // TILE, -(-heads.kv_len // TILE), device=prob.device)

@@ -21,7 +21,8 @@ from ..config.checks import check_count
 from ..plan import StripePlan
 from ..plan.stripe import WHOLE
 from ..problem import Problem
-from .method import Method, heads_of
+from .heads import heads_of
+from .method import Method
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,9 @@ from ..config.checks import check_count, check_share
 from ..errors import InvalidConfig
 from ..plan import StripePlan
 from ..problem import Problem
-from .method import Heads, Method, check_block, planned
+from .blocks import check_block, planned
+from .heads import Heads
+from .method import Method
 
 SCORES_AT_ONCE = 2**27
 """Scores of groups that exist at once; bounds extra memory."""

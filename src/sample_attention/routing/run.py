@@ -69,8 +69,8 @@ def run(
         span = part.first, part.stop
         some = part_of(*qkv, whole, *span)
         alone = replace(route, parts=(replace(part, first=0, stop=part.stop - part.first),))
-        facts = Problem.of(*some, whole.part(*span))
-        done = _run_part(some, facts, alone, scale, keep_plan=keep_plan, with_lse=with_lse)
+        of_part = replace(problem, sequences=whole.part(*span))
+        done = _run_part(some, of_part, alone, scale, keep_plan=keep_plan, with_lse=with_lse)
         rows_of(out, whole, *span).add_(done.out)  # zeros in the rows of other sequences
         if with_lse and done.lse is not None:
             shape = q.shape[1::-1] if whole.packed else q.shape[:3]

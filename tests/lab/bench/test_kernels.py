@@ -13,12 +13,12 @@ import sample_attention
 from sample_attention import api
 from sample_attention.config import SampleAttentionConfig
 from sample_attention.errors import InvalidInput
-from sample_attention.lab.bench import kernels, work
-from sample_attention.lab.bench.inputs import Shape, planted_inputs
+from sample_attention.lab import work
+from sample_attention.lab.bench import kernels
 from sample_attention.lab.bench.kernels import KernelTimes, UnknownLaunches, parts_of
-from sample_attention.lab.bench.rates import Rates
 from sample_attention.lab.bench.timing import Times, wall_clock
-from sample_attention.lab.bench.work import Call, Work
+from sample_attention.lab.inputs import Shape, planted_inputs
+from sample_attention.lab.work import Call, Rates, Work
 
 SHAPE = Shape(batch=2, num_heads=4, num_kv_heads=2, head_dim=32)
 RATES = Rates(flops=1e12, exps=1e10, bytes=1e9)

@@ -6,7 +6,7 @@ from functools import partial
 import pytest
 
 from sample_attention.lab.eval import metrics
-from sample_attention.lab.eval.statistics import mean_interval, paired_difference, paired_ratio
+from sample_attention.lab.statistics import mean_interval, paired_difference, paired_ratio
 
 one_place = partial(metrics.one_label, labels=("kitchen", "garden"))
 one_class = partial(metrics.named_class, classes=("Food", "Food type", "Animal"))

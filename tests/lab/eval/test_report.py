@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 
 from sample_attention.errors import InvalidInput
+from sample_attention.lab.eval.groups import difference, groups_of, share_of_dense
 from sample_attention.lab.eval.plots import draw_accuracy, draw_needles
-from sample_attention.lab.eval.records import difference, groups_of, read_rows, share_of_dense
 from sample_attention.lab.eval.report import write_evaluation
 from sample_attention.lab.eval.tables import evaluation_tables, skipped_notes
+from sample_attention.lab.records import EVAL, read_rows
 
 
 def row(task, method, scores, length=8192, **fields):
@@ -92,11 +93,11 @@ def test_methods_at_equal_density_share_their_tasks():
         turned("needle", "default", [1.0, 1.0, 1.0, 0.0]),
         turned("needle", "xattention", [0.0] * 4),
         turned("vt", "default", [0.0, 0.0]),
-        turned("vt", "bigbird", [0.0, 0.0]),
+        turned("vt", "a_shape", [0.0, 0.0]),
         row("needle", "tuned", [1.0] * 4, setting="m,density=0.08", density=0.079),
     ]
     (table,) = (t for t in evaluation_tables(rows) if t.title.startswith("Turned to a"))
-    assert "density of 0.08, 4 prompts of needle (not all of them: bigbird):" in table.title
+    assert "density of 0.08, 4 prompts of needle (not all of them: a_shape):" in table.title
     assert [line[:3] for line in table.lines] == [
         ("default", "0.080", "0.750"), ("xattention", "0.080", "0.000"),
         ("tuned", "0.079", "1.000"),
@@ -149,7 +150,7 @@ def test_the_last_row_of_a_measurement_counts(tmp_path):
     path = tmp_path / "rows.jsonl"
     again = row("vt", "default", [1.0, 1.0])
     path.write_text("\n".join(map(json.dumps, [*ROWS, again])), "utf-8")
-    rows = read_rows([path])
+    rows = read_rows([path], EVAL)
     assert len(rows) == len(ROWS)
     long, short = groups_of(rows)
     assert (long.length, short.length) == (8192, 4096)
@@ -161,7 +162,7 @@ def test_other_files_are_refused(tmp_path, line):
     path = tmp_path / "rows.jsonl"
     path.write_text(line, "utf-8")
     with pytest.raises(InvalidInput, match=r"rows.jsonl:1 is not"):
-        read_rows([path])
+        read_rows([path], EVAL)
 
 
 def test_a_page_with_pictures(tmp_path):
@@ -180,13 +181,17 @@ def test_pictures():
     assert [axis.get_title() for axis in curves] == ["m, 8,192 tokens", "m, 4,096 tokens"]
     (line,) = (x for x in curves[0].lines if x.get_label() == "default")
     assert [round(x, 1) for x in line.get_xdata()] == [0.2, 0.4]
+    ends = [curves[0].containers[0][2][0].get_segments()[0][i][1] for i in (0, 1)]
+    (group, _) = groups_of(ROWS)
+    share = share_of_dense([group.pairs("default")["needle"]])
+    assert [round(x) for x in ends] == [round(100 * share.low), round(100 * share.high)]
     rivals = [
         row("needle", name, [1.0, 1.0, 0.0, 0.0], density=0.3) for name in ("xattention", "paper")
     ]
-    elsewhere = row("vt", "bigbird", [0.0, 0.0])  # not on the needle, which the others ran
+    elsewhere = row("vt", "a_shape", [0.0, 0.0])  # not on the needle, which the others ran
     (axis,) = draw_accuracy([*ROWS, *rivals, elsewhere]).axes
     assert {x.get_label() for x in axis.lines} >= {"default", "xattention", "paper"}
-    assert "bigbird" not in {x.get_label() for x in axis.lines}
+    assert "a_shape" not in {x.get_label() for x in axis.lines}
     assert axis.get_title() == "m, 8,192 tokens"
     grids = {axis.get_title(): axis.images[0].get_array() for axis in draw_needles(ROWS).axes}
     nothing = [None, None]  # neither length has a needle there

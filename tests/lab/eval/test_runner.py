@@ -10,13 +10,14 @@ import torch
 from sample_attention import SampleAttentionConfig, Tuned
 from sample_attention.config import Interval
 from sample_attention.errors import InvalidConfig, PromptTooLong
-from sample_attention.lab.eval.measure import measure_answer, text_logits, turned_to_density
-from sample_attention.lab.eval.methods import DENSE, Contender, parse_method, parse_methods
+from sample_attention.lab.contenders import DENSE, Contender, parse_method, parse_methods
+from sample_attention.lab.eval.measure import measure_answer, turned_to_density
 from sample_attention.lab.eval.runner import RunSettings, measure_cells, pending_cells
 from sample_attention.lab.eval.suites import SUITES, Stage, Suite, cells_of, narrowed
 from sample_attention.lab.eval.tasks import parse_tasks
 from sample_attention.lab.models import reference_text
 from sample_attention.lab.models.tokens import encode
+from sample_attention.lab.reading import text_logits
 from sample_attention.methods import METHODS, XAttention
 from sample_attention.routing import policy
 
@@ -190,8 +191,8 @@ def test_a_method_is_turned_to_a_density(loaded):
     ids = encode(loaded.tokenizer, reference_text()[:8000])[:1024]
     for wanted in (0.3, 0.5):
         method = parse_method(f"default:density={wanted},{SMALL}")
-        _, kept = text_logits(loaded, ids, turned_to_density(loaded, ids, method))
-        assert abs(kept.density - wanted) < 0.1 * wanted
+        _, computed = text_logits(loaded, ids, turned_to_density(loaded, ids, method))
+        assert abs(computed.density - wanted) < 0.1 * wanted
     (_, row) = measured(loaded, suite(f"default:density=0.4,{SMALL}"))
     assert {*row["setting"].split(",")} == {"density=0.4", *SMALL.split(",")}
     assert row["turned"]["coverage"] != row["config"]["coverage"]
@@ -226,8 +227,8 @@ def test_tuned_configurations_are_methods(tmp_path):
     measuring = method.measuring(4)
     assert measuring.config.intervals[0].config.held_out == 4
     assert measuring.config.intervals[0].head_coverage == table
-    assert method.facts["tuned_for"] == "tiny"
-    assert method.facts != measuring.facts
+    assert method.recorded["tuned_for"] == "tiny"
+    assert method.recorded != measuring.recorded
     same, halved, most = (method.turned(x, 100).config.intervals[0] for x in (0.5, 0.5625, 0.0))
     assert sum(same.head_coverage, ()) == pytest.approx((0.3, 0.5, 0.7, 0.9))
     assert sum(halved.head_coverage, ()) == pytest.approx((0.65, 0.75, 0.85, 0.95))

@@ -10,10 +10,9 @@ from transformers import PreTrainedTokenizerBase
 
 from sample_attention.cli.setup import tokenized
 from sample_attention.errors import InvalidInput
-from sample_attention.lab.bench.capture import text_tokens
 from sample_attention.lab.eval.tasks import GENERATED_TASKS, parse_tasks
 from sample_attention.lab.eval.tasks.texts import QUOTING_TASKS, TEXT_TASKS
-from sample_attention.lab.models import LoadedModel, needle_prompt
+from sample_attention.lab.models import LoadedModel, needle_prompt, text_tokens
 from sample_attention.lab.models.tokens import encode_passage, encode_prompt, start_tokens
 from sample_attention.lab.tuning.passages import split_passages
 

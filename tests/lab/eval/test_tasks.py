@@ -11,14 +11,9 @@ from sample_attention.lab.eval import haystack
 from sample_attention.lab.eval.prompts import SHORTEST_SLACK
 from sample_attention.lab.eval.tasks import BABILONG, GENERATED_TASKS, RULER, parse_tasks
 from sample_attention.lab.eval.tasks.babilong import STORIES
-from sample_attention.lab.eval.tasks.texts import (
-    QUOTED_TOKENS,
-    QUOTING_TASKS,
-    TEXT_TASKS,
-    measured_tokens,
-    with_quotations,
-)
+from sample_attention.lab.eval.tasks.texts import QUOTING_TASKS, TEXT_TASKS
 from sample_attention.lab.models.tokens import encode
+from sample_attention.lab.reading import QUOTED_TOKENS, measured_tokens, with_quotations
 
 LENGTH = 2048
 

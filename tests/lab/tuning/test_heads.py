@@ -7,9 +7,9 @@ transformers = pytest.importorskip("transformers")
 
 from sample_attention import SampleAttentionConfig  # noqa: E402
 from sample_attention.config import Interval, Tuned  # noqa: E402
-from sample_attention.lab.eval.measure import compare_text, text_logits  # noqa: E402
-from sample_attention.lab.eval.methods import DENSE, Contender  # noqa: E402
+from sample_attention.lab.contenders import DENSE, Contender  # noqa: E402
 from sample_attention.lab.models import LoadedModel  # noqa: E402
+from sample_attention.lab.reading import compare_text, text_logits  # noqa: E402
 from sample_attention.lab.tuning.heads import HEAD_COVERAGES, HeadProfile, profile_heads  # noqa: E402
 
 LAYERS = 3

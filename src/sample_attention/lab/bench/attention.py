@@ -15,10 +15,10 @@ from ...problem import Problem
 from ...routing.engines import choose_attention
 from ...routing.route import route
 from ..analysis import measure_retained_mass
-from .dense import Dense, dense_providers
+from ..contenders import Dense, dense_providers
+from ..inputs import Inputs, random_plan
+from ..records import Row
 from .gate import check_attend, check_dense
-from .inputs import Inputs, random_plan
-from .origin import Row
 from .timing import Times, clock_of, time_in_turns
 
 MASS_ROWS = 64

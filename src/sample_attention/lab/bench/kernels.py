@@ -17,13 +17,12 @@ from ...errors import SampleAttentionError
 from ...plan import StripePlan
 from ...problem import Problem
 from ...routing.engines import choose_attention
-from .dense import dense_providers
+from ..contenders import dense_providers
+from ..inputs import Inputs
+from ..records import Row
+from ..work import Call, Rates, Work, attention, causal_pairs, work_of_selection
 from .gate import check_attend, check_dense
-from .inputs import Inputs
-from .origin import Row
-from .rates import Rates
 from .timing import Times, clock_of, summary, time_in_turns
-from .work import Call, Work, attention, causal_pairs, work_of_selection
 
 TRITON = "triton"
 OTHERS = "torch_operators"

@@ -9,11 +9,9 @@ from typing import Any
 
 from ..._extras import require
 from ...errors import InvalidInput
-from .tables import Record, machine_of, rule_of, speedup_of
-
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-MARKERS = "os^Dv"
-"""Told apart with any kind of colour vision; as many pairs as both counts have multiples."""
+from ..pictures import LINE_COLOURS, LINE_MARKERS, save_figure
+from ..records import Record, machine_of
+from .tables import rule_of, speedup_of
 
 SPEEDUP = "attention: speed-up over the fastest dense"
 TTFT = "whole prefill: time to first token (s)"
@@ -45,8 +43,7 @@ def plot_records(records: Sequence[Record], path: Path) -> None:
         axis.set(title=machine, ylabel=label, xlabel="prompt length (tokens)", ylim=(0, None))
         if label == SPEEDUP:
             axis.axhline(1, color="#22262e", lw=1)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+    save_figure(figure, path)
 
 
 def check_picture(path: Path) -> None:
@@ -94,7 +91,7 @@ def _draw_panel(axis: Any, points: list[Point]) -> None:  # noqa: ANN401
     for name, length, value in points:
         lines.setdefault(name, {}).setdefault(length, []).append(value)
     for i, (name, values) in enumerate(lines.items()):
-        colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
+        colour, marker = LINE_COLOURS[i % len(LINE_COLOURS)], LINE_MARKERS[i % len(LINE_MARKERS)]
         lengths = sorted(values)
         heights = [mean(values[length]) for length in lengths]
         axis.plot(lengths, heights, color=colour, marker=marker, lw=2, label=name)

@@ -2,33 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from ..._extras import require
+from ..work import Rates
 from .timing import clock_of, time_in_turns
 
 MATMUL_SIZE = 8192
 COPIED_BYTES = 2**30
 EXPS_PER_CLOCK = 16
 """Exponentials that one SM of an NVIDIA GPU starts per clock, from sm_80 to sm_100."""
-
-
-@dataclass(frozen=True)
-class Rates:
-    """Operations per second.
-
-    Attributes:
-        flops: floating-point operations of a large matrix product, as measured.
-        exps: exponentials, by the number of SMs and the highest clock.
-        bytes: read or written by a large copy, as measured.
-    """
-
-    flops: float
-    exps: float
-    bytes: float
 
 
 def measure_rates(dtype: torch.dtype, device: torch.device) -> Rates:

@@ -2,93 +2,17 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
 
 from ...config import PRESETS, names_tuned
-from ...errors import InvalidInput
-from ..records import Kinds, check_fields, read_lines
-
-Record = dict[str, Any]
-"""A row as it is read back: fields that another version wrote may be missing."""
-
-
-@dataclass(frozen=True)
-class RecordTable:
-    """Cells of text, ready to print.
-
-    Attributes:
-        title: what is measured, and where.
-        headers: one per column.
-        lines: cells by line.
-    """
-
-    title: str
-    headers: tuple[str, ...]
-    lines: tuple[tuple[str, ...], ...]
-
-    def markdown(self) -> str:
-        """The table in Markdown; columns but the first are aligned to the right."""
-        rules = ["---", *["--:"] * (len(self.headers) - 1)]
-        lines = [f"| {' | '.join(cells)} |" for cells in (self.headers, rules, *self.lines)]
-        return "\n".join([f"**{self.title}**", "", *lines])
-
-
-def read_records(paths: Iterable[Path]) -> list[Record]:
-    """The records of files; of the same measurement the last one counts.
-
-    Raises:
-        InvalidInput: a line is not a record, or not whole; or no file holds any.
-        OSError: a file cannot be read.
-    """
-    latest: dict[str, Record] = {}
-    for where, record in read_lines(paths):
-        if not isinstance(record, dict) or not MARKERS.keys() & record.keys():
-            raise InvalidInput(f"{where} is not a record of `bench attention`, `kernels` or `ttft`")
-        for marker in MARKERS.keys() & record.keys():
-            check_fields(where, record, MARKERS[marker], OPTIONAL)
-        latest[json.dumps([record.get(name) for name in IDENTITY])] = record
-    if not latest:
-        raise InvalidInput(
-            "the files hold no records; `bench attention`, `kernels` and `ttft` make them"
-        )
-    return list(latest.values())
-
-
-NUMBER = (int, float)
-MARKERS: dict[str, Kinds] = {
-    "ms_attend": {"input": (str,), "seq_len": (int,), "ms_dense": (dict,)},
-    "kernel": {"kernel": (str,), "seq_len": (int,)},
-    "ttft_ms": {"ttft_ms": NUMBER, "model": (str,), "text": (str,), "method": (str,),
-                "seq_len": (int,), "same_first_token": (bool,)},
-}  # fmt: skip
-"""A record has the field of its kind of measurement, and with it these."""
-
-OPTIONAL: Kinds = {
-    **dict.fromkeys(
-        ("ms_attend", "ms_select", "ms_total", "coverage", "density", "retained_mass_mean",
-         "retained_mass_p5", "attend_tflops", "launches", "ms", "ms_p20", "ms_p80", "floor_ms",
-         "gap", "share_of_fa3", "host_ms", "sparse_layers", "ttft_ms_p20", "ttft_ms_p80",
-         "next_token_kl"), NUMBER,
-    ),
-    **dict.fromkeys(("preset", "provider", "backend", "floor"), (str,)), "config": (dict,),
-}  # fmt: skip
-"""What may be missing or null."""
-
-IDENTITY = (
-    "kernel", "provider", "input", "model", "text", "yarn", "method", "seq_len", "batch", "heads",
-    "kv_heads", "head_dim", "dtype", "backend", "preset", "coverage", "config", "segment", "window",
-    "routed", "target_density", "device", "threads",
-)  # fmt: skip
-"""What makes two records the same measurement."""
+from ..capture import captured_from
+from ..records import Record, RecordTable, machine_of
 
 
 def tables_of(records: Sequence[Record]) -> list[RecordTable]:
     """A table per kind of measurement and machine, in the order of the records."""
-    found: list[RecordTable] = []
+    tables: list[RecordTable] = []
     for kind, marker, columns in (
         ("Attention alone", "ms_attend", ATTENTION),
         ("Kernels", "kernel", KERNELS),
@@ -98,24 +22,15 @@ def tables_of(records: Sequence[Record]) -> list[RecordTable]:
         for record in records:
             if marker in record:
                 groups.setdefault(machine_of(record), []).append(record)
-        found += [_table(f"{kind}, {where}", columns, rows) for where, rows in groups.items()]
-    return found
-
-
-def machine_of(record: Record) -> str:
-    """Device, its threads where it is a CPU, and the version of torch."""
-    device = str(record.get("device", "unknown device"))
-    threads = "" if device.startswith("NVIDIA") else f", {record.get('threads')} threads"
-    return f"{device}{threads}, torch {record.get('torch', '?')}"
+        tables += [_table(f"{kind}, {where}", columns, rows) for where, rows in groups.items()]
+    return tables
 
 
 def source_of(record: Record) -> str:
     """Where the inputs of attention come from: a model and layer, or `random`."""
     name = str(record["input"])
-    if not name.startswith("captured:"):
-        return name
-    model, text, layer = name.removeprefix("captured:").rsplit("/", 2)
-    return f"{model}, {text}, layer {layer}"
+    captured = captured_from(name)
+    return f"{captured[0]}, {captured[1]}, layer {captured[2]}" if captured else name
 
 
 def rule_of(record: Record) -> str:

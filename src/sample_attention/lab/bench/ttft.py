@@ -2,28 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from ..._extras import require
-from ...errors import UnsupportedAttention
 from ...integrations.transformers import sample_attention_prefill
-from ...problem import Problem
 from ...selection.rule import Rule
+from ..contenders import attention_problem, dense_attention, dense_providers
 from ..generation import generate_greedily, prefill
-from ..models import LoadedModel
-from .capture import Prompt
-from .dense import Dense, dense_providers
-from .origin import Row
+from ..models import LoadedModel, Prompt
+from ..records import Row
 from .timing import summary
 
 if TYPE_CHECKING:
+    from contextlib import AbstractContextManager
+
     from transformers import PreTrainedModel
 
 OURS = "sample_attention"
@@ -117,51 +114,3 @@ def _observe_ours(model: PreTrainedModel, token_ids: Tensor, config: Rule) -> Ob
     density = torch.stack([x.density for x in recorder.layers]).mean()
     sparse = sum(x.route.sparse for x in recorder.layers)
     return Observed(logits, float(density), sparse)
-
-
-def attention_problem(model: PreTrainedModel, token_ids: Tensor) -> Problem:
-    """The attention of one layer, described by tensors of one row that take no memory."""
-    text: Any = model.config.get_text_config(decoder=True)
-    heads = int(text.num_attention_heads)
-    kv_heads = int(getattr(text, "num_key_value_heads", None) or heads)
-    dim = int(getattr(text, "head_dim", None) or text.hidden_size // heads)
-    row = torch.zeros(dim, dtype=model.dtype, device=token_ids.device)
-    length = token_ids.shape[1]
-    k = row.expand(1, kv_heads, length, -1)
-    return Problem.of(row.expand(1, heads, length, -1), k, k)
-
-
-@contextmanager
-def dense_attention(model: PreTrainedModel, provider: Dense) -> Generator[None]:
-    """Let a model attend by a dense provider inside a `with` block: whole prompts only.
-
-    Raises:
-        UnsupportedAttention: inside, for a call that is more than causal attention.
-    """
-    interfaces: Any = require("transformers", "transformers")
-    config: Any = model.config
-    before = str(config._attn_implementation)
-    name = f"dense_{provider.name}"
-    # Registered without a mask function, it is given no mask: a whole prompt needs none.
-    interfaces.AttentionInterface.register(name, partial(_attend, provider))
-    model.set_attn_implementation(name)
-    try:
-        yield
-    finally:
-        model.set_attn_implementation(before)
-
-
-def _attend(
-    provider: Dense, module: nn.Module, q: Tensor, k: Tensor, v: Tensor,
-    mask: Tensor | None, dropout: float = 0.0, scaling: float | None = None,
-    **others: object,
-) -> tuple[Tensor, None]:  # fmt: skip
-    limits = [name for name in ("sliding_window", "softcap", "s_aux") if others.get(name)]
-    if mask is not None or dropout or limits or q.shape[2] != k.shape[2]:
-        raise UnsupportedAttention(
-            f"{type(module).__name__}: dense attention by {provider.name} is that of a whole "
-            f"causal prompt; this call has {', '.join(limits) or 'a mask, dropout or a cache'}"
-        )
-    problem = Problem.of(q, k, v)
-    out = provider(q, k, v, problem, problem.scale(scaling))
-    return out.transpose(1, 2).contiguous(), None

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import mean
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..._extras import require
-from ..bench.plot import COLOURS, MARKERS
-from ..bench.tables import Record
-from .methods import DENSE
-from .records import Group, groups_of, most_in_common, share_of_dense
-from .statistics import Estimate
+from ..contenders import DENSE
+from ..pictures import LINE_COLOURS, LINE_MARKERS
+from ..records import Record
+from ..statistics import Estimate
+from .groups import Group, groups_of, most_in_common, share_of_dense
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -89,16 +88,6 @@ def draw_needles(rows: Sequence[Record]) -> Figure | None:
     return figure
 
 
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write a picture, without a date in it where the format would have one.
-
-    Raises:
-        OSError: the file cannot be written.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
-
-
 def _figure(columns: int, rows: int, inches: tuple[float, float]) -> Figure:
     """An empty figure with room for so many panels."""
     module: Any = require("matplotlib.figure", "plot")
@@ -128,7 +117,7 @@ def _draw_curves(axis: Axes, group: Group, names: Sequence[str]) -> None:
     for name, points in _points(group).items():
         i = names.index(name)
         x, y = zip(*sorted(points), strict=True)
-        colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
+        colour, marker = LINE_COLOURS[i % len(LINE_COLOURS)], LINE_MARKERS[i % len(LINE_MARKERS)]
         means = [share.mean for share in y]
         axis.plot(x, means, lw=2, label=name, color=colour, marker=marker)
         ends = [share.mean - share.low for share in y], [share.high - share.mean for share in y]

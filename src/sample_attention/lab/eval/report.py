@@ -6,8 +6,9 @@ import html
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..bench.tables import Record, RecordTable
-from .plots import draw_accuracy, draw_needles, save_figure
+from ..pictures import save_figure
+from ..records import Record, RecordTable
+from .plots import draw_accuracy, draw_needles
 from .tables import evaluation_tables, skipped_notes
 
 STYLE = (

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
 from ...errors import PromptTooLong
-from ..bench.origin import Row, origin
+from ..contenders import DENSE, Contender
 from ..models import LoadedModel
-from .measure import Kept, Measurement, compare_text, measure_answer, text_logits, turned_to_density
-from .methods import DENSE, Contender
+from ..reading import Computed, Measurement, compare_text, text_logits
+from ..records import EVAL, Row, origin
+from ..statistics import mean_interval
+from .measure import measure_answer, turned_to_density
 from .prompts import Sample
-from .statistics import mean_interval
 from .suites import Cell
 from .tasks.texts import TextTask
-
-IDENTITY = (
-    "model", "yarn", "dtype", "length", "task", "n_wanted", "method", "setting", "config", "seed",
-    "routed",
-)  # fmt: skip
-"""What makes two rows the same measurement; the code that measured may differ."""
 
 
 @dataclass(frozen=True)
@@ -50,11 +44,6 @@ class RunSettings:
     skip_below: float = 0.3
 
 
-def identity_of(row: Mapping[str, object]) -> str:
-    """A text that is the same for rows of the same measurement."""
-    return json.dumps([row.get(name) for name in IDENTITY], sort_keys=True)
-
-
 def pending_cells(
     loaded: LoadedModel, cells: Sequence[Cell], settings: RunSettings, known: Sequence[Row]
 ) -> list[Cell]:
@@ -69,9 +58,9 @@ def pending_cells(
             f"{longest} tokens: {loaded.name} accepts {loaded.context_length}; choose shorter "
             "lengths, a model with a longer context, or stretch it with --yarn"
         )
-    measured = {identity_of(row) for row in known}
+    measured = {EVAL.identity_of(row) for row in known}
     wanted = dict.fromkeys(part for cell in cells for part in (_dense(cell), cell))
-    return [x for x in wanted if identity_of(_shared(loaded, settings, x)) not in measured]
+    return [x for x in wanted if EVAL.identity_of(_shared(loaded, settings, x)) not in measured]
 
 
 def measure_cells(
@@ -93,13 +82,13 @@ def measure_cells(
     Raises:
         InvalidInput: prompts of a task cannot be made.
     """
-    run = _Run(loaded, settings, {identity_of(row): row for row in known}, on_prompt)
-    facts = origin(loaded.model.device, settings.seed)
+    run = _Run(loaded, settings, {EVAL.identity_of(row): row for row in known}, on_prompt)
+    provenance = origin(loaded.model.device, settings.seed)
     deadline = None if settings.minutes is None else time.monotonic() + 60 * settings.minutes
     for cell in cells:
         if deadline is not None and time.monotonic() > deadline:
             return
-        yield {**run.row_of(cell), **facts}
+        yield {**run.row_of(cell), **provenance}
 
 
 @dataclass
@@ -119,13 +108,13 @@ class _Run:
         row = _shared(self.loaded, self.settings, cell)
         reason = self._reason_to_skip(cell)
         row |= _skipped(reason) if reason else self._measured(cell)
-        self.known[identity_of(row)] = row
+        self.known[EVAL.identity_of(row)] = row
         return row
 
     def _reason_to_skip(self, cell: Cell) -> str | None:
         if cell.method.name == DENSE or isinstance(cell.task, TextTask):
             return None
-        dense = self.known[identity_of(_shared(self.loaded, self.settings, _dense(cell)))]
+        dense = self.known[EVAL.identity_of(_shared(self.loaded, self.settings, _dense(cell)))]
         score: Any = dense["score"]
         if score >= self.settings.skip_below:
             return None
@@ -139,7 +128,7 @@ class _Run:
             measured.append(one)
             self.on_prompt(label)
         row = _values(measured, self.prompts.depths(cell))
-        return row if method.density is None else {**row, "turned": method.facts}
+        return row if method.density is None else {**row, "turned": method.recorded}
 
 
 @dataclass
@@ -160,7 +149,7 @@ class _Prompts:
             yield measure_answer(self.loaded, sample, method, routed=routed)
         for ids, dense in self.passages:
             if method.name == DENSE:
-                yield compare_text(ids, (dense, Kept()), dense)
+                yield compare_text(ids, (dense, Computed()), dense)
             else:
                 read = text_logits(self.loaded, ids, method, routed=routed)
                 yield compare_text(ids, read, dense)
@@ -204,7 +193,7 @@ def _shared(loaded: LoadedModel, settings: RunSettings, cell: Cell) -> Row:
         "model": settings.model_name, "yarn": settings.yarn,
         "dtype": str(loaded.model.dtype).removeprefix("torch."), "length": cell.length,
         "task": cell.task.name, "n_wanted": cell.n, "method": method.name,
-        "setting": method.setting, "config": method.facts, "seed": settings.seed,
+        "setting": method.setting, "config": method.recorded, "seed": settings.seed,
         "routed": settings.routed,
     }  # fmt: skip
 
@@ -217,18 +206,18 @@ def _skipped(reason: str) -> Row:
 
 def _values(measured: Sequence[Measurement], depths: list[float] | None) -> Row:
     """Means, and the values of every prompt, from which differences between methods are paired."""
-    scores = [x.score for x in measured]
+    scores, computed = [x.score for x in measured], [x.computed for x in measured]
     estimate = mean_interval(scores)
     row: Row = {
         "n": len(measured), "score": estimate.mean,
         "answer_logprob": _mean([x.answer_logprob for x in measured]),
-        "ci95": [estimate.low, estimate.high], "density": _mean([x.kept.density for x in measured]),
-        "retained_mass_mean": _mean([x.kept.mass_mean for x in measured]),
-        "retained_mass_p5": _mean([x.kept.mass_p5 for x in measured]),
-        "retained_mass_min": min((m for x in measured if (m := x.kept.mass_min) is not None),
+        "ci95": [estimate.low, estimate.high], "density": _mean([x.density for x in computed]),
+        "retained_mass_mean": _mean([x.mass_mean for x in computed]),
+        "retained_mass_p5": _mean([x.mass_p5 for x in computed]),
+        "retained_mass_min": min((m for x in computed if (m := x.mass_min) is not None),
                                  default=None),
         "scores": scores, "logprobs": [x.answer_logprob for x in measured],
-        "densities": [x.kept.density for x in measured],
+        "densities": [x.density for x in computed],
     }  # fmt: skip
     if depths is not None:
         row["depths"] = depths

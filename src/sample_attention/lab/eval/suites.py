@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from .methods import DENSE, Contender, parse_methods
+from ..contenders import DENSE, Contender, parse_methods
 from .tasks import BABILONG, QUOTING, RULER, TEXT, Task, parse_tasks
 
 K = 1024
@@ -60,7 +60,7 @@ RULES = ("default", "pooled", "paper", "mlsys")
 RIVALS = ("xattention", "flexprefill", "vertical_slash")
 """The nearest: their patterns follow the input, and they are what people use today."""
 
-OTHERS = ("streaming_llm", "a_shape", "bigbird", "hyper_attention", "hash_sparse")
+OTHERS = ("streaming_llm", "a_shape")
 SPARSE = (*RULES, *RIVALS, *OTHERS)
 
 

@@ -6,10 +6,10 @@ import math
 from collections.abc import Sequence
 from statistics import mean
 
-from ..bench.tables import Record, RecordTable, machine_of
-from .methods import DENSE, TUNED
-from .records import Group, Pairs, difference, groups_of, most_in_common, share_of_dense, turned_to
-from .statistics import Estimate
+from ..contenders import DENSE, TUNED
+from ..records import Record, RecordTable, machine_of
+from ..statistics import Estimate
+from .groups import Group, Pairs, difference, groups_of, most_in_common, share_of_dense, turned_to
 from .tasks import QUOTING, TEXT
 
 NONE = "–"

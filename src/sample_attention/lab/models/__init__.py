@@ -1,7 +1,8 @@
 """Models to try the package on: loading by name, pinned public weights, and real text."""
 
 from .context import extend_context
-from .load import LoadedModel, load_model
+from .load import LoadedModel, batch_of_one, load_model
+from .prompt import Prompt, load_prompted, text_tokens
 from .text import NeedlePrompt, needle_prompt, reference_text
 from .weights import PINNED_WEIGHTS, PinnedWeights, WeightsError, fetch_weights
 
@@ -10,10 +11,14 @@ __all__ = [
     "LoadedModel",
     "NeedlePrompt",
     "PinnedWeights",
+    "Prompt",
     "WeightsError",
+    "batch_of_one",
     "extend_context",
     "fetch_weights",
     "load_model",
+    "load_prompted",
     "needle_prompt",
     "reference_text",
+    "text_tokens",
 ]

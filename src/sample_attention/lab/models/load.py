@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,11 @@ class LoadedModel:
     tokenizer: PreTrainedTokenizerBase
     context_length: int
     name: str
+
+
+def batch_of_one(loaded: LoadedModel, token_ids: Sequence[int]) -> torch.Tensor:
+    """Tokens as a batch of one on the model's device: int64 `[1, S]`."""
+    return torch.tensor([list(token_ids)], dtype=torch.int64, device=loaded.model.device)
 
 
 def load_model(

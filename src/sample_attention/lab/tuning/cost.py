@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from ...config import SampleAttentionConfig
-from ..bench.work import (
+from ..work import (
     Call,
     causal_pairs,
     exact_positions,

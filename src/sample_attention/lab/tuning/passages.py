@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ...errors import InvalidInput
-from ..eval.tasks.texts import CHARACTERS_PER_TOKEN
 from ..models import reference_text
 from ..models.tokens import encode, start_tokens
+from ..reading import CHARACTERS_PER_TOKEN
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

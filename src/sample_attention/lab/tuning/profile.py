@@ -11,13 +11,11 @@ from torch import Tensor
 
 from ...config import Interval, SampleAttentionConfig, Tuned
 from ...errors import InvalidInput, PromptTooLong
-from ..bench.origin import Row
-from ..eval.measure import compare_text, text_logits
-from ..eval.methods import DENSE, Contender
-from ..eval.tasks.texts import measured_tokens, with_quotations
+from ..contenders import DENSE, Contender
 from ..models import LoadedModel
 from ..models.text import TEXTS
-from ..records import Provenance
+from ..reading import compare_text, measured_tokens, text_logits, with_quotations
+from ..records import Provenance, Row
 from .heads import HeadProfile, Table, profile_heads
 from .passages import Passage, split_passages
 from .search import SHAPES, Budget, Reading, Search, Trial
@@ -119,8 +117,8 @@ def tune(
         best, table, row = _tune_length(loaded, options, length, deadline, on_reading)
         intervals.append(Interval(length if intervals else 0, best, table))
         rows.append(row)
-    facts = Provenance.collect(loaded.model.device).as_row()
-    return Tuned(model_name, tuple(intervals), tuple(rows), facts)
+    provenance = Provenance.collect(loaded.model.device).as_row()
+    return Tuned(model_name, tuple(intervals), tuple(rows), provenance)
 
 
 def _tune_length(
@@ -153,7 +151,8 @@ def _tune_length(
         "dtype": str(loaded.model.dtype).removeprefix("torch."),
         "max_kl": options.budget.max_kl, "min_mass": options.budget.min_mass,
         "config": json.loads(best.to_json()), "trials": searched.trials,
-        "finished": finished, "searched": _facts(searched.best), "validated": _facts(unseen.best),
+        "finished": finished,
+        "searched": _rounded(searched.best), "validated": _rounded(unseen.best),
     }  # fmt: skip
     return best, _table(heads, best), row
 
@@ -176,10 +175,10 @@ class _Profile:
             ).clone()  # the other rows need not stay in memory
         rule = Tuned("", (Interval(0, config, _table(self._heads, config)),))
         method = Contender("tuned", config=rule).measuring(HELD_OUT)
-        logits, kept = text_logits(self._loaded, passage, method)
-        found = compare_text(passage, (_last_rows(logits), kept), self._dense[index])
-        mass = 1.0 if kept.mass_mean is None else kept.mass_mean
-        return Reading(kept.density, found.kl or 0.0, mass)
+        logits, computed = text_logits(self._loaded, passage, method)
+        measured = compare_text(passage, (_last_rows(logits), computed), self._dense[index])
+        mass = 1.0 if computed.mass_mean is None else computed.mass_mean
+        return Reading(computed.density, measured.kl or 0.0, mass)
 
 
 def _table(heads: HeadProfile | None, config: SampleAttentionConfig) -> Table | None:
@@ -190,11 +189,11 @@ def _last_rows(logits: Tensor) -> Tensor:
     return logits[-KL_ROWS:]
 
 
-def _facts(trial: Trial) -> dict[str, float]:
-    found = trial.mean
-    facts = {
-        "coverage": trial.config.coverage, "cost": trial.cost, "density": found.density,
-        "sampling": trial.sampling, "kl": found.kl, "kl_bound": trial.kl_bound,
-        "retained_mass": found.mass, "retained_mass_bound": trial.mass_bound,
+def _rounded(trial: Trial) -> dict[str, float]:
+    reading = trial.mean
+    fields = {
+        "coverage": trial.config.coverage, "cost": trial.cost, "density": reading.density,
+        "sampling": trial.sampling, "kl": reading.kl, "kl_bound": trial.kl_bound,
+        "retained_mass": reading.mass, "retained_mass_bound": trial.mass_bound,
     }  # fmt: skip
-    return {name: round(value, DIGITS) for name, value in facts.items()}
+    return {name: round(value, DIGITS) for name, value in fields.items()}

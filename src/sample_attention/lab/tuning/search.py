@@ -18,7 +18,7 @@ from statistics import mean
 from ...config import SampleAttentionConfig
 from ...config.checks import check_share
 from ...errors import InvalidInput
-from ..eval.statistics import mean_interval
+from ..statistics import mean_interval
 from .cost import attention_cost, sampling_density
 
 COVERAGES = (

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -10,19 +9,11 @@ from typing import TYPE_CHECKING
 from ....errors import InvalidInput
 from ...models import reference_text
 from ...models.tokens import encode, start_tokens
+from ...reading import CHARACTERS_PER_TOKEN, measured_tokens, with_quotations
 from ..prompts import seeded
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-MEASURED_TOKENS = 4096
-"""The last tokens of a passage, at most a quarter of it, are predicted."""
-
-CHARACTERS_PER_TOKEN = 8
-"""More than any passage of real text has."""
-
-QUOTED_TOKENS = 48
-"""Tokens of a quotation: enough for the rows after its first few to know where it stands."""
 
 
 @dataclass(frozen=True)
@@ -60,26 +51,6 @@ class TextTask:
             passage = found[: length - len(front)]
             rows = measured_tokens(length)
             yield (*front, *(with_quotations(passage, rows) if self.quoting else passage))
-
-
-def with_quotations(passage: tuple[int, ...], rows: int) -> tuple[int, ...]:
-    """The passage, its last `rows` tokens replaced by quotations from all over what stands before.
-
-    Args:
-        passage: token ids.
-        rows: how many; fewer than the half of them.
-    """
-    body = passage[: len(passage) - rows]
-    count = -(-rows // QUOTED_TOKENS)
-    starts = [i * max(0, len(body) - QUOTED_TOKENS) // count for i in range(count)]
-    random.Random(len(passage)).shuffle(starts)
-    quoted = [token for start in starts for token in body[start : start + QUOTED_TOKENS]]
-    return (*body, *(quoted * rows)[:rows])
-
-
-def measured_tokens(length: int) -> int:
-    """How many of the last tokens of a passage are predicted."""
-    return min(MEASURED_TOKENS, length // 4)
 
 
 TEXT_TASKS = (TextTask("ppl_prose", "prose"), TextTask("ppl_code", "code"))

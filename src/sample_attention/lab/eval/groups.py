@@ -1,29 +1,16 @@
-"""Rows as they are read back: by task, next to dense attention on the same prompts."""
+"""Rows by model, length and task, each next to dense attention on the same prompts."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
-from ...errors import InvalidInput
-from ..bench.tables import Record
-from ..records import Kinds, check_fields, read_lines
-from .methods import DENSE, DENSITY, TUNED
-from .runner import identity_of
-from .statistics import Estimate, paired_difference, paired_ratio
+from ..contenders import DENSE, DENSITY, TUNED
+from ..records import Record
+from ..statistics import Estimate, paired_difference, paired_ratio
 
 Pairs = dict[str, tuple[Record, Record]]
 """By task the rows of a method and of dense attention."""
-
-NUMBER = (int, float)
-NEEDED: Kinds = {
-    **dict.fromkeys(("model", "task", "method", "setting"), (str,)), "length": (int,), "n": (int,)
-}  # fmt: skip
-OPTIONAL: Kinds = {
-    **dict.fromkeys(("score", "density", "kl", "yarn", "answer_logprob"), NUMBER),
-    **dict.fromkeys(("scores", "logprobs", "kls", "depths", "densities", "ci95"), (list,)),
-}
 
 
 @dataclass(frozen=True)
@@ -91,22 +78,6 @@ class Group:
             for row in rows.values()
             if "skipped" in row
         }
-
-
-def read_rows(paths: Iterable[Path]) -> list[Record]:
-    """The rows of files of JSON lines; of the same measurement the last one counts.
-
-    Raises:
-        InvalidInput: a line is not a row of an evaluation, or not whole.
-        OSError: a file cannot be read.
-    """
-    latest: dict[str, Record] = {}
-    for where, row in read_lines(paths):
-        if not isinstance(row, dict) or not row.keys() >= {*NEEDED, "score"}:
-            raise InvalidInput(f"{where} is not a row of `eval`")
-        check_fields(where, row, NEEDED, OPTIONAL)
-        latest[identity_of(row)] = row
-    return list(latest.values())
 
 
 def groups_of(rows: Sequence[Record]) -> list[Group]:

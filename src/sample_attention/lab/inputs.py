@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...config import SampleAttentionConfig
-from ...errors import InvalidConfig, InvalidInput
-from ...plan import StripePlan
-from ...problem import Problem
+from ..config import SampleAttentionConfig
+from ..errors import InvalidConfig, InvalidInput
+from ..plan import StripePlan
+from ..problem import Problem
 
 
 @dataclass(frozen=True)

@@ -1,14 +1,14 @@
-"""The last rows of a call, whose exact softmax some methods take as a probe of all rows."""
+"""The last rows of a call, whose exact softmax some methods take as a sample of all rows."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
 
-from .method import Heads
+from .heads import Heads
 
 
-def tail_probabilities(heads: Heads, rows: int) -> Tensor:
+def last_rows_probabilities(heads: Heads, rows: int) -> Tensor:
     """Causal softmax of the last `rows` queries, or of all if there are fewer: `[M, R, Skv]`."""
     scores = heads.q[:, -rows:] @ heads.k.T * heads.scale
     count, kv_len = scores.shape[1:]

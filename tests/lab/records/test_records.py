@@ -10,19 +10,27 @@ import torch
 import sample_attention
 from sample_attention.errors import InvalidInput
 from sample_attention.lab import records
-from sample_attention.lab.records import Provenance, append_record, read_lines
+from sample_attention.lab.records import (
+    BENCH,
+    EVAL,
+    Provenance,
+    append_record,
+    provenance,
+    read_lines,
+    read_rows,
+)
 
 
 def test_provenance_states_versions_threads_and_seed():
-    facts = Provenance.collect(seed=7)
-    assert facts.sample_attention == sample_attention.__version__
-    assert facts.torch == torch.__version__
-    assert facts.threads == torch.get_num_threads()
-    assert facts.seed == 7
-    assert facts.device
-    assert facts.date.endswith("+00:00")
-    assert facts.as_row().keys() == {f.name for f in dataclasses.fields(Provenance)}
-    json.dumps(facts.as_row(), allow_nan=False)
+    collected = Provenance.collect(seed=7)
+    assert collected.sample_attention == sample_attention.__version__
+    assert collected.torch == torch.__version__
+    assert collected.threads == torch.get_num_threads()
+    assert collected.seed == 7
+    assert collected.device
+    assert collected.date.endswith("+00:00")
+    assert collected.as_row().keys() == {f.name for f in dataclasses.fields(Provenance)}
+    json.dumps(collected.as_row(), allow_nan=False)
 
 
 def test_commit_is_that_of_the_checkout():
@@ -35,7 +43,7 @@ def test_commit_is_that_of_the_checkout():
 def test_no_commit_inside_a_foreign_checkout(tmp_path, monkeypatch):
     """As when the package is installed in an environment that lies in another repository."""
     subprocess.run(["git", "init", "--quiet", str(tmp_path)], check=True)
-    monkeypatch.setattr(records, "__file__", str(tmp_path / "records.py"))
+    monkeypatch.setattr(provenance, "PACKAGE", tmp_path)
     (tmp_path / "__init__.py").write_text("")
     assert records.commit_of_checkout() is None
 
@@ -81,3 +89,39 @@ def test_lines_that_are_not_json_are_named(tmp_path, line):
     path.write_bytes(b"{}\r\n\n" + line)
     with pytest.raises(InvalidInput, match=r"r\.jsonl:3 is not JSON"):
         list(read_lines([path]))
+
+
+EVALUATED = {"model": "m", "task": "vt", "method": "dense", "setting": "", "length": 9, "n": 1,
+             "score": 1.0}  # fmt: skip
+ROWS = [
+    (BENCH, {"kernel": "a", "seq_len": 9, "config": {"a": 1, "b": 2}}),
+    (EVAL, {**EVALUATED, "config": {"a": 1, "b": 2}}),
+]
+
+
+@pytest.mark.parametrize(("form", "row"), ROWS)
+def test_of_the_same_measurement_the_last_row_counts(tmp_path, form, row):
+    path = tmp_path / "r.jsonl"
+    other = {**row, "dtype": "float32"}
+    turned = {"config": {"b": 2, "a": 1}, "commit": "new"}
+    for each in (row, other, {**row, **turned}):
+        append_record(path, each)
+    assert read_rows([path], form) == [{**row, **turned}, other]
+    assert read_rows([], form) == []
+
+
+@pytest.mark.parametrize(("form", "row"), ROWS)
+def test_rows_of_another_form_are_named(tmp_path, form, row):
+    (other,) = (each for x, each in ROWS if x is not form)
+    path = tmp_path / "r.jsonl"
+    append_record(path, row)
+    append_record(path, other)
+    with pytest.raises(InvalidInput, match=rf"r\.jsonl:2 is not {form.name}"):
+        read_rows([path], form)
+
+
+def test_a_field_of_another_type_is_named(tmp_path):
+    path = tmp_path / "r.jsonl"
+    append_record(path, {**EVALUATED, "length": "9"})
+    with pytest.raises(InvalidInput, match=r"r\.jsonl:1: the field length is '9'; accepted: int"):
+        read_rows([path], EVAL)

@@ -1,24 +1,27 @@
-"""Measurements as lines of JSON, each with where it comes from."""
+"""Where a measurement comes from: commit, versions, machine, seed."""
 
 from __future__ import annotations
 
-import json
 import platform
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..errors import InvalidInput
+from .lines import Row
 
-if TYPE_CHECKING:
-    import os
+PACKAGE = Path(__file__).resolve().parents[2]
+"""The folder that `sample_attention` is imported from."""
+
+PACKAGES = (
+    "sample-attention", "torch", "triton", "transformers", "fa3-fwd", "flash-attn-4", "flash-attn",
+    "nvidia-cudnn-cu12", "nvidia-cudnn-cu13",
+)  # fmt: skip
+"""Distributions whose version can change a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +53,7 @@ class Provenance:
 
     @classmethod
     def collect(cls, device: torch.device | str = "cpu", seed: int | None = None) -> Provenance:
-        """The facts of this process.
+        """The provenance of what this process measures.
 
         Args:
             device: where the measurement is made.
@@ -68,72 +71,24 @@ class Provenance:
             seed=seed,
         )
 
-    def as_row(self) -> dict[str, str | int | None]:
-        """The facts as part of a record."""
+    def as_row(self) -> Row:
+        """The fields of a record that state it."""
         return asdict(self)
 
 
-def append_record(path: str | os.PathLike[str], row: Mapping[str, object]) -> None:
-    """Append one record to a file of JSON lines; the file and its folder are made if needed.
-
-    The line is written at once, so that a killed run leaves whole records.
-
-    Raises:
-        InvalidInput: the row holds what JSON has no form for, such as a tensor or NaN.
-    """
-    try:
-        line = json.dumps(dict(row), allow_nan=False, ensure_ascii=False)
-    except (TypeError, ValueError) as error:
-        raise InvalidInput(f"a record must hold plain finite values: {error}") from error
-    target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with target.open("a", encoding="utf-8") as file:
-        file.write(line + "\n")
-
-
-def read_lines(paths: Iterable[Path]) -> Iterator[tuple[str, Any]]:
-    """What the lines of JSON-lines files hold, each with where it stands (`file:line`).
-
-    Raises:
-        InvalidInput: a line is not JSON, or not UTF-8.
-        OSError: a file cannot be read.
-    """
-    for path in paths:
-        # At "\n" alone: texts may hold other characters that Python takes for ends of lines.
-        for number, line in enumerate(path.read_bytes().split(b"\n"), 1):
-            if line.strip():
-                where = f"{path}:{number}"
-                try:
-                    yield where, json.loads(line.decode("utf-8"))
-                except (ValueError, RecursionError) as error:
-                    raise InvalidInput(f"{where} is not JSON: {error}") from error
-
-
-Kinds = Mapping[str, tuple[type, ...]]
-"""Of fields by name: the types that are accepted."""
-
-
-def check_fields(where: str, row: Mapping[str, Any], needed: Kinds, optional: Kinds) -> None:
-    """Check what a record holds before anything is made of it.
-
-    Args:
-        where: its file and line, for the error.
-        row: the record.
-        needed: what it must hold.
-        optional: what may be missing or null.
-
-    Raises:
-        InvalidInput: a field is missing, or of another type.
-    """
-    for name, kinds in {**optional, **needed}.items():
-        value = row.get(name)
-        if value is None and name not in needed:
-            continue
-        if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-            accepted = " or ".join(kind.__name__ for kind in kinds)
-            raise InvalidInput(
-                f"{where}: the field {name} is {str(value)[:60]!r}; accepted: {accepted}"
-            )
+def origin(device: torch.device, seed: int) -> Row:
+    """The provenance of rows measured in this process, with `gpu` and `versions`."""
+    provenance = Provenance.collect(device, seed=seed)
+    installed = {name: installed_version(name) for name in PACKAGES}
+    return {
+        **provenance.as_row(),
+        "gpu": provenance.device if device.type == "cuda" else None,
+        "versions": {
+            **{name: version for name, version in installed.items() if version is not None},
+            "sample-attention": provenance.sample_attention,
+            "torch": provenance.torch,
+        },
+    }
 
 
 def installed_version(distribution: str) -> str | None:
@@ -169,7 +124,7 @@ def commit_of_checkout() -> str | None:
 def _git(*arguments: str) -> str | None:
     try:
         done = subprocess.run(
-            ["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True,
+            ["git", *arguments], cwd=PACKAGE, capture_output=True, text=True,
             check=False, timeout=10,
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired):

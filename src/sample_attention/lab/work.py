@@ -10,15 +10,29 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ...config import CENTRE_STRIDE, WINDOW_ALIGNMENT, SampleAttentionConfig
-from ...plan import StripePlan, segment_starts
-from ...plan.stripe import WHOLE
-from ...selection.rows import chunk_tail_rows, held_out_rows, strided_rows
-from ...selection.sampled_keys import probe_step
+from ..config import CENTRE_STRIDE, WINDOW_ALIGNMENT, SampleAttentionConfig
+from ..plan import StripePlan, segment_starts
+from ..plan.stripe import WHOLE
+from ..selection.rows import chunk_tail_rows, held_out_rows, strided_rows
+from ..selection.sampled_keys import probe_step
 from .inputs import Inputs
-from .rates import Rates
 
 BIT_BYTES, FLAG_BYTES, CLASS_BYTES, BF16_BYTES, ENTRY_BYTES, FP32_BYTES = 1 / 8, 1, 1, 2, 4, 4
+
+
+@dataclass(frozen=True)
+class Rates:
+    """Operations per second.
+
+    Attributes:
+        flops: floating-point operations of a large matrix product, as measured.
+        exps: exponentials, by the number of SMs and the highest clock.
+        bytes: read or written by a large copy, as measured.
+    """
+
+    flops: float
+    exps: float
+    bytes: float
 
 
 @dataclass(frozen=True)

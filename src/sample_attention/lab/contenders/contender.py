@@ -1,4 +1,4 @@
-"""What attends in a prefill: dense attention, ours at any setting, or another sparse method."""
+"""One way to prefill: dense attention, ours at any setting, or another sparse method."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from ...errors import InvalidConfig
 from ...integrations.recording import Recorder
 from ...integrations.transformers import sample_attention_prefill
 from ...methods import METHODS, Method
-from ..bench.dense import dense_providers
-from ..bench.ttft import attention_problem, dense_attention
+from .dense import attention_problem, dense_attention, dense_providers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -59,7 +58,7 @@ class Contender:
         return f"{self.name}:{self.setting}" if self.setting else self.name
 
     @property
-    def facts(self) -> dict[str, Any] | None:
+    def recorded(self) -> dict[str, Any] | None:
         """All fields of the configuration, of a tuned one its digest; None for dense attention."""
         if isinstance(self.config, Tuned):
             digest = hashlib.sha256(self.config.to_json().encode()).hexdigest()
