@@ -29,7 +29,7 @@ from .routing.engines import (
 )
 from .routing.policy import Policy
 from .routing.route import Route, route
-from .routing.run import Measured, run
+from .routing.run import Measured, run_route
 from .selection.rule import NamedRule, as_rule, fixed_rule
 
 R = TypeVar("R")
@@ -246,7 +246,7 @@ def _measured(  # noqa: PLR0913
         )  # fmt: skip
         return _in_one_width(again, (q, k, v), problem, scale)
     answer = route(problem, config, backend=backend, policy=policy)
-    return run((q, k, v), problem, answer, problem.scale(scale), keep_plan=keep_plan)
+    return run_route((q, k, v), problem, answer, problem.scale(scale), keep_plan=keep_plan)
 
 
 def _in_one_width(

@@ -9,6 +9,8 @@ import torch
 
 pytest.importorskip("triton.experimental.gluon", reason="no triton with Gluon is installed")
 
+from sample_attention.routing.dispatch import plan_form
+
 from sample_attention import SampleAttentionConfig, Sequences, select
 from sample_attention.attention import hopper
 from sample_attention.attention.hopper import attend as launches
@@ -43,7 +45,7 @@ on_hopper = pytest.mark.gpu(hopper.CAPABILITY)
 
 
 RAGGED = (500, 100, 1, 300), (500, 300, 700, 300)
-"""Queries and keys of sequences in one batch: some of a single short run, some of several."""
+"""Queries and keys of sequences in one batch: some of a single small split, some of several."""
 
 
 def move_maxima(tops, m):
@@ -79,16 +81,16 @@ class Emulated:
 @pytest.fixture(params=["emulated", pytest.param("cuda", marks=on_hopper)])
 def device(request, monkeypatch):
     if request.param == "emulated":
-        for name in ("gather_attend_kernel", "merge_runs_kernel"):
+        for name in ("gather_attend_kernel", "merge_splits_kernel"):
             monkeypatch.setattr(launches, name, Emulated(getattr(launches, name)))
         monkeypatch.setattr(launches, "multiprocessors", lambda _: PROGRAMS)
         return torch.device("cpu")
     return request.getfixturevalue("hopper_gpu")
 
 
-@pytest.fixture(params=[128, 384], ids="runs of {}".format)
+@pytest.fixture(params=[128, 384], ids="splits of {}".format)
 def short_runs(request, monkeypatch):
-    monkeypatch.setattr(launches, "RUN", request.param)
+    monkeypatch.setattr(launches, "SPLIT_KEYS", request.param)
 
 
 @pytest.fixture
@@ -105,7 +107,7 @@ def attend(q, k, v, plan):
     problem = Problem.of(q, k, v, None if plan.sequences.uniform else plan.sequences)
     q, k, v = (as_batched(x, problem) for x in (q, k, v))
     with nan_poison():
-        out, lse = hopper.backend.attend(q, k, v, problem, plan, problem.scale(None))
+        out, lse = hopper.engine.attend(q, k, v, problem, plan, problem.scale(None))
     return (out[0].transpose(0, 1), lse[0]) if problem.sequences.packed else (out, lse)
 
 
@@ -229,7 +231,7 @@ def test_only_dense_tiles_at_the_end_are_split(device):
 @pytest.mark.usefixtures("short_runs")
 @pytest.mark.parametrize("page_size", [0, 16])
 @pytest.mark.parametrize("known", [True, False], ids=["lengths known", "lengths on the device"])
-def test_runs_of_a_sequence_do_not_depend_on_its_batch(device, page_size, known):
+def test_splits_of_a_sequence_do_not_depend_on_its_batch(device, page_size, known):
     packed, (q, k, v) = ragged(device)
     plan = select(q, k, CONFIGS["default"], sequences=packed, backend="eager")
     k_given, v_given, sequences = k, v, packed
@@ -255,32 +257,32 @@ def ragged(device):
 
 
 def test_room_for_runs_is_linear_in_the_keys(monkeypatch):
-    monkeypatch.setattr(launches, "RUN", 128)
+    monkeypatch.setattr(launches, "SPLIT_KEYS", 128)
     packed, _ = ragged("cpu")
-    runs = launches.runs_of(packed)
-    assert (runs.most, runs.total, runs.ends.tolist()) == (6, 16, [4, 7, 13, 16])
-    assert launches.runs_of(replace(packed, host_rows=None)).total == 4 * 6
+    splits = launches.splits_of(packed)
+    assert (splits.most, splits.total, splits.ends.tolist()) == (6, 16, [4, 7, 13, 16])
+    assert launches.splits_of(replace(packed, host_rows=None)).total == 4 * 6
     problem = Problem.of(*inputs("cpu", 1000))
-    assert launches.runs_of(problem.sequences) == launches.Runs(8, 8, None)
-    out, lse = launches.run_results(problem, launches.runs_of(problem.sequences))
+    assert launches.splits_of(problem.sequences) == launches.Splits(8, 8, None)
+    out, lse = launches.split_results(problem, launches.splits_of(problem.sequences))
     assert out.shape == (8, 2, 2, 128, 64)
     assert lse.shape == out.shape[:-1]
-    assert not len(launches.run_results(problem, launches.Runs(1, 1, None))[0])
+    assert not len(launches.split_results(problem, launches.Splits(1, 1, None))[0])
 
 
 def test_runs_without_a_key_weigh_nothing(device):
-    """The first row of a split tile has keys in the second run only, the second row in none."""
+    """The first row of a split tile has keys in the second split only, the second row in none."""
     q, k, _ = inputs(device, 256, heads=1)
     plan = by_hand(q, k, [[[[-1], [-1]]]], window=0)
-    run_out = torch.ones(2, 1, 2, 128, 64, device=device)
-    run_lse = torch.zeros(run_out.shape[:-1], device=device)
-    run_out[0, ..., :2, :], run_lse[0, ..., :2] = 0, -math.inf
-    run_out[1, ..., 1, :], run_lse[1, ..., 1] = 0, -math.inf
+    split_out = torch.ones(2, 1, 2, 128, 64, device=device)
+    split_lse = torch.zeros(split_out.shape[:-1], device=device)
+    split_out[0, ..., :2, :], split_lse[0, ..., :2] = 0, -math.inf
+    split_out[1, ..., 1, :], split_lse[1, ..., 1] = 0, -math.inf
     with nan_poison():
         out, lse = torch.empty_like(q), torch.empty(1, 1, 256, device=device)
-    launches.merge_runs_kernel[(2 * 128 // launches.MERGED_ROWS, 1, 1)](
-        run_out, run_lse, out, lse, plan.sequences.table, plan.dense.view(torch.int8), None,
-        out.stride()[:3], lse.stride(1), 2, 2, 128, NUM_HEADS=1, HEAD_DIM=64, RUN=128,
+    launches.merge_splits_kernel[(2 * 128 // launches.MERGED_ROWS, 1, 1)](
+        split_out, split_lse, out, lse, plan.sequences.table, plan.dense.view(torch.int8), None,
+        out.stride()[:3], lse.stride(1), 2, 2, 128, NUM_HEADS=1, HEAD_DIM=64, SPLIT_KEYS=128,
         ROWS=launches.MERGED_ROWS, num_warps=4,
     )  # fmt: skip
     assert out[0, 0, :128].isnan().all()  # a tile that was not split
@@ -302,16 +304,16 @@ def test_plans_of_another_form_are_refused(words, changes):
     config = SampleAttentionConfig.preset("pooled", **changes)
     q, k, _ = inputs("cpu", 200)
     plan = select(q, k, config, backend="eager")
-    for subject in (config, plan):
-        assert words in hopper.form_refusal(subject)
+    for form in (plan_form(config), plan.form):
+        assert words in hopper._form_refusal(form)
 
 
 def test_a_tail_of_rows_is_refused_and_one_of_segments_accepted():
     config = SampleAttentionConfig(dense_tail=7)
     q, k, _ = inputs("cpu", 200)
     plan = select(q, k, config, backend="eager")
-    assert hopper.form_refusal(config) is hopper.form_refusal(plan) is None
-    assert "dense_tail 7" in hopper.form_refusal(replace(plan, dense_tail=7))
+    assert hopper._form_refusal(plan_form(config)) is hopper._form_refusal(plan.form) is None
+    assert "dense_tail 7" in hopper._form_refusal(replace(plan, dense_tail=7).form)
 
 
 @pytest.mark.parametrize(
@@ -319,7 +321,7 @@ def test_a_tail_of_rows_is_refused_and_one_of_segments_accepted():
     [("head dim 32", {"dim": 32}), ("float32", {"dtype": torch.float32}), ("an NVIDIA GPU", {})],
 )
 def test_refusals_say_what_is_accepted(words, changes):
-    answer = hopper.backend.refusal(Problem.of(*inputs("cpu", 20, **changes)))
+    answer = hopper.engine.refusal(Problem.of(*inputs("cpu", 20, **changes)))
     assert words in answer
     assert "accepted" in answer
 
@@ -365,7 +367,7 @@ def test_replays_in_a_graph_without_a_host_sync(hopper_gpu, kv_len):
     q, k, v = inputs(hopper_gpu, 1000, kv_len, dim=128, heads=4, kv_heads=2)
     plan = select(q, k, CONFIGS["default"])
     problem = Problem.of(q, k, v)
-    run = partial(hopper.backend.attend, q, k, v, problem, plan, problem.scale(None))
+    run = partial(hopper.engine.attend, q, k, v, problem, plan, problem.scale(None))
     run()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()

@@ -11,9 +11,9 @@ gluon = pytest.importorskip("triton.experimental.gluon._runtime", reason="this t
 
 from triton.backends.compiler import GPUTarget  # noqa: E402
 
-from sample_attention.attention.hopper.attend import MERGED_ROWS, RUN, TILES  # noqa: E402
+from sample_attention.attention.hopper.attend import MERGED_ROWS, SPLIT_KEYS, TILES  # noqa: E402
 from sample_attention.attention.hopper.gather_kernel import gather_attend_kernel  # noqa: E402
-from sample_attention.attention.hopper.merge_kernel import merge_runs_kernel  # noqa: E402
+from sample_attention.attention.hopper.merge_kernel import merge_splits_kernel  # noqa: E402
 
 SHARED_BYTES = 227 * 1024
 THREADS = 128
@@ -23,10 +23,10 @@ STACK_BYTES = 16
 """Two or three spilled registers where a tile begins; more mean a slow main loop."""
 
 TYPES = {
-    **dict.fromkeys(("Lse", "RunOut", "RunLse"), "*fp32"),
+    **dict.fromkeys(("Lse", "SplitOut", "SplitLse"), "*fp32"),
     **dict.fromkeys(("Q", "K", "V", "Out"), "*bf16"),
     **dict.fromkeys(
-        ("Table", "PageTable", "Window", "Indices", "Counts", "RunEnds", "Counter"), "*i32"
+        ("Table", "PageTable", "Window", "Indices", "Counts", "SplitEnds", "Counter"), "*i32"
     ),
     **dict.fromkeys(("q_strides", "k_strides", "v_strides", "out_strides"), ("i32",) * 3),
     "Offsets": "*i64", "Dense": "*i8", "scale": "fp32",
@@ -43,15 +43,15 @@ CASES = {
         **PAGED,
         "WIDE": True,
         "ALIKE": False,
-        "RunEnds": ...,
+        "SplitEnds": ...,
     },
 }
 """Constants that differ from the usual; `...`: not constant after all."""
 
 USUAL = {
     "NUM_KV_HEADS": 2, "GROUP": 6, "NUM_HEADS": 12, "HEAD_DIM": 128, "PAGE_SIZE": 0,
-    "PageTable": None, "page_table_stride": None, "WIDE": False, "ALIKE": True, "RUN": RUN,
-    "RunEnds": None, "ROWS": MERGED_ROWS,
+    "PageTable": None, "page_table_stride": None, "WIDE": False, "ALIKE": True,
+    "SPLIT_KEYS": SPLIT_KEYS, "SplitEnds": None, "ROWS": MERGED_ROWS,
 }  # fmt: skip
 
 
@@ -74,8 +74,8 @@ def test_fits(compiled):
 @pytest.mark.parametrize("head_dim", TILES)
 @pytest.mark.parametrize("ends", [None, ...], ids=["alike", "sequences that differ"])
 def test_merging_takes_neither_shared_memory_nor_stack(head_dim, ends, tmp_path):
-    constants = {**USUAL, "HEAD_DIM": head_dim, "RunEnds": ends}
-    kernel, path = _compile(merge_runs_kernel, constants, tmp_path)
+    constants = {**USUAL, "HEAD_DIM": head_dim, "SplitEnds": ends}
+    kernel, path = _compile(merge_splits_kernel, constants, tmp_path)
     assert kernel.metadata.shared == 0
     assert _resources(path) == {"STACK": 0, "LOCAL": 0}
     assert "LDG.E.128" in _cuobjdump("-sass", path)

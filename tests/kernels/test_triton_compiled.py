@@ -17,19 +17,21 @@ from sample_attention.attention.triton import attend_kernel  # noqa: E402
 from sample_attention.attention.triton.attend import tile_shape  # noqa: E402
 from sample_attention.selection.bins import LOWEST_BITS, NUM_CLASSES  # noqa: E402
 from sample_attention.selection.triton import column_mass as mass  # noqa: E402
-from sample_attention.selection.triton import column_mass_kernel as mass_kernel  # noqa: E402
-from sample_attention.selection.triton import lists as filtering  # noqa: E402
-from sample_attention.selection.triton import lists_kernel as filter_kernel  # noqa: E402
-from sample_attention.selection.triton import moments as spread  # noqa: E402
-from sample_attention.selection.triton import moments_kernel as spread_kernel  # noqa: E402
-from sample_attention.selection.triton import peaks as outliers  # noqa: E402
-from sample_attention.selection.triton import peaks_kernel as outlier_kernel  # noqa: E402
-from sample_attention.selection.triton import published_kernel as blocks_kernel  # noqa: E402
-from sample_attention.selection.triton import sampled_mass as counting  # noqa: E402
-from sample_attention.selection.triton import sampled_mass_kernel as count_kernel  # noqa: E402
-from sample_attention.selection.triton.lists import BLOCK_CLASSES  # noqa: E402
+from sample_attention.selection.triton import column_mass_kernel as mass_kernels  # noqa: E402
+from sample_attention.selection.triton import (  # noqa: E402
+    lists,
+    lists_kernel,
+    moments,
+    moments_kernel,
+    peaks,
+    peaks_kernel,
+    published_kernel,
+)
+from sample_attention.selection.triton import sampled_mass as sampled  # noqa: E402
+from sample_attention.selection.triton import sampled_mass_kernel as sampled_kernels  # noqa: E402
+from sample_attention.selection.triton.lists import BLOCK_BINS  # noqa: E402
 from sample_attention.selection.triton.published import MASS_LAUNCH  # noqa: E402
-from sample_attention.selection.triton.row_tables import TILE_ROWS  # noqa: E402
+from sample_attention.selection.triton.row_tables import SCORED_TOGETHER  # noqa: E402
 
 SHARED_BYTES = {80: 163 * 1024, 90: 227 * 1024, 100: 227 * 1024}
 """Most shared memory a block may take, by capability."""
@@ -39,136 +41,144 @@ STACK_BYTES = {80: 128, 90: 128, 100: 288}
 
 Tiles are measured on an H100; nothing was tuned for sm_100 yet, where one more kernel spills."""
 
-SPILLING = {(80, "probe sums, pages"), (90, "probe sums, 256"), (90, "counts, 256")}
+SPILLING = {(80, "sampled sums, pages"), (90, "sampled sums, 256"), (90, "counts, 256")}
 """Kernels that spill more since triton 3.9; each is right, and slower than it could be."""
 
 # Types by the name of the argument, which means the same in every kernel.
 TYPES = {
-    **dict.fromkeys(("Q", "K", "V", "X", "Out", "Means", "Spreads"), "*bf16"),
+    **dict.fromkeys(("Q", "K", "V", "X", "Out", "Means", "Variances"), "*bf16"),
     **dict.fromkeys(
-        ("Lse", "Parts", "Share", "Column", "Slash", "Largest", "Sums", "Shift", "HeavyMass",
-         "Tops", "Totals", "Coverage", "KeySums"),
+        ("Lse", "Parts", "Share", "Column", "Slash", "RowMax", "RowSum", "LogNorm", "HeavyMass",
+         "RankMax", "RankSum", "Coverage", "KeySums"),
         "*fp32",
     ),
     **dict.fromkeys(
         ("Table", "PageTable", "Window", "Indices", "Counts", "At", "Position", "Edge", "Low",
          "High", "Nearest", "Limits", "Threshold", "HeavyCounts", "Heavy",
-         "Bits", "Outliers", "Peaks"), "*i32",
+         "Bits", "FarthestRows", "Peaks"), "*i32",
     ),
     **dict.fromkeys(("Offsets", "Used"), "*i64"),
     **dict.fromkeys(("dense_above", "scale", "half", "high"), "fp32"),
     **dict.fromkeys(
         ("strides", "q_strides", "k_strides", "v_strides", "out_strides"), ("i64",) * 3
     ),
-    "Dense": "*i8", "Always": "*i8", "Mass": "*bf16", "Class": "*u8",
+    "Dense": "*i8", "Always": "*i8", "Mass": "*bf16", "Bins": "*u8",
 }  # fmt: skip
 """All others are numbers, i32."""
 
 KEYS = {
-    "NUM_HEADS": 32, "GROUP": 4, "HEAD_DIM": 128, "BLOCK_D": 128, "BLOCK_M": TILE_ROWS,
+    "NUM_HEADS": 32, "GROUP": 4, "HEAD_DIM": 128, "BLOCK_D": 128, "BLOCK_M": SCORED_TOGETHER,
     "PAGE_SIZE": 0, "WIDE": False, "PageTable": None, "page_table_stride": None,
-    "BY_SEQUENCE": False, "LOWEST_BITS": LOWEST_BITS, "HIGHEST_CLASS": NUM_CLASSES - 1,
-    "RESIDUAL": True, "NUM_CLASSES": NUM_CLASSES, "ALIKE": True,
+    "BY_SEQUENCE": False, "LOWEST_BITS": LOWEST_BITS, "HIGHEST_BIN": NUM_CLASSES - 1,
+    "RESIDUAL": True, "NUM_BINS": NUM_CLASSES, "ALIKE": True,
 }  # fmt: skip
 """Constants by the name of the argument; each kernel takes those that it has."""
 
 WIDEST = {"HEAD_DIM": 256, "BLOCK_D": 256}
 SPREAD = {
-    "SEGMENT": 128, "ROW_STRIDE": 8, "ROWS": 16, "HEADS": 4, "BLOCK_S": 1, "PROBES": 1024,
-    "BLOCK_P": 1024, "MOST_HEAVY": 512, "ROOM": spread.ROOM, "PARTS": spread.PARTS, "OUTLIERS": 8,
+    "SEGMENT": 128, "SAMPLE_STRIDE": 8, "ROWS": 16, "HEADS": 4, "BLOCK_S": 1, "SAMPLED_KEYS": 1024,
+    "BLOCK_P": 1024, "MOST_HEAVY": 512, "ROOM": moments.ROOM, "PARTS": moments.PARTS, "FARTHEST": 8,
     "TYPES": {"Mass": "*fp32"},
 }  # fmt: skip
-PEAKS = {**SPREAD, **outliers.peak_tile(8, 128), **outliers.PEAK_LAUNCH}
-DECIDE = {**SPREAD, **counting.DECIDE_LAUNCH}
+PEAKS = {**SPREAD, **peaks.peak_tile(8, 128), **peaks.PEAK_LAUNCH}
+THRESHOLD = {**SPREAD, **sampled.THRESHOLD_LAUNCH}
 PAGED = {"PAGE_SIZE": 16, "PageTable": ..., "page_table_stride": ...}
-RANKS, COUNTS = {"Mass": None}, {"Class": None}
+RANKS, COUNTS = {"Mass": None}, {"Bins": None}
 CHUNKS = {"CHUNK": mass.LSE_CHUNK}
 NORMALISE = {**CHUNKS, **mass.lse_launch(128)}
 RUNS = {"ROWS": 16, "CHUNK": mass.CHUNK_KEYS, **mass.SEGMENT_LAUNCH}
 TILES = {"BLOCK_TILES": 64, **mass.COLUMN_LAUNCH}
 CASES = {
-    "mean_query": (mass_kernel.mean_query_kernel, {"BLOCK_M": 32, "num_warps": 2}),
-    "finite": (mass_kernel.finite_kernel, {"FIRST": 3, "TOKENS": mass.FINITE_TOKENS}),
-    "row_lse": (mass_kernel.row_lse_kernel, NORMALISE),
-    "row_lse, 256": (mass_kernel.row_lse_kernel, {**CHUNKS, **WIDEST, **mass.lse_launch(256)}),
-    "row_lse, pages": (mass_kernel.row_lse_kernel, {**NORMALISE, **PAGED}),
+    "mean_query": (mass_kernels.mean_query_kernel, {"BLOCK_M": 32, "num_warps": 2}),
+    "finite": (mass_kernels.finite_kernel, {"QUERIES": False, "TOKENS": mass.FINITE_TOKENS}),
+    "row_lse": (mass_kernels.row_lse_kernel, NORMALISE),
+    "row_lse, 256": (mass_kernels.row_lse_kernel, {**CHUNKS, **WIDEST, **mass.lse_launch(256)}),
+    "row_lse, pages": (mass_kernels.row_lse_kernel, {**NORMALISE, **PAGED}),
     "merge_lse": (
-        mass_kernel.merge_lse_kernel, {"ROWS": 16, "BLOCK": mass.MERGED_ROWS, "num_warps": 4},
+        mass_kernels.merge_lse_kernel, {"ROWS": 16, "BLOCK": mass.MERGED_TOGETHER, "num_warps": 4},
     ),
     "ranks": (
-        mass_kernel.segment_mass_kernel, {**RUNS, **RANKS, "ROWS": 4, "BY_SEQUENCE": True},
+        mass_kernels.segment_mass_kernel, {**RUNS, **RANKS, "ROWS": 4, "BY_SEQUENCE": True},
     ),
-    "counts": (mass_kernel.segment_mass_kernel, {**RUNS, **COUNTS}),
-    "counts, 256": (mass_kernel.segment_mass_kernel, {**RUNS, **COUNTS, **WIDEST}),
-    "counts, pages": (mass_kernel.segment_mass_kernel, {**RUNS, **COUNTS, **PAGED}),
-    "columns": (mass_kernel.column_mass_kernel, {**TILES, **COUNTS}),
-    "columns, 256": (mass_kernel.column_mass_kernel, {**TILES, **COUNTS, **WIDEST}),
-    "columns, pages": (mass_kernel.column_mass_kernel, {**TILES, **PAGED}),
-    "blocks": (blocks_kernel.block_mass_kernel, {"BLOCK_N": 128, "SLOTS": 3, **MASS_LAUNCH}),
-    "blocks of 16": (blocks_kernel.block_mass_kernel, {"BLOCK_N": 16, "SLOTS": 10, **MASS_LAUNCH}),
-    "threshold": (filter_kernel.threshold_kernel, {"BLOCK": BLOCK_CLASSES}),
-    "flag": (filter_kernel.flag_kernel, filtering.FLAG_LAUNCH),
-    "place": (filter_kernel.place_kernel, filtering.PLACE_LAUNCH),
-    "compact": (filter_kernel.compact_kernel, filtering.COMPACT_LAUNCH),
-    "key_sums": (spread_kernel.key_sums_kernel, {**spread.CENTRES, **spread.KEY_SUMS_LAUNCH}),
+    "counts": (mass_kernels.segment_mass_kernel, {**RUNS, **COUNTS}),
+    "counts, 256": (mass_kernels.segment_mass_kernel, {**RUNS, **COUNTS, **WIDEST}),
+    "counts, pages": (mass_kernels.segment_mass_kernel, {**RUNS, **COUNTS, **PAGED}),
+    "columns": (mass_kernels.column_mass_kernel, {**TILES, **COUNTS}),
+    "columns, 256": (mass_kernels.column_mass_kernel, {**TILES, **COUNTS, **WIDEST}),
+    "columns, pages": (mass_kernels.column_mass_kernel, {**TILES, **PAGED}),
+    "blocks": (published_kernel.block_mass_kernel, {"BLOCK_N": 128, "SLOTS": 3, **MASS_LAUNCH}),
+    "blocks of 16": (
+        published_kernel.block_mass_kernel, {"BLOCK_N": 16, "SLOTS": 10, **MASS_LAUNCH},
+    ),
+    "threshold": (lists_kernel.threshold_kernel, {"BLOCK": BLOCK_BINS}),
+    "flag": (lists_kernel.flag_kernel, lists.FLAG_LAUNCH),
+    "offsets": (lists_kernel.offsets_kernel, lists.OFFSETS_LAUNCH),
+    "compact": (lists_kernel.compact_kernel, lists.COMPACT_LAUNCH),
+    "key_sums": (moments_kernel.key_sums_kernel, {**moments.CENTRES, **moments.KEY_SUMS_LAUNCH}),
     "key_sums, 256": (
-        spread_kernel.key_sums_kernel, {**spread.CENTRES, **spread.KEY_SUMS_LAUNCH, **WIDEST},
+        moments_kernel.key_sums_kernel, {**moments.CENTRES, **moments.KEY_SUMS_LAUNCH, **WIDEST},
     ),
     "key_sums, pages": (
-        spread_kernel.key_sums_kernel, {**spread.CENTRES, **spread.KEY_SUMS_LAUNCH, **PAGED},
+        moments_kernel.key_sums_kernel, {**moments.CENTRES, **moments.KEY_SUMS_LAUNCH, **PAGED},
     ),
     "moments": (
-        spread_kernel.moments_kernel,
-        {**SPREAD, **spread.CENTRES, "BLOCK_M": 128, **spread.MOMENTS_LAUNCH},
+        moments_kernel.moments_kernel,
+        {**SPREAD, **moments.CENTRES, "BLOCK_M": 128, **moments.MOMENTS_LAUNCH},
     ),
-    "spread ranks": (
-        spread_kernel.rank_kernel,
-        {**SPREAD, **spread.rank_tile(128, 4), **spread.RANK_LAUNCH},
+    "ranks by moments": (
+        moments_kernel.rank_kernel,
+        {**SPREAD, **moments.rank_tile(128, 4), **moments.RANK_LAUNCH},
     ),
-    "spread ranks, 256": (
-        spread_kernel.rank_kernel,
-        {**SPREAD, **spread.rank_tile(256, 4), **spread.RANK_LAUNCH, **WIDEST},
+    "ranks by moments, 256": (
+        moments_kernel.rank_kernel,
+        {**SPREAD, **moments.rank_tile(256, 4), **moments.RANK_LAUNCH, **WIDEST},
     ),
-    "probe ranks": (
-        spread_kernel.probe_kernel,
-        {**SPREAD, **spread.rank_tile(128, 4), **spread.PROBE_LAUNCH},
+    "rank sums": (
+        moments_kernel.rank_sum_kernel,
+        {**SPREAD, **moments.rank_tile(128, 4), **moments.RANK_SUM_LAUNCH},
     ),
-    "probe ranks, 256": (
-        spread_kernel.probe_kernel,
-        {**SPREAD, **spread.rank_tile(256, 4), **spread.PROBE_LAUNCH, **WIDEST},
+    "rank sums, 256": (
+        moments_kernel.rank_sum_kernel,
+        {**SPREAD, **moments.rank_tile(256, 4), **moments.RANK_SUM_LAUNCH, **WIDEST},
     ),
-    "outliers": (
-        outlier_kernel.outlier_kernel, {**SPREAD, "ROWS": 32, **outliers.outlier_launch(32)},
+    "farthest rows": (
+        peaks_kernel.farthest_rows_kernel, {**SPREAD, "ROWS": 32, **peaks.farthest_launch(32)},
     ),
-    "outliers, all rows": (
-        outlier_kernel.outlier_kernel, {**SPREAD, "ROWS": 128, **outliers.outlier_launch(128)},
+    "farthest rows, all rows": (
+        peaks_kernel.farthest_rows_kernel, {**SPREAD, "ROWS": 128, **peaks.farthest_launch(128)},
     ),
-    "peaks": (outlier_kernel.peak_kernel, PEAKS),
+    "peaks": (peaks_kernel.peak_kernel, PEAKS),
     "peaks, 256": (
-        outlier_kernel.peak_kernel, {**PEAKS, **outliers.peak_tile(8, 256), **WIDEST},
+        peaks_kernel.peak_kernel, {**PEAKS, **peaks.peak_tile(8, 256), **WIDEST},
     ),
-    "peaks, pages": (outlier_kernel.peak_kernel, {**PEAKS, **PAGED}),
-    "heavy sums": (count_kernel.heavy_lse_kernel, {**SPREAD, **counting.HEAVY_LSE_LAUNCH}),
+    "peaks, pages": (peaks_kernel.peak_kernel, {**PEAKS, **PAGED}),
+    "heavy sums": (sampled_kernels.heavy_lse_kernel, {**SPREAD, **sampled.HEAVY_LSE_LAUNCH}),
     "heavy sums, 256": (
-        count_kernel.heavy_lse_kernel, {**SPREAD, **counting.HEAVY_LSE_LAUNCH, **WIDEST},
+        sampled_kernels.heavy_lse_kernel, {**SPREAD, **sampled.HEAVY_LSE_LAUNCH, **WIDEST},
     ),
-    "probe sums": (count_kernel.probe_lse_kernel, {**SPREAD, **counting.PROBE_LSE_LAUNCH}),
-    "probe sums, 256": (
-        count_kernel.probe_lse_kernel, {**SPREAD, **counting.PROBE_LSE_LAUNCH, **WIDEST},
+    "sampled sums": (sampled_kernels.sampled_lse_kernel, {**SPREAD, **sampled.SAMPLED_LSE_LAUNCH}),
+    "sampled sums, 256": (
+        sampled_kernels.sampled_lse_kernel, {**SPREAD, **sampled.SAMPLED_LSE_LAUNCH, **WIDEST},
     ),
-    "probe sums, pages": (
-        count_kernel.probe_lse_kernel, {**SPREAD, **counting.PROBE_LSE_LAUNCH, **PAGED},
+    "sampled sums, pages": (
+        sampled_kernels.sampled_lse_kernel, {**SPREAD, **sampled.SAMPLED_LSE_LAUNCH, **PAGED},
     ),
-    "probe mass": (count_kernel.probe_mass_kernel, {**SPREAD, **counting.PROBE_MASS_LAUNCH}),
-    "probe mass, 256": (
-        count_kernel.probe_mass_kernel, {**SPREAD, **counting.PROBE_MASS_LAUNCH, **WIDEST},
+    "sampled mass": (
+        sampled_kernels.sampled_mass_kernel, {**SPREAD, **sampled.SAMPLED_MASS_LAUNCH},
     ),
-    "probe mass, pages": (
-        count_kernel.probe_mass_kernel, {**SPREAD, **counting.PROBE_MASS_LAUNCH, **PAGED},
+    "sampled mass, 256": (
+        sampled_kernels.sampled_mass_kernel, {**SPREAD, **sampled.SAMPLED_MASS_LAUNCH, **WIDEST},
     ),
-    "decide": (count_kernel.decide_kernel, DECIDE),
-    "decide, 256": (count_kernel.decide_kernel, {**DECIDE, **WIDEST}),
-    "decide, no outliers": (count_kernel.decide_kernel, {**DECIDE, "Peaks": None}),
+    "sampled mass, pages": (
+        sampled_kernels.sampled_mass_kernel, {**SPREAD, **sampled.SAMPLED_MASS_LAUNCH, **PAGED},
+    ),
+    "threshold and flag": (sampled_kernels.threshold_and_flag_kernel, THRESHOLD),
+    "threshold and flag, 256": (
+        sampled_kernels.threshold_and_flag_kernel, {**THRESHOLD, **WIDEST},
+    ),
+    "threshold and flag, no peaks": (
+        sampled_kernels.threshold_and_flag_kernel, {**THRESHOLD, "Peaks": None},
+    ),
     "attend": (attend_kernel.attend_kernel, {"ALIGN": 128, "KEY_BLOCK": 1, "LISTS_LEFT": True}),
     "attend, blocks": (
         attend_kernel.attend_kernel,
@@ -196,7 +206,7 @@ def test_compiles(capability, name, tmp_path):
     constants = {**KEYS, **own}
     if kernel is attend_kernel.attend_kernel:
         tile = tile_shape(
-            constants["HEAD_DIM"], TILE_ROWS, divmod(capability, 10), paged="pages" in name
+            constants["HEAD_DIM"], SCORED_TOGETHER, divmod(capability, 10), paged="pages" in name
         )
         constants.update(tile)
     options = {x: constants[x] for x in ("num_warps", "num_stages", "maxnreg") if x in constants}
@@ -212,8 +222,8 @@ def test_compiles(capability, name, tmp_path):
 
 def test_every_kernel_is_compiled():
     modules = (
-        attend_kernel, blocks_kernel, count_kernel, filter_kernel, mass_kernel, outlier_kernel,
-        spread_kernel,
+        attend_kernel, lists_kernel, mass_kernels, moments_kernel, peaks_kernel, published_kernel,
+        sampled_kernels,
     )  # fmt: skip
     entries = {x for m in modules for name, x in vars(m).items() if name.endswith("_kernel")}
     assert entries == {kernel for kernel, _ in CASES.values()}

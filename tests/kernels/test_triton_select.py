@@ -240,7 +240,7 @@ def test_lists_that_share_probes_share_tiles(monkeypatch, assert_selected, heads
     """Of heads that share keys, and of segments side by side, whose distances may differ."""
     q, k, _ = make_qkv(200, 330, num_heads=heads[0], num_kv_heads=heads[1], head_dim=16)
     alone = select(q[:, :, 62:126], k[:, :, :256], CONFIGS["spread"])  # the second of four
-    monkeypatch.setattr(module("sampled_mass"), "TILE_ROWS", 2 * tile)
+    monkeypatch.setattr(module("sampled_mass"), "SAMPLED_TOGETHER", 2 * tile)
     plan = select(q, k, CONFIGS["spread"])
     assert_selected(plan, q[0], k[0], CONFIGS["spread"])
     assert [head[1:2] for head in lists_of(plan, 0)] == lists_of(alone, 0)
@@ -249,7 +249,7 @@ def test_lists_that_share_probes_share_tiles(monkeypatch, assert_selected, heads
 @pytest.mark.parametrize("runs", [1, 2, 16])
 def test_sums_of_keys_are_joined(monkeypatch, assert_selected, runs):
     """Seven whole runs of keys, whose mean is far from zero."""
-    monkeypatch.setitem(module("moments").CENTRES, "RUNS", runs)
+    monkeypatch.setitem(module("moments").CENTRES, "TILES", runs)
     q, k, _ = make_qkv(64, 1000, num_heads=2, num_kv_heads=1, head_dim=12)
     k += 2
     plan = select(q, k, CONFIGS["spread"])
@@ -280,7 +280,7 @@ def test_rows_of_blocks_in_groups_change_nothing(monkeypatch):
     q, k, _, sequences = packed()
     config = CONFIGS["mlsys, blocks of 64"]
     expected = select(q, k, config, sequences=sequences)
-    monkeypatch.setattr(module("blocks"), "ROWS_AT_ONCE", 1)
+    monkeypatch.setattr(module("published"), "ROWS_AT_ONCE", 1)
     assert every_list(select(q, k, config, sequences=sequences)) == every_list(expected)
 
 

@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from ..dense import limited
-from ..problem import Problem, Row, Sequences, in_one_width
+from ..problem import Problem, SequenceRow, Sequences, in_one_width
 from ..problem.modes import autocasts, outside_autocast
 from ..routing.policy import Policy
 from ..routing.route import all_dense, route
-from ..routing.run import Measured, run
+from ..routing.run import Measured, run_route
 from ..selection.rule import Rule
 from .layout import Rows, sequences_of
 
@@ -81,13 +81,13 @@ def compute(call: LayerCall, rows: Rows | None) -> tuple[Tensor, list[LayerPart]
         return _compute_group(call, None)
     out, parts = torch.zeros_like(call.q), list[LayerPart]()
     for group in _groups(call, rows):
-        batch = sorted({row[0] for row in group})
+        batch = sorted({row.batch for row in group})
         if len(batch) == len(call.q):
             some, done = _compute_group(call, sequences_of(group, call.q.device))
             out += some
         else:
             q, k, v = (x[batch] for x in (call.q, call.k, call.v))
-            moved = tuple((batch.index(row[0]), *row[1:]) for row in group)
+            moved = tuple(row._replace(batch=batch.index(row.batch)) for row in group)
             alone = replace(call, q=q, k=k, v=v)
             some, done = _compute_group(alone, sequences_of(moved, q.device))
             out[batch] += some
@@ -106,9 +106,9 @@ def _compute_alike(call: LayerCall, rows: Rows | None) -> tuple[Tensor, list[Lay
 
 def _groups(call: LayerCall, rows: Rows) -> list[Rows]:
     """The sequences that are longer than the layer's window, and the others."""
-    split: dict[bool, list[Row]] = {}
+    split: dict[bool, list[SequenceRow]] = {}
     for row in rows:
-        split.setdefault(_limit(call, row[4]) is None, []).append(row)
+        split.setdefault(_limit(call, row.kv_len) is None, []).append(row)
     return [tuple(group) for group in split.values()]
 
 
@@ -126,7 +126,7 @@ def _compute_group(call: LayerCall, sequences: Sequences | None) -> tuple[Tensor
     scale, longest = problem.scale(call.scale), problem.sequences.max_kv_len
     reason = _limit(call, longest)
     if reason is None:
-        measured = run(
+        measured = run_route(
             qkv, problem, route(problem, call.config, policy=call.policy), scale,
             keep_plan=call.keep_plan, with_lse=call.sinks is not None,
         )  # fmt: skip

@@ -17,10 +17,10 @@ from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ..errors import InvalidInput
-from ..problem import Row, Sequences
+from ..problem import SequenceRow, Sequences
 from ..problem.modes import lasting
 
-Rows: TypeAlias = tuple[Row, ...]
+Rows: TypeAlias = tuple[SequenceRow, ...]
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ def layout_of_mask(mask: Tensor, q_len: int, window: int | None = None) -> Layou
     width = mask.shape[1]
     ones = mask.int()
     first, after = ones.argmax(1), width - ones.flip(1).argmax(1)
-    rows: list[Row] = []
+    rows: list[SequenceRow] = []
     whole = True
     for b, (n, lo, hi) in enumerate(torch.stack([ones.sum(1), first, after], 1).tolist()):
         whole = whole and n == width
@@ -66,7 +66,7 @@ def layout_of_mask(mask: Tensor, q_len: int, window: int | None = None) -> Layou
             return Layout(width, None, mask, window)
         q_lo = max(lo, width - q_len)
         if q_lo < hi:
-            rows.append((b, q_lo - (width - q_len), hi - q_lo, lo, n))
+            rows.append(SequenceRow(b, q_lo - (width - q_len), hi - q_lo, lo, n))
     return Layout(width, None if whole else tuple(rows), None, window)
 
 
@@ -90,15 +90,15 @@ def in_chunks(layout: Layout, q_len: int, chunk: int, starts: Sequence[int]) -> 
         return layout
     if layout.holes is not None or layout.packed:
         return replace(layout, refusal="joins chunks of attention to gaps or packed sequences")
-    whole = tuple((b, 0, q_len, 0, layout.width) for b in range(len(starts)))
-    rows: list[Row] = []
+    whole = tuple(SequenceRow(b, 0, q_len, 0, layout.width) for b in range(len(starts)))
+    rows: list[SequenceRow] = []
     for b, q_start, queries, kv_start, keys in whole if layout.rows is None else layout.rows:
         end, first = kv_start + keys, kv_start + keys - queries
         cuts = range(kv_start + chunk - (kv_start - starts[b]) % chunk, end, chunk)
         for lo, hi in itertools.pairwise([kv_start, *cuts, end]):
             if hi > first:
                 seen = max(lo, first)
-                rows.append((b, q_start + seen - first, hi - seen, lo, hi - lo))
+                rows.append(SequenceRow(b, q_start + seen - first, hi - seen, lo, hi - lo))
     return replace(layout, rows=tuple(rows))
 
 
@@ -128,24 +128,24 @@ def rows_of_totals(cu_seqlens_q: Tensor, cu_seqlens_k: Tensor) -> Rows:
     q_ends, kv_ends = ([int(x) for x in cu.tolist()] for cu in (cu_seqlens_q, cu_seqlens_k))
     if len(q_ends) != len(kv_ends):
         raise InvalidInput(f"there are {len(q_ends)} totals of queries and {len(kv_ends)} of keys")
-    rows: list[Row] = []
+    rows: list[SequenceRow] = []
     spans = zip(q_ends, q_ends[1:], kv_ends, kv_ends[1:], strict=False)
     for q_start, q_end, kv_start, kv_end in spans:
         if q_end - q_start > kv_end - kv_start:
             raise InvalidInput(f"{q_end - q_start} queries on {kv_end - kv_start} keys")
         if q_end > q_start:
-            rows.append((0, q_start, q_end - q_start, kv_start, kv_end - kv_start))
+            rows.append(SequenceRow(0, q_start, q_end - q_start, kv_start, kv_end - kv_start))
     return tuple(rows)
 
 
 def rows_of_holes(mask: Tensor, q_len: int) -> Rows:
     """Rows of the tokens of `mask`, `[B, W]`, gathered one after another; all in batch row 0."""
     counts = torch.stack([mask[:, mask.shape[1] - q_len :].sum(1), mask.sum(1)], 1).tolist()
-    rows: list[Row] = []
+    rows: list[SequenceRow] = []
     q_start = kv_start = 0
     for queries, keys in counts:
         if queries:
-            rows.append((0, q_start, queries, kv_start, keys))
+            rows.append(SequenceRow(0, q_start, queries, kv_start, keys))
         q_start, kv_start = q_start + queries, kv_start + keys
     return tuple(rows)
 
@@ -153,8 +153,8 @@ def rows_of_holes(mask: Tensor, q_len: int) -> Rows:
 @lasting(64)
 def sequences_of(rows: Rows, device: torch.device) -> Sequences:
     """The rows as a table on the device; the same rows give the same object."""
-    table = torch.tensor(rows, dtype=torch.int32, device=device).view(-1, 5)
-    bounds = max(r[2] for r in rows), max(r[4] for r in rows)
+    table = torch.tensor(rows, dtype=torch.int32, device=device)
+    bounds = max(r.q_len for r in rows), max(r.kv_len for r in rows)
     return Sequences(table, *bounds, host_rows=rows)
 
 
@@ -221,6 +221,6 @@ def _rows_from_starts(starts: Tensor) -> Rows:
     found: list[list[int]] = starts.nonzero().tolist()
     ends = [s if s else length for _, s in found[1:]] + [length]
     return tuple(
-        (b, start, end - start, start, end - start)
+        SequenceRow(b, start, end - start, start, end - start)
         for (b, start), end in zip(found, ends, strict=True)
     )

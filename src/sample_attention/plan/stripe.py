@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..errors import InvalidInput, PlanMismatch
 from ..problem import Problem, Sequences
+from .window import window_edge
 
 WHOLE = 2**30
 """Segment length of a plan whose rows all share one selection."""
@@ -135,8 +136,7 @@ class StripePlan:
     def _density(self, n: int) -> Tensor:
         _, _, q_len, _, kv_len = self.sequences.rows()[n]
         p = torch.arange(kv_len - q_len, kv_len, device=self.indices.device)
-        align = self.window_alignment
-        edge = (p // align * align - self.window[n] + 1).clamp(min=0)
+        edge = window_edge(p, self.window[n], self.window_alignment).clamp(min=0)
         g = p // self.segment - (kv_len - q_len) // self.segment
         every = self.dense[n][:, g] | (p >= kv_len - self.dense_tail)
         kept = p + 1 - edge + self._listed_left_of(n, g, edge)

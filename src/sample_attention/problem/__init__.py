@@ -1,11 +1,11 @@
 """What was given: tensors, and where each sequence's queries and keys lie in them."""
 
 from .problem import Problem, as_batched, in_one_width, part_of, rows_of
-from .sequences import Row, Sequences, keys_of
+from .sequences import SequenceRow, Sequences, keys_of
 
 __all__ = [
     "Problem",
-    "Row",
+    "SequenceRow",
     "Sequences",
     "as_batched",
     "in_one_width",

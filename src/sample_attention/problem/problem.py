@@ -21,7 +21,7 @@ from ..errors import InvalidInput
 from .forms import Form, check_forms, check_heads, form_of
 from .modes import lasting
 from .pages import check_pages
-from .sequences import Sequences, check_lengths
+from .sequences import SequenceRow, Sequences, check_lengths
 
 _MOST = sys.float_info.max
 """Largest factor on q.k; integers may be larger."""
@@ -193,7 +193,7 @@ def _uniform_problem(q: Form, k: Form, v: Form) -> Problem:
     _, kv_heads, kv_len, _ = k[0]
     check_heads(num_heads, kv_heads)
     check_lengths(q_len, kv_len, "the batch")
-    rows = tuple((b, 0, q_len, 0, kv_len) for b in range(batch))
+    rows = tuple(SequenceRow(b, 0, q_len, 0, kv_len) for b in range(batch))
     table = torch.tensor(rows, dtype=torch.int32, device=device)
     sequences = Sequences(table, q_len, kv_len, uniform=True, host_rows=rows)
     width = _v_head_dim(k[0], v[0])

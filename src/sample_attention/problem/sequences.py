@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 from dataclasses import dataclass, field, replace
-from typing import TypeAlias
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,8 +19,16 @@ from ..config.checks import as_length
 from ..errors import InvalidInput
 from .pages import check_page_table, gather_pages
 
-Row: TypeAlias = tuple[int, int, int, int, int]
-"""(batch, q_start, q_len, kv_start, kv_len) of one sequence."""
+
+class SequenceRow(NamedTuple):
+    """Where one sequence lies: a row of `Sequences.table`, on the host and in kernels."""
+
+    batch: int
+    q_start: int
+    q_len: int
+    kv_start: int
+    kv_len: int
+
 
 LAST_POSITION = 2**31 - 1
 """Largest position: they are kept as int32."""
@@ -54,7 +62,7 @@ class Sequences:
     uniform: bool = False
     page_table: Tensor | None = None
     page_size: int = 0
-    host_rows: tuple[Row, ...] | None = field(default=None, compare=False, repr=False)
+    host_rows: tuple[SequenceRow, ...] | None = field(default=None, compare=False, repr=False)
     total_q_len: int | None = None
     totals: Tensor | None = None
 
@@ -81,7 +89,7 @@ class Sequences:
                 f"{len(kv_ends) - 1}; both must name the same"
             )
         spans = list(zip(q_ends, q_ends[1:], kv_ends, kv_ends[1:], strict=False))
-        rows = [(0, q0, q1 - q0, k0, k1 - k0) for q0, q1, k0, k1 in spans]
+        rows = [SequenceRow(0, q0, q1 - q0, k0, k1 - k0) for q0, q1, k0, k1 in spans]
         sequences = cls._from_rows(rows, cu_seqlens_q.device, packed=True)
         totals = torch.tensor([q_ends, kv_ends], dtype=torch.int32, device=cu_seqlens_q.device)
         return replace(sequences, total_q_len=q_ends[-1], totals=totals)
@@ -104,14 +112,14 @@ class Sequences:
         """
         _check_integers("kv_lens", kv_lens, 1)
         q_len, kv_len = (as_length(*x) for x in (("q_len", q_len), ("kv_len", kv_len)))
-        rows: list[Row] = []
+        rows: list[SequenceRow] = []
         for b, n in enumerate(int(x) for x in kv_lens.tolist()):
             if not 0 < n <= kv_len:
                 raise InvalidInput(
                     f"sequence {b} has {n} keys; accepted: 1 to {kv_len}, the Skv of the batch"
                 )
             queries = min(q_len, n)
-            rows.append((b, q_len - queries, queries, kv_len - n, n))
+            rows.append(SequenceRow(b, q_len - queries, queries, kv_len - n, n))
         return cls._from_rows(rows, kv_lens.device, packed=False)
 
     @classmethod
@@ -148,12 +156,14 @@ class Sequences:
         page_size = as_length("page_size", page_size)
         check_page_table(page_table, page_size, lengths)
         spans = zip(ends, ends[1:], lengths, strict=False)
-        rows = [(0, start, stop - start, 0, length) for start, stop, length in spans]
+        rows = [SequenceRow(0, start, stop - start, 0, length) for start, stop, length in spans]
         laid_out = cls._from_rows(rows, page_table.device, packed=True)
         return replace(laid_out, page_table=page_table, page_size=page_size)
 
     @classmethod
-    def _from_rows(cls, rows: list[Row], device: torch.device, *, packed: bool) -> Sequences:
+    def _from_rows(
+        cls, rows: list[SequenceRow], device: torch.device, *, packed: bool
+    ) -> Sequences:
         for n, (_, q_start, q_len, kv_start, kv_len) in enumerate(rows):
             check_lengths(q_len, kv_len, f"sequence {n}")
             if max(q_start + q_len, kv_start + kv_len) > LAST_POSITION:
@@ -162,8 +172,8 @@ class Sequences:
                     f"accepted: up to {LAST_POSITION}, since positions are int32. "
                     "Make several calls"
                 )
-        table = torch.tensor(rows, dtype=torch.int32, device=device).view(-1, 5)
-        bounds = max(r[2] for r in rows), max(r[4] for r in rows)
+        table = torch.tensor(rows, dtype=torch.int32, device=device)
+        bounds = max(r.q_len for r in rows), max(r.kv_len for r in rows)
         return cls(table, *bounds, packed=packed, host_rows=tuple(rows))
 
     @functools.cached_property
@@ -171,18 +181,18 @@ class Sequences:
         """What the rows reach to: batch rows, queries and keys (waits where `rows` does)."""
         rows = self.rows()
         return (
-            max(row[0] for row in rows) + 1,
-            max(row[1] + row[2] for row in rows),
-            max(row[3] + row[4] for row in rows),
+            max(row.batch for row in rows) + 1,
+            max(row.q_start + row.q_len for row in rows),
+            max(row.kv_start + row.kv_len for row in rows),
         )
 
-    def rows(self) -> list[Row]:
+    def rows(self) -> list[SequenceRow]:
         """The table as Python integers (waits for the device where the host has no copy)."""
         if self.host_rows is not None:
             return list(self.host_rows)
         return [tuple(row) for row in self.table.tolist()]  # pyright: ignore[reportReturnType]
 
-    def known_rows(self) -> tuple[Row, ...] | None:
+    def known_rows(self) -> tuple[SequenceRow, ...] | None:
         """The rows, or None where reading them would wait for a device."""
         if self.host_rows is not None or self.table.device.type != "cpu":
             return self.host_rows
@@ -193,7 +203,8 @@ class Sequences:
 
         Slices of batch rows, or of the tokens of a packed batch; of a paged cache every page. None
         for a packed batch whose rows are not known, or with gaps between those queries: its
-        sequences only become a batch of their own in the whole tensors. Nothing waits for a device.
+        sequences only become a batch of their own in the whole tensors. Batch rows may be shared with
+        other sequences: add a result to such a view, and never copy it. Nothing waits for a device.
 
         Raises:
             InvalidInput: no such sequences, or a padded batch without parts.
@@ -213,18 +224,20 @@ class Sequences:
                     "a padded batch has parts where its rows are known on the host; make it with "
                     "Sequences.left_padded"
                 )
-            batch = [row[0] for row in rows[first:stop]]
+            batch = [row.batch for row in rows[first:stop]]
             some = slice(min(batch), max(batch) + 1)
             return some, some
         if rows is None:
             return None
         rows = rows[first:stop]
-        if any(a[1] + a[2] != b[1] for a, b in itertools.pairwise(rows)):
+        if any(a.q_start + a.q_len != b.q_start for a, b in itertools.pairwise(rows)):
             return None
-        queries = slice(rows[0][1], rows[-1][1] + rows[-1][2])
+        queries = slice(rows[0].q_start, rows[-1].q_start + rows[-1].q_len)
         if self.page_table is not None:
             return queries, slice(None)
-        return queries, slice(min(row[3] for row in rows), max(row[3] + row[4] for row in rows))
+        return queries, slice(
+            min(row.kv_start for row in rows), max(row.kv_start + row.kv_len for row in rows)
+        )
 
     def part(self, first: int, stop: int) -> Sequences:
         """Sequences `first` to `stop - 1` as a batch of their own, of the tensors of `part_of`.
@@ -243,7 +256,7 @@ class Sequences:
         rows, bounds = self.known_rows(), (self.max_q_len, self.max_kv_len)
         if rows is not None:
             rows = tuple(_moved(row, origin) for row in rows[first:stop])
-            bounds = max(row[2] for row in rows), max(row[4] for row in rows)
+            bounds = max(row.q_len for row in rows), max(row.kv_len for row in rows)
         part = replace(
             self, table=table, max_q_len=bounds[0], max_kv_len=bounds[1], host_rows=rows,
             page_table=None if self.page_table is None else self.page_table[first:stop],
@@ -272,18 +285,19 @@ def keys_of(x: Tensor, sequences: Sequences, n: int) -> Tensor:
     return x[b, ..., start : start + length, :]
 
 
-def _origin(cut: tuple[slice, slice] | None, *, packed: bool) -> Row:
+def _origin(cut: tuple[slice, slice] | None, *, packed: bool) -> SequenceRow:
     """The numbers of a row where the slices of a cut begin."""
     if cut is None:
-        return 0, 0, 0, 0, 0
+        return SequenceRow(0, 0, 0, 0, 0)
     queries, keys = cut
-    return (0, queries.start, 0, keys.start or 0, 0) if packed else (queries.start, 0, 0, 0, 0)
+    if packed:
+        return SequenceRow(0, queries.start, 0, keys.start or 0, 0)
+    return SequenceRow(queries.start, 0, 0, 0, 0)
 
 
-def _moved(row: Row, origin: Row) -> Row:
+def _moved(row: SequenceRow, origin: SequenceRow) -> SequenceRow:
     """A row counted from another origin."""
-    batch, q_start, q_len, kv_start, kv_len = row
-    return batch - origin[0], q_start - origin[1], q_len, kv_start - origin[3], kv_len
+    return SequenceRow(*(a - b for a, b in zip(row, origin, strict=True)))
 
 
 def check_lengths(q_len: int, kv_len: int, whose: str) -> None:

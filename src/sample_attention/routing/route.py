@@ -147,7 +147,7 @@ def _route(
     s, rows = problem.sequences, problem.sequences.host_rows
     if backend != "auto":  # a name accepts, or raises, whether it pays or not
         _engines(problem, fixed_rule(rule, s.max_kv_len, problem), backend)
-    lengths = [(row[2], row[4]) for row in rows] if rows and not s.uniform else []
+    lengths = [(row.q_len, row.kv_len) for row in rows] if rows and not s.uniform else []
     asked = lengths or [(s.max_q_len, s.max_kv_len)]
     answers = [_verdict(problem, rule, policy, *one) for one in asked]
     parts: list[Part] = []

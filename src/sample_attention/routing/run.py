@@ -45,7 +45,7 @@ class Measured:
     parts: tuple[Measured, ...] = ()
 
 
-def run(
+def run_route(
     qkv: tuple[Tensor, Tensor, Tensor], problem: Problem, route: Route, scale: float, *,
     keep_plan: bool = False, with_lse: bool = False,
 ) -> Measured:  # fmt: skip

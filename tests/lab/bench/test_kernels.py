@@ -34,9 +34,10 @@ CONFIGS = {
     "default": SampleAttentionConfig(window=32, probes=64),
 }
 LSE = ("row_lse_kernel", "merge_lse_kernel")
-LISTS = ("flag_kernel", "place_kernel", "compact_kernel")
-BY_SPREAD = ("probe_kernel", "rank_kernel", "heavy_lse_kernel", "probe_lse_kernel",
-             "probe_mass_kernel", "outlier_kernel", "peak_kernel", "decide_kernel",
+LISTS = ("flag_kernel", "offsets_kernel", "compact_kernel")
+BY_SPREAD = ("rank_sum_kernel", "rank_kernel", "heavy_lse_kernel", "sampled_lse_kernel",
+             "sampled_mass_kernel", "farthest_rows_kernel", "peak_kernel",
+             "threshold_and_flag_kernel",
              *LISTS[1:])  # fmt: skip
 LAUNCHES = {
     "pooled": ["finite_kernel", *LSE, "mean_query_kernel", *LSE, "segment_mass_kernel",

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ...dense.flash import attention_with_lse, merge
 from ...kernels.parallel import Task, run_all
-from ...plan import StripePlan, segment_starts
+from ...plan import StripePlan, segment_starts, window_edge
 from ...problem import Problem, keys_of
 
 TILE_ROWS = 256
@@ -182,7 +182,7 @@ def _shared(part: HeadPart, tile: Tile, shared_to: int) -> Tensor:
     """Keys beside values that every row of the tile sees left of `shared_to`: `[K, 2 D]`."""
     if tile.columns is None:
         return part.both[:shared_to]
-    start = max(0, min(tile.lo // part.align * part.align - part.window + 1, shared_to))
+    start = max(0, min(window_edge(tile.lo, part.window, part.align), shared_to))
     columns = tile.columns
     if len(columns) and int(columns[-1]) >= start:  # a long segment lists keys of later windows
         columns = columns[: int(torch.searchsorted(columns, start))]
@@ -194,7 +194,7 @@ def _edge(tile: Tile, part: HeadPart) -> tuple[int, Tensor | None]:
     lo, hi, window, align = tile.lo, tile.hi, part.window, part.align
     if tile.columns is None or (align > 1 and window > 0):
         return lo, None
-    first = max(0, min(lo // align * align - window + 1, lo))
+    first = max(0, min(window_edge(lo, window, align), lo))
     p, j = part.positions[lo:hi, None], part.positions[None, first:hi]
     listed = torch.isin(j[0], tile.columns)
-    return first, (j <= p) & ((j > p // align * align - window) | listed)
+    return first, (j <= p) & ((j >= window_edge(p, window, align)) | listed)

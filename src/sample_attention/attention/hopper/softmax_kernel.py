@@ -17,9 +17,6 @@ import struct
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-FLOOR = gl.constexpr(-1.0e30)
-"""Running maximum before the first key: finite, so that empty rows never meet inf - inf."""
-
 LN2 = gl.constexpr(math.log(2))
 """Turns the log2 of a sum into its natural logarithm."""
 
@@ -108,13 +105,16 @@ def columns(parts):
     layout: gl.constexpr = parts.type.layout
     of_block: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(2, gl.SliceLayout(3, layout)))
     of_pair: gl.constexpr = gl.SliceLayout(0, gl.SliceLayout(1, gl.SliceLayout(2, layout)))
+    # [columns / 8]
     block = gl.arange(0, parts.shape[1], of_block) * 8
+    # [1, columns / 8, 1, 2]
     return block[None, :, None, None] + gl.arange(0, 2, of_pair)[None, None, None, :]
 
 
 @gluon.jit
 def largest(parts, HALVINGS: gl.constexpr):
     """Maximum of what each lane holds of a row, in pairs: as a chain each would wait."""
+    # [64, columns / 8, 4]
     x = gl.max(parts, 3)
     for _ in gl.static_range(HALVINGS):
         x = gl.max(gl.reshape(x, [x.shape[0], 2, x.shape[1] // 2, 4]), 1)
@@ -127,16 +127,21 @@ def softmax(s, m, reach, scale, BLOCK_N: gl.constexpr, MASKED: gl.constexpr):
 
     `reach`: the last column that a row sees, counted from the first of the lane.
     """
+    # [HALF, BLOCK_N / 8, 4, 2]
     parts = by_lane(s)
     if MASKED:
         parts = gl.where(columns(parts) <= over(reach, parts), parts, float("-inf"))
     HALVINGS: gl.constexpr = 3 if BLOCK_N == 64 else 4
+    # [HALF, 4]
     m, shrink = gl.inline_asm_elementwise(
         MOVE_MAXIMA, MAXIMA, [largest(parts, HALVINGS) * scale, m], (gl.float32, gl.float32),
         is_pure=False, pack=2,
     )  # fmt: skip
+    # [HALF, BLOCK_N / 8, 4, 2]
     p = gl.exp2(parts * scale - over(m, parts))
+    # [HALF, 4]
     sums = gl.convert_layout(gl.sum(gl.sum(p, 3), 1), QUAD, assert_trivial=True)
+    # [HALF, BLOCK_N]
     weights = gl.convert_layout(
         gl.reshape(p, [s.shape[0], BLOCK_N]), s.type.layout, assert_trivial=True
     )
@@ -146,6 +151,7 @@ def softmax(s, m, reach, scale, BLOCK_N: gl.constexpr, MASKED: gl.constexpr):
 @gluon.jit
 def rescaled(acc, shrink):
     """Sums `[HALF, HEAD_DIM]` times the factors of their rows."""
+    # [HALF, HEAD_DIM / 8, 4, 2]
     parts = by_lane(acc)
     factors = gl.zeros_like(parts) + over(shrink, parts)
     if acc.shape[1] == 64:

@@ -11,11 +11,16 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from ...kernels.loads_kernel import (
+    first_in_window,
+    key_offsets,
+    key_pointer,
+    load_sequence,
+    page_pointer,
+    reload_start,
+)
 from ...kernels.loop_kernel import bound
-from ...kernels.paging_kernel import key_offsets
-
-FLOOR = tl.constexpr(-1.0e30)
-"""Running maximum before the first key: finite, so that empty rows never meet inf - inf."""
+from ...kernels.lse_kernel import FLOOR
 
 
 @triton.jit
@@ -25,41 +30,52 @@ def fold_tile(
     ALIKE: tl.constexpr, MASKED: tl.constexpr,
 ):  # fmt: skip
     """Fold keys `[BLOCK_N]` into (acc `[BLOCK_M, BLOCK_D]`, total, m `[BLOCK_M]`); m is in log2."""
+    # [BLOCK_D]
     d = tl.arange(0, BLOCK_D)
-    there = load if MASKED else None
-    at = key_offsets(keys, there, pages, k_strides[0], k_strides[2], PAGE_SIZE, WIDE)[:, None]
+    valid = load if MASKED else None
+    # [BLOCK_N, 1]
+    offs = key_offsets(keys, valid, pages, k_strides[0], k_strides[2], PAGE_SIZE, WIDE)[:, None]
+    # [BLOCK_N, BLOCK_D]
     if MASKED or HEAD_DIM != BLOCK_D:
         read = load[:, None] & (d < HEAD_DIM)[None, :]
-        k = tl.load(k_base + at + d[None, :], mask=read, other=0.0)
+        k = tl.load(k_base + offs + d[None, :], mask=read, other=0.0)
     else:
-        k = tl.load(k_base + at + d[None, :])
-    s = tl.dot(q, tl.trans(k))  # [BLOCK_M, BLOCK_N]
+        k = tl.load(k_base + offs + d[None, :])
+    # [BLOCK_M, BLOCK_N]
+    s = tl.dot(q, tl.trans(k))
     if MASKED:
         s = tl.where(keep, s, float("-inf"))
+    # [BLOCK_M]
     m_new = tl.maximum(m, tl.max(s, 1) * scale)
+    # [BLOCK_M, BLOCK_N]
     p = tl.exp2(s * scale - m_new[:, None])
+    # [BLOCK_M]
     shrink = tl.exp2(m - m_new)
     total = total * shrink + tl.sum(p, 1)
+    # [BLOCK_M, BLOCK_D]
     acc = acc * shrink[:, None]
     if not ALIKE:
-        at = key_offsets(keys, there, pages, v_strides[0], v_strides[2], PAGE_SIZE, WIDE)[:, None]
+        offs = key_offsets(keys, valid, pages, v_strides[0], v_strides[2], PAGE_SIZE, WIDE)[:, None]
+    # [BLOCK_N, BLOCK_D]
     if MASKED or HEAD_DIM != BLOCK_D:
         read = load[:, None] & (d < HEAD_DIM)[None, :]
-        v = tl.load(v_base + at + d[None, :], mask=read, other=0.0)
+        v = tl.load(v_base + offs + d[None, :], mask=read, other=0.0)
     else:
-        v = tl.load(v_base + at + d[None, :])
+        v = tl.load(v_base + offs + d[None, :])
+    # [BLOCK_M, BLOCK_D]
     acc = tl.dot(p.to(v.dtype), v, acc)
     return acc, total, m_new
 
 
 @triton.jit
-def list_keys(list_ptr, slot, there, absent, KEY_BLOCK: tl.constexpr):
-    """The keys in slots of a list; `absent` where there is none."""
+def list_keys(list_ptr, slot, valid, absent, KEY_BLOCK: tl.constexpr):
+    """The keys in slots `[BLOCK_N]` of a list; `absent` where there is none."""
+    # [BLOCK_N]
     if KEY_BLOCK == 1:
-        keys = tl.load(list_ptr + slot, mask=there, other=absent)
+        keys = tl.load(list_ptr + slot, mask=valid, other=absent)
     else:
-        blocks = tl.load(list_ptr + slot // KEY_BLOCK, mask=there, other=0)
-        keys = tl.where(there, blocks * KEY_BLOCK + slot % KEY_BLOCK, absent)
+        blocks = tl.load(list_ptr + slot // KEY_BLOCK, mask=valid, other=0)
+        keys = tl.where(valid, blocks * KEY_BLOCK + slot % KEY_BLOCK, absent)
     return keys
 
 
@@ -85,16 +101,18 @@ def attend_kernel(
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, ALIGN: tl.constexpr, KEY_BLOCK: tl.constexpr,
     LISTS_LEFT: tl.constexpr, PAGE_SIZE: tl.constexpr, WIDE: tl.constexpr, ALIKE: tl.constexpr,
 ):  # fmt: skip
-    """One tile of rows; LISTS_LEFT: every list ends left of its rows' windows.
+    """Out `[B, H, Sq, D]` and Lse fp32 `[B, H, Sq]`: attention of rows of Q to the keys of a plan.
 
-    PAGE_SIZE 0: PageTable is None and keys lie one after another. WIDE: offsets need 64 bits.
-    ALIKE: k and v have the same strides.
+    The plan is Window int32 `[N]`, Indices int32 `[capacity]`, Offsets int64, Counts int32 and
+    Dense int8 `[N, H, G]`. One program per BLOCK_M rows of one segment, head and sequence.
+
+    LISTS_LEFT: every list ends left of its rows' windows. PAGE_SIZE 0: PageTable is None and keys
+    lie one after another. WIDE: offsets need 64 bits. ALIKE: k and v have the same strides.
     """
     n, h = tl.program_id(2), tl.program_id(1)
-    b = tl.load(Table + n * 5).to(tl.int64)
-    q_start, q_len = tl.load(Table + n * 5 + 1), tl.load(Table + n * 5 + 2)
-    kv_start, kv_len = tl.load(Table + n * 5 + 3), tl.load(Table + n * 5 + 4)
-    offset = kv_len - q_len
+    sequence = load_sequence(Table, n)
+    kv_len = sequence.kv_len
+    offset = kv_len - sequence.q_len
     tail = tl.maximum(kv_len - dense_tail, offset)
     # heavy rows first: the dense tail, then tiles from the last to the first
     pid = tl.program_id(0)
@@ -105,33 +123,39 @@ def attend_kernel(
     last = tl.minimum((t + 1) * BLOCK_M, stop)  # past the last row
     if first >= last:
         return
+    # [BLOCK_M]
     rows = t * BLOCK_M + tl.arange(0, BLOCK_M)
     valid = (rows >= first) & (rows < last)
     entry = (n * NUM_HEADS + h) * num_segments + first // segment - offset // segment
     every = is_tail | (tl.load(Dense + entry) != 0)
     window = tl.load(Window + n)
-    edges = tl.maximum(rows // ALIGN * ALIGN - window + 1, 0)  # first key of each row's window
-    edge_min = tl.maximum(first // ALIGN * ALIGN - window + 1, 0)
-    edge_max = tl.maximum((last - 1) // ALIGN * ALIGN - window + 1, 0)
+    # [BLOCK_M]
+    edges = first_in_window(rows, window, ALIGN)
+    edge_min = first_in_window(first, window, ALIGN)
+    edge_max = first_in_window(last - 1, window, ALIGN)
     if every:
         edges = tl.zeros_like(edges)
         edge_min = edge_min * 0
         edge_max = edge_max * 0
 
+    # [BLOCK_D]
     d = tl.arange(0, BLOCK_D)
-    at = (q_start + rows - offset).to(tl.int64)
-    head, kv_head = h.to(tl.int64), (h // GROUP).to(tl.int64)
-    q_ptr = Q + b * q_strides[0] + head * q_strides[1] + at[:, None] * q_strides[2] + d[None, :]
+    # [BLOCK_M]
+    offs = (sequence.q_start + rows - offset).to(tl.int64)
+    head = h.to(tl.int64)
+    # [BLOCK_M, BLOCK_D]
+    q_base = Q + sequence.batch.to(tl.int64) * q_strides[0] + head * q_strides[1]
+    q_ptr = q_base + offs[:, None] * q_strides[2] + d[None, :]
     q = tl.load(q_ptr, mask=valid[:, None] & (d < HEAD_DIM)[None, :], other=0.0)
-    from_key = kv_start.to(tl.int64)
-    k_base = K + b * k_strides[0] + kv_head * k_strides[1] + from_key * k_strides[2]
-    v_base = V + b * v_strides[0] + kv_head * v_strides[1] + from_key * v_strides[2]
-    pages = PageTable
-    if PAGE_SIZE > 0:  # the sequence's row; batch and first key are 0
-        pages += n.to(tl.int64) * page_table_stride
+    k_base = key_pointer(K, Table, n, h, k_strides, GROUP)
+    v_base = key_pointer(V, Table, n, h, v_strides, GROUP)
+    pages = page_pointer(PageTable, n, page_table_stride, PAGE_SIZE)
+    # [BLOCK_M, BLOCK_D]
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    # [BLOCK_M]
     total = tl.zeros([BLOCK_M], tl.float32)
     m = tl.zeros([BLOCK_M], tl.float32) + FLOOR
+    # [BLOCK_N]
     step = tl.arange(0, BLOCK_N)
     open_tile = step >= 0  # every key is read and kept
 
@@ -161,25 +185,28 @@ def attend_kernel(
         )
         slot = (list_tiles + i - masked_band) * BLOCK_N
         remaining = listed * KEY_BLOCK - slot
-        there = tl.where(in_list, step < remaining, False)
-        keys = list_keys(list_ptr, slot + step, there, kv_len, KEY_BLOCK)
+        # [BLOCK_N]
+        in_slots = tl.where(in_list, step < remaining, False)
+        keys = list_keys(list_ptr, slot + step, in_slots, kv_len, KEY_BLOCK)
         keys = tl.where(in_list, keys, j + step)
+        # [BLOCK_M, BLOCK_N]
         if LISTS_LEFT:  # each row keeps a range of the tile, so no key stays in a register
             lowest = tl.where(in_list, 0, edges - j)
             highest = tl.where(in_list, remaining - 1, rows - j)
             keep = (step[None, :] >= lowest[:, None]) & (step[None, :] <= highest[:, None])
         else:
-            right = keys[None, :] >= edges[:, None]
-            keep = (right != in_list) & (keys[None, :] <= rows[:, None])
+            in_window = keys[None, :] >= edges[:, None]
+            keep = (in_window != in_list) & (keys[None, :] <= rows[:, None])
         acc, total, m = fold_tile(
             acc, total, m, q, k_base, v_base, k_strides, v_strides, pages, keys, keys < kv_len,
             keep, scale, HEAD_DIM, BLOCK_D, PAGE_SIZE, WIDE, ALIKE, True,
         )  # fmt: skip
     for i in range(0, bound(band_tiles + list_tiles)):
         in_list = i >= band_tiles
+        # [BLOCK_N]
         slot = (i - band_tiles) * BLOCK_N + step
-        there = tl.where(in_list, slot >= 0, False)
-        keys = list_keys(list_ptr, slot, there, kv_len, KEY_BLOCK)
+        in_slots = tl.where(in_list, slot >= 0, False)
+        keys = list_keys(list_ptr, slot, in_slots, kv_len, KEY_BLOCK)
         keys = tl.where(in_list, keys, open_from + i * BLOCK_N + step)
         acc, total, m = fold_tile(
             acc, total, m, q, k_base, v_base, k_strides, v_strides, pages, keys, open_tile,
@@ -187,16 +214,19 @@ def attend_kernel(
         )  # fmt: skip
 
     # Found again, so that nothing of a row stays in registers through the loops.
-    b = tl.load(Table + n * 5, volatile=True).to(tl.int64)
-    q_start = tl.load(Table + n * 5 + 1, volatile=True)
+    batch, q_start = reload_start(Table, n)
+    b = batch.to(tl.int64)
+    # [BLOCK_D]
     d = tl.arange(0, BLOCK_D)
-    at = q_start - offset + t * BLOCK_M + tl.arange(0, BLOCK_M)
-    valid = (at >= q_start - offset + first) & (at < q_start - offset + last)
-    at = at.to(tl.int64)
+    # [BLOCK_M]
+    offs = q_start - offset + t * BLOCK_M + tl.arange(0, BLOCK_M)
+    valid = (offs >= q_start - offset + first) & (offs < q_start - offset + last)
+    offs = offs.to(tl.int64)
+    # [BLOCK_M, BLOCK_D]
     out = acc / tl.where(total > 0, total, 1.0)[:, None]
-    out_ptr = (
-        Out + b * out_strides[0] + head * out_strides[1] + at[:, None] * out_strides[2] + d[None, :]
-    )
+    out_base = Out + b * out_strides[0] + head * out_strides[1]
+    out_ptr = out_base + offs[:, None] * out_strides[2] + d[None, :]
     tl.store(out_ptr, out.to(Out.dtype.element_ty), mask=valid[:, None] & (d < HEAD_DIM)[None, :])
+    # [BLOCK_M]
     lse = tl.where(total > 0, (m + tl.log2(total)) * 0.6931471805599453, float("-inf"))
-    tl.store(Lse + (b * NUM_HEADS + head) * lse_stride + at, lse, mask=valid)
+    tl.store(Lse + (b * NUM_HEADS + head) * lse_stride + offs, lse, mask=valid)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ...errors import InvalidInput
-from ...plan import StripePlan
+from ...plan import StripePlan, window_edge
 from ...problem import Problem
 from .probabilities import row_probabilities
 
@@ -97,10 +97,10 @@ def _kinds(
     device = plan.indices.device
     allowed = plan.allows(0, h, (p - offset).to(device), keys.to(device)).cpu()
     causal = keys <= p[:, None]
-    edge = p // plan.window_alignment * plan.window_alignment - int(plan.window[0])
-    window = causal & (keys > edge[:, None])
+    edge = window_edge(p, int(plan.window[0]), plan.window_alignment)
+    window = causal & (keys >= edge[:, None])
     whole = plan.dense[0, h].cpu()[p // plan.segment - offset // plan.segment]
-    kv_len = plan.sequences.rows()[0][4]
+    kv_len = plan.sequences.rows()[0].kv_len
     dense = causal & (whole | (p >= kv_len - plan.dense_tail))[:, None] & ~window
     return causal, window, allowed & ~window & ~dense, dense
 

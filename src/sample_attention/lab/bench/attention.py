@@ -15,7 +15,7 @@ from ...problem import Problem
 from ...routing.engines import choose_attention
 from ...routing.route import route
 from ..analysis import measure_retained_mass
-from ..contenders import Dense, dense_providers
+from ..contenders import DenseContender, dense_providers
 from ..inputs import Inputs, random_plan
 from ..records import Row
 from .gate import check_attend, check_dense
@@ -140,7 +140,7 @@ def _dense_runs(inputs: Inputs, settings: Settings) -> dict[str, Callable[[], Te
     q, k, v = inputs.q, inputs.k, inputs.v
     problem = Problem.of(q, k, v)
 
-    def run_of(provider: Dense) -> Callable[[], Tensor]:
+    def run_of(provider: DenseContender) -> Callable[[], Tensor]:
         return lambda: provider(q, k, v, problem, problem.scale(None))
 
     return {p.name: run_of(p) for p in dense_providers(settings.dense, problem)}

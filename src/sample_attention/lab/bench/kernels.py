@@ -32,14 +32,15 @@ STAGES = {
     "finite_kernel": "finite", "mean_query_kernel": "mean",
     "row_lse_kernel": "lse", "merge_lse_kernel": "lse",
     "segment_mass_kernel": "mass", "column_mass_kernel": "mass", "block_mass_kernel": "block",
-    "threshold_kernel": "threshold", "flag_kernel": "lists", "place_kernel": "lists",
+    "threshold_kernel": "threshold", "flag_kernel": "lists", "offsets_kernel": "lists",
     "compact_kernel": "lists", "key_sums_kernel": "key_sums", "moments_kernel": "moments",
-    "outlier_kernel": "outlier_rows", "peak_kernel": "peaks",
-    "probe_kernel": "rank_probes", "rank_kernel": "rank", "heavy_lse_kernel": "heavy_lse",
-    "probe_lse_kernel": "probe_lse", "probe_mass_kernel": "probe_mass", "decide_kernel": "decide",
-    "attend_kernel": "attend", "gather_attend_kernel": "attend", "merge_runs_kernel": "attend",
+    "farthest_rows_kernel": "outlier_rows", "peak_kernel": "peaks",
+    "rank_sum_kernel": "rank_probes", "rank_kernel": "rank", "heavy_lse_kernel": "heavy_lse",
+    "sampled_lse_kernel": "probe_lse", "sampled_mass_kernel": "probe_mass",
+    "threshold_and_flag_kernel": "decide",
+    "attend_kernel": "attend", "gather_attend_kernel": "attend", "merge_splits_kernel": "attend",
 }  # fmt: skip
-"""What each Triton kernel is launched for."""
+"""The stage that each Triton kernel is launched for, as records name it."""
 
 Launch = tuple[str, float]
 """Name of a kernel and the seconds it ran on the device."""

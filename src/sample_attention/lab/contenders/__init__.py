@@ -1,14 +1,14 @@
 """Ways to prefill that are compared: dense attention by its providers, ours, and other methods."""
 
 from .contender import DENSE, DENSITY, TUNED, Contender, parse_method, parse_methods
-from .dense import Dense, attention_problem, dense_attention, dense_providers
+from .dense import DenseContender, attention_problem, dense_attention, dense_providers
 
 __all__ = [
     "DENSE",
     "DENSITY",
     "TUNED",
     "Contender",
-    "Dense",
+    "DenseContender",
     "attention_problem",
     "dense_attention",
     "dense_providers",

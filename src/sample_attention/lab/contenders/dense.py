@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Dense:
+class DenseContender:
     """One provider, on whole prompts of one length.
 
     Attributes:
@@ -49,10 +49,10 @@ class Dense:
         return self.provider(q, k, v, scale)[0]
 
 
-PROVIDERS_MEASURED = tuple(Dense(p) for p in PROVIDERS if "merged" not in p.name)
+PROVIDERS_MEASURED = tuple(DenseContender(p) for p in PROVIDERS if "merged" not in p.name)
 
 
-def dense_providers(names: Sequence[str], problem: Problem) -> list[Dense]:
+def dense_providers(names: Sequence[str], problem: Problem) -> list[DenseContender]:
     """The providers of these names, or without names all that accept the problem.
 
     Raises:
@@ -85,7 +85,7 @@ def attention_problem(model: PreTrainedModel, token_ids: Tensor) -> Problem:
 
 
 @contextmanager
-def dense_attention(model: PreTrainedModel, provider: Dense) -> Generator[None]:
+def dense_attention(model: PreTrainedModel, provider: DenseContender) -> Generator[None]:
     """Let a model attend by a dense provider inside a `with` block: whole prompts only.
 
     Raises:
@@ -105,7 +105,7 @@ def dense_attention(model: PreTrainedModel, provider: Dense) -> Generator[None]:
 
 
 def _attend(
-    provider: Dense, module: nn.Module, q: Tensor, k: Tensor, v: Tensor,
+    provider: DenseContender, module: nn.Module, q: Tensor, k: Tensor, v: Tensor,
     mask: Tensor | None, dropout: float = 0.0, scaling: float | None = None,
     **others: object,
 ) -> tuple[Tensor, None]:  # fmt: skip

@@ -19,7 +19,7 @@ from .column_mass_kernel import (
     row_lse_kernel,
     segment_mass_kernel,
 )
-from .row_tables import TILE_ROWS, Pools, RowTable
+from .row_tables import SCORED_TOGETHER, Pools, RowTable
 
 SEGMENT_LAUNCH = {"BLOCK_N": 64, "num_warps": 4, "num_stages": 3}
 COLUMN_LAUNCH = {"BLOCK_N": 128, "num_warps": 4, "num_stages": 3}
@@ -27,7 +27,7 @@ COLUMN_LAUNCH = {"BLOCK_N": 128, "num_warps": 4, "num_stages": 3}
 LSE_CHUNK = 8192
 """Keys that one program of `row_lse_kernel` goes through: few rows still fill the GPU."""
 
-MERGED_ROWS = 512
+MERGED_TOGETHER = 512
 """Rows that one program of `merge_lse_kernel` finishes."""
 
 CHUNK_KEYS = 2048
@@ -55,7 +55,7 @@ class Keys:
         """Compile-time facts that both passes need."""
         return {
             **self.layout(), "NUM_HEADS": self.problem.num_heads,
-            "GROUP": self.problem.group_size, "BLOCK_M": TILE_ROWS,
+            "GROUP": self.problem.group_size, "BLOCK_M": SCORED_TOGETHER,
         }  # fmt: skip
 
     def layout(self) -> dict[str, int]:
@@ -100,7 +100,7 @@ def mark_not_finite(x: Tensor, problem: Problem, dense: Tensor, *, queries: bool
     launch: Any = finite_kernel[(tiles, x.shape[1], len(s.table))]
     launch(
         x, s.table, pages, dense.view(torch.int8), x.stride()[:3], page_table_stride(pages),
-        dense.shape[2], **layout, FIRST=1 if queries else 3, TOKENS=FINITE_TOKENS,
+        dense.shape[2], **layout, QUERIES=queries, TOKENS=FINITE_TOKENS,
         GROUP=1 if queries else problem.group_size, num_warps=4,
     )  # fmt: skip
 
@@ -112,7 +112,7 @@ def score(q: Tensor, table: RowTable, keys: Keys, dense: Tensor | None = None) -
     """
     problem, pages, num_rows = keys.problem, keys.problem.sequences.page_table, table.at[0].numel()
     shape = len(table.at), problem.num_heads, num_rows
-    tiles = -(-num_rows // TILE_ROWS)
+    tiles = -(-num_rows // SCORED_TOGETHER)
     chunks = -(-problem.sequences.max_kv_len // LSE_CHUNK)
     parts = torch.empty(chunks, *shape, dtype=torch.float32, device=q.device)
     launch: Any = row_lse_kernel[(tiles * chunks, shape[1], shape[0])]
@@ -123,10 +123,10 @@ def score(q: Tensor, table: RowTable, keys: Keys, dense: Tensor | None = None) -
         **lse_launch(problem.head_dim),
     )  # fmt: skip
     lse = torch.empty(shape, dtype=torch.float32, device=q.device)
-    merge: Any = merge_lse_kernel[(-(-num_rows // MERGED_ROWS), shape[1], shape[0])]
+    merge: Any = merge_lse_kernel[(-(-num_rows // MERGED_TOGETHER), shape[1], shape[0])]
     merge(
         parts, table.at, lse, None if dense is None else dense.view(torch.int8), num_rows, chunks,
-        ROWS=table.per_segment, BLOCK=MERGED_ROWS, num_warps=4,
+        ROWS=table.per_segment, BLOCK=MERGED_TOGETHER, num_warps=4,
     )  # fmt: skip
     return Scored(q, table, lse)
 
@@ -165,12 +165,12 @@ def write_mass(
         keys.scale * LOG2E,
     )  # fmt: skip
     constants = {
-        **keys.constants(), "LOWEST_BITS": LOWEST_BITS, "HIGHEST_CLASS": NUM_CLASSES - 1,
+        **keys.constants(), "LOWEST_BITS": LOWEST_BITS, "HIGHEST_BIN": NUM_CLASSES - 1,
         "BY_SEQUENCE": table.by_sequence,
     }  # fmt: skip
     launch: Any
-    if table.per_segment <= TILE_ROWS:
-        per_tile = TILE_ROWS // table.per_segment
+    if table.per_segment <= SCORED_TOGETHER:
+        per_tile = SCORED_TOGETHER // table.per_segment
         tiles = -(-segments.stop // per_tile) - segments.start // per_tile
         launch = segment_mass_kernel[(tiles * -(-pitch // CHUNK_KEYS), heads, n)]
         launch(
@@ -179,7 +179,7 @@ def write_mass(
             **SEGMENT_LAUNCH,
         )  # fmt: skip
     else:
-        tiles = table.per_segment // TILE_ROWS
+        tiles = table.per_segment // SCORED_TOGETHER
         launch = column_mass_kernel[(-(-pitch // COLUMN_LAUNCH["BLOCK_N"]), heads * count, n)]
         launch(
             rows.q, keys.k, table.at, table.edges, rows.lse, table.share, *shared, tiles,

@@ -12,14 +12,14 @@ from torch import Tensor
 from ...config import SampleAttentionConfig
 from ..bins import NUM_CLASSES
 from .geometry import Geometry
-from .lists_kernel import compact_kernel, flag_kernel, place_kernel, threshold_kernel
+from .lists_kernel import compact_kernel, flag_kernel, offsets_kernel, threshold_kernel
 
-BLOCK_CLASSES = 1024
+BLOCK_BINS = 1024
 """Columns that a program that finds a threshold looks at at once."""
 
 FLAG_LAUNCH = {"BLOCK": 4096, "num_warps": 4}
 COMPACT_LAUNCH = {"BLOCK": 32, "num_warps": 1}
-PLACE_LAUNCH = {"BLOCK": 4096, "num_warps": 16}
+OFFSETS_LAUNCH = {"BLOCK": 4096, "num_warps": 16}
 
 TICKS = 2**40
 """Units of mass in `fewest`."""
@@ -76,7 +76,7 @@ class Lists:
             classes, mass, self.geometry.limits, self.geometry.always.view(torch.int8), threshold,
             self.dense.view(torch.int8), pitch, self.geometry.segments, segments.start,
             self.coverage, config.coverage_at or 1,
-            RESIDUAL=config.residual, BLOCK=BLOCK_CLASSES, NUM_CLASSES=NUM_CLASSES, num_warps=4,
+            RESIDUAL=config.residual, BLOCK=BLOCK_BINS, NUM_BINS=NUM_CLASSES, num_warps=4,
         )  # fmt: skip
         self._collect(classes, threshold, segments, config.dense_above)
 
@@ -96,10 +96,10 @@ class Lists:
         """
         n, h, g, words = bits.shape
         total = self.geometry.segments
-        place: Any = place_kernel[(1,)]
-        place(
+        offsets: Any = offsets_kernel[(1,)]
+        offsets(
             self.counts, self.dense.view(torch.int8), self.offsets, self.used, len(self.indices),
-            total, segments.start, n * h * g, g, **PLACE_LAUNCH,
+            total, segments.start, n * h * g, g, **OFFSETS_LAUNCH,
         )  # fmt: skip
         compact: Any = compact_kernel[(g, h, n)]
         compact(

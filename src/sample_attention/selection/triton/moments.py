@@ -19,16 +19,16 @@ from ...kernels.layout import LOG2E, padded_dim, page_table_stride, power_of_two
 from .column_mass import Keys
 from .geometry import groups
 from .lists import Lists
-from .moments_kernel import key_sums_kernel, moments_kernel, probe_kernel, rank_kernel
+from .moments_kernel import key_sums_kernel, moments_kernel, rank_kernel, rank_sum_kernel
 from .sampled_mass import Ranked, count_on_probes
 
 KEY_SUMS_LAUNCH = {"num_warps": 8}
 MOMENTS_LAUNCH = {"num_warps": 4}
-PROBE_LAUNCH = {"num_warps": 8, "num_stages": 3}
+RANK_SUM_LAUNCH = {"num_warps": 8, "num_stages": 3}
 RANK_LAUNCH = {"CHUNK": 1024, "num_warps": 8, "num_stages": 3}
 
-CENTRES = {"RUN": WINDOW_ALIGNMENT, "STRIDE": CENTRE_STRIDE, "RUNS": 16}
-"""Keys of a run, how far apart those are that count, and runs that are summed at once."""
+CENTRES = {"KEY_TILE": WINDOW_ALIGNMENT, "CENTRE_STRIDE": CENTRE_STRIDE, "TILES": 16}
+"""Keys of a tile, the distance of those that count, and tiles that are summed at once."""
 
 RANKED_TOGETHER = 128
 """Segments of heads that share keys that one program ranks for; half where these are wide."""
@@ -74,15 +74,15 @@ def rank_tile(head_dim: int, group_size: int) -> dict[str, int]:
 
 
 def _key_sums(keys: Keys) -> Tensor:
-    """Sums of the sampled keys up to each run, as `load_centre` reads them."""
+    """Sums of the sampled keys up to each tile, as `load_centre` reads them."""
     problem, pages = keys.problem, keys.problem.sequences.page_table
     table, kv_heads = problem.sequences.table, problem.num_heads // problem.group_size
-    runs = problem.sequences.max_kv_len // WINDOW_ALIGNMENT
+    tiles = problem.sequences.max_kv_len // WINDOW_ALIGNMENT
     block_d = padded_dim(problem.head_dim)
-    sums = keys.k.new_empty(len(table), kv_heads, runs, block_d, dtype=torch.float32)
-    launch: Any = key_sums_kernel[(max(1, -(-runs // CENTRES["RUNS"])), kv_heads, len(table))]
+    sums = keys.k.new_empty(len(table), kv_heads, tiles, block_d, dtype=torch.float32)
+    launch: Any = key_sums_kernel[(max(1, -(-tiles // CENTRES["TILES"])), kv_heads, len(table))]
     launch(
-        keys.k, table, pages, sums, keys.k.stride()[:3], page_table_stride(pages), runs,
+        keys.k, table, pages, sums, keys.k.stride()[:3], page_table_stride(pages), tiles,
         GROUP=problem.group_size, **keys.layout(), **CENTRES, **KEY_SUMS_LAUNCH,
     )  # fmt: skip
     return sums
@@ -99,7 +99,7 @@ def _moments(q: Tensor, keys: Keys, config: SampleAttentionConfig, lists: Lists)
         sums, lists.dense.view(torch.int8), means, spreads, q.stride()[:3], segments, sums.shape[2],
         SPREAD_SHARE * keys.scale / 2,
         GROUP=problem.group_size, HEAD_DIM=problem.head_dim, BLOCK_D=block_d, SEGMENT=size,
-        BLOCK_M=power_of_two(size), ROW_STRIDE=config.row_stride, **CENTRES, **MOMENTS_LAUNCH,
+        BLOCK_M=power_of_two(size), SAMPLE_STRIDE=config.row_stride, **CENTRES, **MOMENTS_LAUNCH,
     )  # fmt: skip
     return Moments(means, spreads)
 
@@ -118,14 +118,14 @@ def _rank(
     tail = segments.start, segments.stop, facts.segments
     constants = {
         **keys.layout(), **tile, "NUM_HEADS": heads, "GROUP": problem.group_size,
-        "PROBES": probes, "PARTS": PARTS,
+        "SAMPLED_KEYS": probes, "PARTS": PARTS,
     }  # fmt: skip
     tiles = -(-count // tile["BLOCK_S"])
     head_tiles = heads // problem.group_size * -(-problem.group_size // tile["HEADS"])
     strides = k.stride()[:3], page_table_stride(pages)
     parts = k.new_empty(2, n, heads, count, PARTS, dtype=torch.float32)
-    probe: Any = probe_kernel[(tiles * PARTS, head_tiles, n)]
-    probe(*head, *parts, *strides, *tail, keys.scale * LOG2E, **constants, **PROBE_LAUNCH)
+    rank_sum: Any = rank_sum_kernel[(tiles * PARTS, head_tiles, n)]
+    rank_sum(*head, *parts, *strides, *tail, keys.scale * LOG2E, **constants, **RANK_SUM_LAUNCH)
     rank: Any = rank_kernel[(tiles * -(-pitch // RANK_LAUNCH["CHUNK"]), head_tiles, n)]
     rank(
         *head, *parts, ranked.classes, ranked.bits, *strides, *tail, pitch, keys.scale * LOG2E,

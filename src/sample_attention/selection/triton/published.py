@@ -12,7 +12,7 @@ from ...kernels.layout import LOG2E, page_table_stride
 from .column_mass import Keys, score
 from .lists import Lists, fewest
 from .published_kernel import block_mass_kernel
-from .row_tables import TILE_ROWS, RowTable
+from .row_tables import SCORED_TOGETHER, RowTable
 
 ROWS_AT_ONCE = 2**25
 """Flags of kept blocks that are held at once, about."""
@@ -54,7 +54,7 @@ def _block_mass(
     problem, block = keys.problem, config.key_block
     chunks, blocks = rows.at.shape[1], -(-problem.sequences.max_kv_len // block)
     n, heads = len(rows.at), problem.num_heads
-    slots = (TILE_ROWS + block - 2) // block + 2
+    slots = (SCORED_TOGETHER + block - 2) // block + 2
     columns = torch.empty(n, heads, chunks, blocks, dtype=torch.float32, device=q.device)
     slashes = torch.empty(n, heads, chunks, blocks, slots, dtype=torch.float32, device=q.device)
     nearest = (rows.position[..., 0] - (block - 1)).div(block, rounding_mode="floor").int()

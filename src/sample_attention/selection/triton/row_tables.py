@@ -17,7 +17,7 @@ from ...plan.stripe import WHOLE
 from ...problem import Problem
 from ..rows import TAIL_ROWS
 
-TILE_ROWS = 128
+SCORED_TOGETHER = 128
 """Scored rows in one tile of the kernels."""
 
 
@@ -191,6 +191,6 @@ def _steps(count: int, device: torch.device) -> Tensor:
 
 
 def _padded(count: int) -> int:
-    if count > TILE_ROWS:
-        return -(-count // TILE_ROWS) * TILE_ROWS
+    if count > SCORED_TOGETHER:
+        return -(-count // SCORED_TOGETHER) * SCORED_TOGETHER
     return 1 << (count - 1).bit_length()

@@ -14,18 +14,18 @@ from .column_mass import Keys
 from .lists import Lists
 from .peaks import find_peaks
 from .sampled_mass_kernel import (
-    decide_kernel,
     heavy_lse_kernel,
-    probe_lse_kernel,
-    probe_mass_kernel,
+    sampled_lse_kernel,
+    sampled_mass_kernel,
+    threshold_and_flag_kernel,
 )
 
 HEAVY_LSE_LAUNCH = {"BLOCK_N": 64, "WORDS": 256, "num_warps": 4, "num_stages": 1}
-PROBE_LSE_LAUNCH = {"BLOCK_N": 64, "num_warps": 4, "num_stages": 2, "maxnreg": 128}
-PROBE_MASS_LAUNCH = {"BLOCK_N": 64, "num_warps": 4, "num_stages": 2}
-DECIDE_LAUNCH = {"BLOCK_N": 64, "BLOCK": 4096, "num_warps": 4, "num_stages": 1}
+SAMPLED_LSE_LAUNCH = {"BLOCK_N": 64, "num_warps": 4, "num_stages": 2, "maxnreg": 128}
+SAMPLED_MASS_LAUNCH = {"BLOCK_N": 64, "num_warps": 4, "num_stages": 2}
+THRESHOLD_LAUNCH = {"BLOCK_N": 64, "BLOCK": 4096, "num_warps": 4, "num_stages": 1}
 
-TILE_ROWS = 64
+SAMPLED_TOGETHER = 64
 """Sampled rows of segments that share probes that one program scores, if a head has no more."""
 
 
@@ -71,8 +71,8 @@ def count_on_probes(
     dense, group = lists.dense.view(torch.int8), problem.group_size
     probes, room = ranked.probes, ranked.heavy.shape[-1]
     rows = max(16, power_of_two(facts.size // config.row_stride))
-    together = min(power_of_two(group), max(1, TILE_ROWS // rows))
-    largest, sums, shift = q.new_empty(3, n, heads, count, rows, dtype=torch.float32)
+    together = min(power_of_two(group), max(1, SAMPLED_TOGETHER // rows))
+    row_max, row_sum, log_norm = q.new_empty(3, n, heads, count, rows, dtype=torch.float32)
     mass = q.new_empty(n, heads, count, probes, dtype=torch.float32)
     heavy_mass = q.new_empty(n, heads, count, room, dtype=torch.float32)
     first = q, keys.k, problem.sequences.table, pages
@@ -82,33 +82,33 @@ def count_on_probes(
     scale = keys.scale * LOG2E
     constants = {
         **keys.layout(), "NUM_HEADS": heads, "GROUP": group, "SEGMENT": facts.size,
-        "ROW_STRIDE": config.row_stride, "ROWS": rows, "PROBES": probes,
+        "SAMPLE_STRIDE": config.row_stride, "ROWS": rows, "SAMPLED_KEYS": probes,
     }  # fmt: skip
     heavy_lse: Any = heavy_lse_kernel[(count, heads, n)]
     heavy_lse(
-        *first, facts.limits, dense, ranked.bits, *heavy, largest, sums, *strides, pitch, *last,
-        scale, **constants, ROOM=room, **HEAVY_LSE_LAUNCH,
+        *first, facts.limits, dense, ranked.bits, *heavy, row_max, row_sum, *strides, pitch,
+        *last, scale, **constants, ROOM=room, **HEAVY_LSE_LAUNCH,
     )  # fmt: skip
-    tile = {"HEADS": together, "BLOCK_S": max(1, TILE_ROWS // (together * rows))}
+    tile = {"HEADS": together, "BLOCK_S": max(1, SAMPLED_TOGETHER // (together * rows))}
     grid = -(-count // tile["BLOCK_S"]), heads // group * -(-group // together), n
     span = ranked.segments.start, ranked.segments.stop, facts.segments
-    probe_lse: Any = probe_lse_kernel[grid]
-    probe_lse(
-        *first, facts.limits, dense, largest, sums, shift, *strides, *span, scale,
-        **constants, **tile, **PROBE_LSE_LAUNCH,
+    sampled_lse: Any = sampled_lse_kernel[grid]
+    sampled_lse(
+        *first, facts.limits, dense, row_max, row_sum, log_norm, *strides, *span, scale,
+        **constants, **tile, **SAMPLED_LSE_LAUNCH,
     )  # fmt: skip
-    probe_mass: Any = probe_mass_kernel[grid]
-    probe_mass(
-        *first, facts.limits, dense, shift, mass, *strides, *span, scale,
-        **constants, **tile, **PROBE_MASS_LAUNCH,
+    sampled_mass: Any = sampled_mass_kernel[grid]
+    sampled_mass(
+        *first, facts.limits, dense, log_norm, mass, *strides, *span, scale,
+        **constants, **tile, **SAMPLED_MASS_LAUNCH,
     )  # fmt: skip
     peaks = None
     if config.outliers:
-        peaks = find_peaks(q, keys, config, lists, ranked.segments, pitch, shift)
-    launch: Any = decide_kernel[(count, heads, n)]
+        peaks = find_peaks(q, keys, config, lists, ranked.segments, pitch, log_norm)
+    launch: Any = threshold_and_flag_kernel[(count, heads, n)]
     launch(
-        *first, ranked.classes, facts.limits, dense, *heavy, shift, mass, heavy_mass, peaks,
+        *first, ranked.classes, facts.limits, dense, *heavy, log_norm, mass, heavy_mass, peaks,
         lists.counts, ranked.bits, *strides, pitch, *last, lists.coverage, config.coverage_at or 1,
         config.dense_above, scale, **constants, ROOM=room, BLOCK_P=power_of_two(max(probes, room)),
-        RESIDUAL=config.residual, **DECIDE_LAUNCH,
+        RESIDUAL=config.residual, **THRESHOLD_LAUNCH,
     )  # fmt: skip
