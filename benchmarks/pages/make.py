@@ -17,6 +17,7 @@ import evaluation_pages
 import gpu_page
 import method_figures
 import record_figures
+import reference
 import tuned_table
 import versions_page
 from look import FIGURES, ROOT, style
@@ -35,13 +36,12 @@ def main() -> int:
     check = parser.parse_args().check
     gpu = {page: page.read_text("utf-8") for page in (gpu_page.PAGE, README)}
     pages = gpu_page.gpu_pages(gpu)
-    for maker in (cpu_page, evaluation_pages, tuned_table, architectures_page, versions_page):
+    makers = cpu_page, evaluation_pages, tuned_table, architectures_page, versions_page, reference
+    for maker in makers:
         pages |= maker.tables()
     stale = [page for page, text in pages.items() if page.read_text("utf-8") != text]
     if check:
-        sys.stderr.writelines(
-            f"{page.name}: the table is not that of the records\n" for page in stale
-        )
+        sys.stderr.writelines(f"{page.name}: the table is not up to date\n" for page in stale)
         return int(bool(stale))
     style()
     FIGURES.mkdir(exist_ok=True)

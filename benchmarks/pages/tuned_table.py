@@ -8,7 +8,7 @@ from sample_attention import SampleAttentionConfig, Tuned
 from sample_attention.config import tuned
 from sample_attention.lab.records import RecordTable
 
-PAGE = Path(__file__).resolve().parents[2] / "docs" / "cli.md"
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "how-to" / "tune.md"
 START, END = "<!-- shipped:start -->", "<!-- shipped:end -->"
 FIELDS = ("coverage", "sample_stride", "sampled_keys", "farthest_rows", "window")
 HEADERS = ("name", "keys", *FIELDS, "density", "cost", "KL", "at most", "retained mass")

@@ -1,5 +1,6 @@
 """The documentation runs: its Python blocks, and the commands, links and paths that it names."""
 
+import ast
 import os
 import re
 import shlex
@@ -105,7 +106,9 @@ def anchors(page):
 
 
 def test_there_is_documentation():
-    assert {"README.md", "docs/index.md", "docs/quickstart.md"} <= {page_id(p) for p in PAGES}
+    assert {"README.md", "docs/index.md", "docs/tutorials/first-call.md"} <= {
+        page_id(p) for p in PAGES
+    }
     assert list(blocks(ROOT / "README.md", {"python"})), "README.md shows no Python"
 
 
@@ -180,9 +183,85 @@ def test_named_paths_exist(page):
 
 
 def test_every_page_stands_in_the_navigation():
-    listed = set(re.findall(r"([\w/-]+\.md)\s*$", (ROOT / "mkdocs.yml").read_text("utf-8"), re.M))
+    listed = set(re.findall(r"([\w/.-]+\.md)\s*$", (ROOT / "mkdocs.yml").read_text("utf-8"), re.M))
     written = {p.relative_to(ROOT / "docs").as_posix() for p in (ROOT / "docs").rglob("*.md")}
     assert listed == written, f"only listed: {listed - written}; only written: {written - listed}"
+
+
+def test_the_reference_is_that_of_the_code():
+    script = ROOT / "benchmarks" / "pages" / "reference.py"
+    done = subprocess.run(
+        [sys.executable, script, "--check"], capture_output=True, text=True, check=False
+    )
+    assert not done.returncode, f"python {script.relative_to(ROOT)} writes it: {done.stderr}"
+
+
+TROUBLE = ROOT / "docs" / "how-to" / "troubleshoot.md"
+OURS = re.compile(r"Invalid|Unsupported|unsupported|PlanMismatch|NotFound|TooLong|MissingExtra")
+SHORTEST = 8
+"""Letters of a piece of a message that say which one it is."""
+
+
+def pieces(page):
+    """What the first cells of a page's tables quote of messages, without the values."""
+    for line in page.read_text("utf-8").splitlines():
+        if line.startswith("| "):
+            quoted = re.findall(r"`([^`]+)`", line.split(" | ")[0])
+            found = (x.strip() for text in quoted for x in text.split("…"))
+            yield from (x for x in found if len(x) >= SHORTEST)
+
+
+def literal(node):
+    """The text of an expression, with … in the place of values."""
+    if isinstance(node, ast.Constant):
+        return node.value if isinstance(node.value, str) else ""
+    if isinstance(node, ast.JoinedStr):
+        return "".join(literal(x) if isinstance(x, ast.Constant) else "…" for x in node.values)
+    return "…"
+
+
+def messages(source):
+    """What the package raises on purpose."""
+    for node in ast.walk(ast.parse(source)):
+        call = node.exc if isinstance(node, ast.Raise) else None
+        if isinstance(call, ast.Call) and OURS.search(ast.unparse(call.func)):
+            yield " ".join(literal(x) for x in call.args)
+
+
+def test_every_refusal_stands_on_the_page_on_trouble():
+    known = list(pieces(TROUBLE))
+    rooms = [p for p in (ROOT / "src/sample_attention").rglob("*.py")
+             if not {"lab", "cli"} & {*p.parts}]  # fmt: skip
+    raised = [x for p in rooms for x in messages(p.read_text("utf-8"))]
+    assert len(raised) > len(rooms) // 2, "the package raises nothing"
+    unknown = [
+        x for x in raised if len(x.strip(" …")) >= SHORTEST and not any(k in x for k in known)
+    ]
+    assert not unknown, f"{page_id(TROUBLE)} says nothing of {unknown}"
+
+
+def test_what_the_page_on_trouble_quotes_is_said():
+    source = "\n".join(
+        re.sub(r"[\"']\s*\n\s*f?[\"']", "", p.read_text("utf-8"))
+        for p in (ROOT / "src").rglob("*.py")
+    )
+    tables = TROUBLE.read_text("utf-8").split("| message | means | do |")[1:]
+    quoted = [x for x in pieces(TROUBLE) if any(x in table for table in tables)]
+    assert quoted, "the page has no tables of messages"
+    missing = [x for x in quoted if x not in source]
+    assert not missing, f"nothing says {missing}"
+
+
+def test_length_of_sentences(record_property):
+    """Reported, not enforced: nine of ten sentences of the pages are no longer than this."""
+    text = "\n".join(prose(p) for p in (ROOT / "docs").rglob("*.md"))
+    plain = re.sub(r"^(?:\||#|:::|<!--|!\[).*$", "", text, flags=re.M)
+    sentences = [len(s.split()) for s in re.split(r"(?<=[.!?:;])\s+|\n\s*\n|\n\s*[-*] ", plain)]
+    words = sorted(n for n in sentences if n > 2)
+    assert words, "the pages have no sentence"
+    p90 = words[len(words) * 9 // 10]
+    record_property("words per sentence, 90th percentile", p90)
+    sys.stdout.write(f"words per sentence: median {words[len(words) // 2]}, p90 {p90}\n")
 
 
 MAX_PAGE_LINES, MAX_DECISION_LINES = 400, 40
@@ -256,3 +335,28 @@ GOOD = (
 def test_the_check_of_decisions_objects(text):
     assert not decision_complaints(GOOD)
     assert decision_complaints(text)
+
+
+MAX_COLUMNS = 100
+WRAPPED = [p for p in PAGES if p.name != "CHANGELOG.md"]
+
+
+def wide_lines(text):
+    """Lines of prose beyond the width of code; a table, a link, or what a script made may be."""
+    written = re.sub(r"<!-- (\S+):start -->.*?<!-- \1:end -->", "", FENCE.sub("", text), flags=re.S)
+    return [
+        line
+        for line in written.splitlines()
+        if len(line) > MAX_COLUMNS and not line.startswith("|") and "](" not in line
+    ]
+
+
+@pytest.mark.parametrize("page", WRAPPED, ids=page_id)
+def test_prose_is_wrapped(page):
+    assert not wide_lines(page.read_text("utf-8"))
+
+
+def test_the_check_of_width_objects():
+    wide = "word " * 30
+    assert wide_lines(wide)
+    assert not wide_lines(f"| {wide} |\n```\n{wide}\n```\n<!-- x:start -->\n{wide}\n<!-- x:end -->")

@@ -54,7 +54,7 @@ def test_links_follow_the_address_of_the_repository(hook):
     targets = re.findall(r"\]\(([^)]+)\)", linked)
     assert targets
     assert all(target.startswith("https://") for target in targets)
-    assert f"]({ADDRESS}/blob/main/docs/quickstart.md)" in linked
+    assert f"]({ADDRESS}/blob/main/docs/tutorials/first-call.md)" in linked
     assert f"]({ADDRESS}/raw/main/docs/figures/gpu_speedup.svg)" in linked
     assert all(url.startswith(ADDRESS) for url in hook["project_urls"](ADDRESS).values())
 

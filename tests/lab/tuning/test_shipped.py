@@ -17,7 +17,7 @@ from sample_attention.lab.models import PINNED_WEIGHTS
 from sample_attention.lab.tuning import ErrorBudget
 
 SHIPPED = ("qwen2.5-coder-0.5b", "qwen2.5-coder-1.5b", "smollm2-135m")
-"""Names of all of them; `docs/cli.md` lists the same."""
+"""Names of all of them; `docs/how-to/tune.md` lists the same."""
 
 LEAST_REQUESTS = 8
 """On which a shipped configuration was validated: its bounds then hold 19 times in 20."""
@@ -76,7 +76,7 @@ def changed(**fields):
 def test_the_files_are_those_named_here_and_in_the_documentation(request):
     files = sorted(path.stem for path in tuned.SHIPPED.glob("*.json"))
     assert files == sorted(SHIPPED)
-    page = (request.config.rootpath / "docs" / "cli.md").read_text("utf-8")
+    page = (request.config.rootpath / "docs" / "how-to" / "tune.md").read_text("utf-8")
     assert sorted({*re.findall(r"tuned:([a-z0-9.-]+)", page)}) == sorted(SHIPPED)
 
 

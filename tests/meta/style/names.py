@@ -7,7 +7,7 @@ from pathlib import Path
 from .source import ADAPTERS
 
 DRAWERS = {"utils", "util", "common", "helpers", "helper", "misc"}
-# docs/glossary.md: the word on the right is the project's, those on the left are not used.
+# docs/reference/glossary.md: the words on the right are ours, those on the left are not used.
 SYNONYMS = {
     **dict.fromkeys(("query", "query_states", "queries_states"), "q"),
     **dict.fromkeys(("key_states", "value_states"), "k, v"),
