@@ -10,9 +10,8 @@ import inspect
 import re
 import typing
 
-from sample_attention.config.parts import RANKINGS, Budget, Check
-
 from sample_attention.config import PRESETS, MlsysConfig, PaperConfig, SampleAttentionConfig
+from sample_attention.config.parts import RANKINGS, Budget, Check
 from sample_attention.errors import InvalidConfig
 
 RULES = (SampleAttentionConfig, *RANKINGS, Budget, Check, PaperConfig, MlsysConfig)

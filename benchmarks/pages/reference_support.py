@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 from unittest import mock
 
 import torch
-from sample_attention.selection.geometry import plan_form
 
 from sample_attention import Sequences, preset
 from sample_attention.attention import hopper
@@ -31,6 +30,7 @@ from sample_attention.routing.engines import (
     attention_engine,
     selection_engine,
 )
+from sample_attention.selection.geometry import plan_form
 
 TOKENS = 8192
 HOPPER = (9, 0)

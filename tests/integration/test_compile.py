@@ -9,7 +9,7 @@ import torch
 from torch import library
 
 import sample_attention as sa
-from sample_attention import Sequences, preset
+from sample_attention import MlsysConfig, PooledQueries, SampleAttentionConfig, Sequences, preset
 from sample_attention.errors import InvalidInput
 from sample_attention.routing import compile as ops
 from sample_attention.testing import make_qkv
@@ -149,12 +149,22 @@ def test_the_configuration_is_part_of_the_graph():
     assert len(counter.graphs) == 3, "an equal configuration must not compile again"
 
 
+MADE = {
+    "a preset": lambda: preset("paper", coverage=0.7),
+    "fields of parts": lambda: preset("default", sampled_keys=64, heads=(0.5, 0.6, 0.7, 0.8)),
+    "by hand": lambda: SampleAttentionConfig(ranking=PooledQueries(rows=16)),
+    "published": lambda: MlsysConfig(key_block=16),
+}
+
+
+@pytest.mark.parametrize("name", MADE)
 @pytest.mark.usefixtures("always_sparse")
-def test_a_configuration_may_be_made_in_the_graph():
+def test_a_configuration_may_be_made_in_the_graph(name):
     q, k, v, _ = lay_out("batched")
+    make = MADE[name]
 
     def layer(q, k, v):
-        return sa.sample_attention(q, k, v, preset("paper", coverage=0.7))
+        return sa.sample_attention(q, k, v, make())
 
     compiled = torch.compile(layer, backend="aot_eager", fullgraph=True)
     assert torch.equal(compiled(q, k, v), layer(q, k, v))

@@ -164,3 +164,19 @@ class Check(Written):
                     "more"
                 )
         self._write()
+
+
+# Functions, since torch.compile of 2.13 calls no class that is a default, and 2.7 reads no value.
+def default_ranking() -> Ranking:
+    """Moments of the queries rank."""
+    return QueryMoments()
+
+
+def default_budget() -> Budget:
+    """The middle layers and short segments lose less."""
+    return Budget()
+
+
+def default_check() -> Check:
+    """Nothing is measured."""
+    return Check()

@@ -69,7 +69,8 @@ def with_fields(config: C, **values: object) -> C:
         part = changed.get(name, getattr(config, name))
         if isinstance(part, Written):
             inner = {field: values.pop(field) for field in part.FIELDS if field in values}
-            changed |= {name: replace(part, **inner)} if inner else {}  # pyright: ignore[reportArgumentType]
+            if inner:
+                changed[name] = replace(part, **inner)  # pyright: ignore[reportArgumentType]
     if values:
         raise InvalidConfig(
             f"unknown fields {', '.join(sorted(values))}; accepted: {', '.join(fields_of(config))}"

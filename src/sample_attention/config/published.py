@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from .checks import check_count
-from .parts import Check
+from .parts import Check, default_check
 from .rule import Config, head
 
 
@@ -37,7 +37,7 @@ class PaperConfig(Config):
     sample_stride: int = 20
     window_ratio: float = 0.08
     dense_tail: int = 128
-    check: Check = Check()  # noqa: RUF009 - frozen
+    check: Check = field(default_factory=default_check)
 
     def __post_init__(self) -> None:
         """Check ranges; numbers of other libraries become Python's own."""
@@ -73,7 +73,7 @@ class MlsysConfig(Config):
     slash_coverage: float = 0.95
     chunks: int = 2
     key_block: int = 128
-    check: Check = Check()  # noqa: RUF009 - frozen
+    check: Check = field(default_factory=default_check)
 
     def __post_init__(self) -> None:
         """Check ranges; numbers of other libraries become Python's own."""

@@ -3,13 +3,23 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from ..errors import InvalidConfig
 from .checks import check_count
 from .fixed import WINDOW_ALIGNMENT
-from .parts import RANKINGS, Budget, Check, PooledQueries, QueryMoments, Ranking
+from .parts import (
+    RANKINGS,
+    Budget,
+    Check,
+    PooledQueries,
+    QueryMoments,
+    Ranking,
+    default_budget,
+    default_check,
+    default_ranking,
+)
 from .rule import Config, head
 
 LEAST_COVERAGE = 1e-3
@@ -56,9 +66,9 @@ class SampleAttentionConfig(Config):
     window: int = 128
     segment: int = 128
     sample_stride: int = 4
-    ranking: Ranking = QueryMoments()  # noqa: RUF009 - frozen
-    budget: Budget = Budget()  # noqa: RUF009 - frozen
-    check: Check = Check()  # noqa: RUF009 - frozen
+    ranking: Ranking = field(default_factory=default_ranking)
+    budget: Budget = field(default_factory=default_budget)
+    check: Check = field(default_factory=default_check)
     dense_prefix: int = 1024
     dense_tail: int = 64
     dense_above: float = 0.75
