@@ -130,7 +130,9 @@ def draw_segment() -> None:
     }
     figure, (top, bottom) = plt.subplots(2, 1, figsize=(8, 7.6), layout="constrained")
     _draw_ranks(top, rank, kept, (edge, lo, hi))
-    held_to = 1 - (1 - config.coverage) * math.sqrt(min(1, edge / (config.budget.tighten_below or 1)))
+    held_to = 1 - (1 - config.coverage) * math.sqrt(
+        min(1, edge / (config.budget.tighten_below or 1))
+    )
     by_rank = int((1 - mass_of(sampled).sum() + mass_of(sampled).cumsum(0) < held_to).sum()) + 1
     _draw_counts(bottom, curves, (by_rank, len(kept)), held_to)
     save(figure, "segment.png")

@@ -37,7 +37,7 @@ def _section(rule: type) -> str:
     for field in dataclasses.fields(rule):
         kind = _shown_type(types[field.name])
         accepted = _accepted(rule, field.name)
-        cells = f"`{field.name}`", f"`{kind}`", f"`{_shown(field.default)}`", accepted
+        cells = f"`{field.name}`", f"`{kind}`", f"`{_default(field)}`", accepted
         lines.append(f"| {' | '.join(cells)} | {meanings[field.name]} |".replace("||", "|"))
     return "\n".join(lines)
 
@@ -48,8 +48,10 @@ def _shown_type(hint: object) -> str:
     return text.replace(" | ", " or ").replace("NoneType", "None")
 
 
-def _shown(default: object) -> str:
+def _default(field: dataclasses.Field[object]) -> str:
     """A default, of a part its name alone: its own defaults stand in its table."""
+    made = field.default_factory is not dataclasses.MISSING
+    default = field.default_factory() if made else field.default
     return f"{type(default).__name__}()" if dataclasses.is_dataclass(default) else str(default)
 
 

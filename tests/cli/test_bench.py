@@ -198,7 +198,7 @@ def test_a_wrong_backend_is_not_recorded(cli, captured, monkeypatch, tmp_path):
 
 
 def test_a_wrong_dense_provider_is_not_recorded(cli, monkeypatch):
-    class Wrong(dense.Dense):
+    class Wrong(dense.DenseContender):
         def __call__(self, *arguments):
             return super().__call__(*arguments) * 1.01
 

@@ -3,10 +3,10 @@ own."""
 
 import pytest
 import torch
-from sample_attention.lab.bench.inputs import Shape, planted_inputs
 
 from sample_attention import SampleAttentionConfig, attend, sample_attention, select
 from sample_attention.lab.bench.attention import extra_bytes
+from sample_attention.lab.inputs import Shape, planted_inputs
 from sample_attention.testing import assert_matches_mask
 
 pytestmark = pytest.mark.gpu

@@ -293,14 +293,13 @@ def test_runs_without_a_key_weigh_nothing(device):
 
 
 @pytest.mark.parametrize(
-    ("words", "changes"),
+    ("words", "config"),
     [
-        ("share their keys", {"segment": None, "pool": None}),
-        ("share their keys", {"segment": 64}),
+        ("share their keys", preset("paper")),
+        ("share their keys", preset("pooled", segment=64)),
     ],
 )
-def test_plans_of_another_form_are_refused(words, changes):
-    config = preset("pooled", **changes)
+def test_plans_of_another_form_are_refused(words, config):
     q, k, _ = inputs("cpu", 200)
     plan = select(q, k, config, backend="eager")
     for form in (plan_form(config), plan.form):

@@ -13,7 +13,7 @@ from sample_attention.dense import limited
 from sample_attention.errors import InvalidInput
 from sample_attention.integrations.layout import sequences_of
 from sample_attention.methods import METHODS
-from sample_attention.problem import Problem
+from sample_attention.problem import Problem, SequenceRow
 from sample_attention.problem.modes import autocast_dtype, outside_autocast
 from sample_attention.routing import policy
 from sample_attention.testing import (
@@ -201,7 +201,7 @@ def table_of_a_call(q):
 
 
 def table_of_rows(q):
-    return sequences_of(((0, 0, q.shape[2], 0, q.shape[2]),), q.device).table
+    return sequences_of((SequenceRow(0, 0, q.shape[2], 0, q.shape[2]),), q.device).table
 
 
 @contextlib.contextmanager

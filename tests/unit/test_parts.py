@@ -10,8 +10,15 @@ from sample_attention.errors import InvalidInput
 from sample_attention.problem import Problem, SequenceRow, as_batched, keys_of, part_of, rows_of
 from sample_attention.testing import make_pages, make_qkv
 
-CONFIG = sa.SampleAttentionConfig.preset(
-    "pooled", coverage=0.6, segment=32, row_stride=8, pool=8, window=8, dense_prefix=0, dense_tail=0
+CONFIG = sa.preset(
+    "pooled",
+    coverage=0.6,
+    segment=32,
+    sample_stride=8,
+    rows=8,
+    window=8,
+    dense_prefix=0,
+    dense_tail=0,
 )
 Q_ENDS, KV_ENDS = torch.tensor([0, 130, 131, 150, 190]), torch.tensor([0, 300, 301, 390, 440])
 PARTS = [(0, 4)], [(0, 2), (2, 4)], [(0, 1), (1, 2), (2, 4)], [(0, 1), (1, 4)]

@@ -56,7 +56,7 @@ def test_resolution_by_length(kv_len, config):
 def test_files_give_back_what_was_written(path):
     assert Tuned.load(path) == BOTH
     assert as_rule(str(path)) == BOTH
-    assert json.loads(path.read_text("utf-8"))["schema"] == tuned.SCHEMA
+    assert json.loads(path.read_text("utf-8"))["schema"] == tuned.TUNED_SCHEMA
 
 
 @pytest.mark.parametrize(("length", "config"), [(100, SHORT), (300, LONG)])
@@ -156,7 +156,7 @@ def test_files_of_version_0_1_are_read():
     )  # fmt: skip
     assert loaded.for_layer(1, 2).for_length(100).budget.heads == (0.97, 0.95)
     assert Tuned.from_json(loaded.to_json()) == loaded
-    assert json.loads(loaded.to_json())["schema"] == tuned.SCHEMA
+    assert json.loads(loaded.to_json())["schema"] == tuned.TUNED_SCHEMA
     with pytest.raises(InvalidConfig, match="has unknown fields: head_coverage"):
         Tuned.from_json(text.replace('"schema": 1', '"schema": 2'))
 

@@ -28,7 +28,7 @@ from .checks import check_count
 from .presets import with_fields
 from .sample_attention import SampleAttentionConfig
 
-SCHEMA = 2
+TUNED_SCHEMA = 2
 """Version of the file format that is written."""
 
 TABLES = {1: "head_coverage", 2: "heads"}
@@ -182,7 +182,7 @@ class Tuned:
     def to_json(self) -> str:
         """The text of a file; `from_json` gives an equal value."""
         content = {
-            "schema": SCHEMA, "model": self.model,
+            "schema": TUNED_SCHEMA, "model": self.model,
             "intervals": [_content(interval) for interval in self.intervals],
             "measured": [dict(row) for row in self.measured], "provenance": dict(self.provenance),
         }  # fmt: skip
@@ -278,7 +278,7 @@ def _content(interval: Interval) -> dict[str, Any]:
     """An interval as plain values, without a table that it does not have."""
     content = {"min_kv_len": interval.min_kv_len, "config": json.loads(interval.config.to_json())}
     table = interval.heads
-    return content if table is None else {**content, TABLES[SCHEMA]: table}
+    return content if table is None else {**content, TABLES[TUNED_SCHEMA]: table}
 
 
 def _interval(given: object, table_name: str) -> Interval:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from typing import TypeAlias
 
 import torch
@@ -189,16 +190,20 @@ def remembered_rows(
         layer: index of the layer that asks; None: unknown.
     """
     first, others = tensors[0], tuple(x for x in tensors if x is not tensors[0])
-    inference = any(x.is_inference() for x in tensors)
+    inference = any(map(Tensor.is_inference, tensors))
     if inference and layer is None:
         return read()
-    versions = () if inference else tuple(x._version for x in tensors)  # pyright: ignore[reportPrivateUsage]
+    versions = () if inference else tuple(map(_version, tensors))
     known = _rows.get(first)
     same = known is not None and [*map(id, known.others)] == [*map(id, others)]
     if known is None or not same or known.versions != versions or known.ends_before(layer):
         known = _rows[first] = _Reading(versions, others, read())
     known.layer = layer if inference else None
     return known.rows
+
+
+_version: Callable[[Tensor], int] = attrgetter("_version")
+"""How often a tensor was written to."""
 
 
 @dataclass

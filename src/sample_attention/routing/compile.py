@@ -24,7 +24,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 NAME = "sample_attention::sample_attention"
-SCHEMA = (
+OPERATOR_SCHEMA = (
     "(Tensor q, Tensor k, Tensor v, str config, float? scale, str backend, str policy, "
     "Tensor[] tables, SymInt[] bounds) -> Tensor"
 )
@@ -61,7 +61,7 @@ def operator(function: Attention) -> Attention:
         )
         return out.contiguous()  # a graph is told the strides before anything runs
 
-    op = library.custom_op(NAME, run, mutates_args=(), schema=SCHEMA)
+    op = library.custom_op(NAME, run, mutates_args=(), schema=OPERATOR_SCHEMA)
     op.register_fake(_shape_of_out)
     op.register_autograd(_refuse_backward)
 
