@@ -133,7 +133,7 @@ def test_other_sequences_of_the_same_kind_use_the_same_operator():
 def test_the_operator_passes_the_checks_of_torch(layout):
     q, k, v, sequences = lay_out(layout)
     tables, bounds = ops.flatten_sequences(sequences)
-    given = q, k, v, SMALL.to_json(), 0.3, "auto", tables, bounds
+    given = q, k, v, SMALL.to_json(), 0.3, "auto", "auto", tables, bounds
     library.opcheck(OPERATOR, given)
     expected = sa.sample_attention(q, k, v, SMALL, scale=0.3, sequences=sequences)
     assert torch.equal(OPERATOR(*given), expected)
