@@ -70,7 +70,7 @@ KEYS = {
     "NUM_HEADS": 32, "GROUP": 4, "HEAD_DIM": 128, "BLOCK_D": 128, "BLOCK_M": SCORED_TOGETHER,
     "PAGE_SIZE": 0, "WIDE": False, "PageTable": None, "page_table_stride": None,
     "BY_SEQUENCE": False, "LOWEST_BITS": LOWEST_BITS, "HIGHEST_BIN": NUM_CLASSES - 1,
-    "RESIDUAL": True, "NUM_BINS": NUM_CLASSES, "ALIKE": True,
+    "NUM_BINS": NUM_CLASSES, "ALIKE": True,
 }  # fmt: skip
 """Constants by the name of the argument; each kernel takes those that it has."""
 

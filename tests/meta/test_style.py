@@ -44,12 +44,6 @@ MAX_ENVIRONMENT_VARIABLES = 3
 SHARED_BY_ENGINES = {"engine"}
 """What every engine's folder has, under one name."""
 
-PENDING = {
-    "DIGITS", "Device", "Dtype", "FLOOR", "KINDS", "LEAST_COVERAGE", "MARKERS", "NUMBER",
-    "NUM_CLASSES", "OURS", "Output", "PLACES", "TILE_ROWS", "TTFT",
-}  # fmt: skip
-"""Constants that still have two homes: none is added, and one that gets a home of its own goes."""
-
 SOURCES = read(PACKAGE)
 TESTS = [s for s in read(ROOT / "tests") if ROOT / "tests" / s.name != SELF]
 
@@ -161,7 +155,7 @@ def test_operations_have_one_home():
 
 def test_constants_have_one_home():
     twice = doubled_values(SOURCES)
-    for name in PENDING | SHARED_BY_ENGINES:
+    for name in SHARED_BY_ENGINES:
         twice.pop(name, None)
     assert not twice, f"give them one home, or names of their own: {twice}"
 

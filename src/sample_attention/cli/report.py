@@ -22,7 +22,7 @@ from .closing import answer_words, closing_words
 from .comparison import DENSE, DENSE_IMPLEMENTATION, SPARSE, Comparison, compare
 from .console import messages
 
-DIGITS = 6
+REPORT_DIGITS = 6
 
 DEFINITIONS = {
     "ttft_s": "seconds from the prompt's tokens to the first new token: the whole prefill of the "
@@ -235,15 +235,15 @@ def _headline(content: dict[str, Any]) -> tuple[str, str]:
 def _timing(comparison: Comparison, kind: str) -> dict[str, Any]:
     runs = comparison.runs[kind]
     return {
-        "ttft_s": round(comparison.ttft_s(kind), DIGITS),
-        "ttft_runs_s": [round(run.ttft_s, DIGITS) for run in runs],
-        "decode_s": round(runs[0].decode_s, DIGITS),
+        "ttft_s": round(comparison.ttft_s(kind), REPORT_DIGITS),
+        "ttft_runs_s": [round(run.ttft_s, REPORT_DIGITS) for run in runs],
+        "decode_s": round(runs[0].decode_s, REPORT_DIGITS),
         "new_tokens": len(runs[0].token_ids),
     }
 
 
 def _ratio(comparison: Comparison) -> float:
-    return round(comparison.ttft_s(DENSE) / comparison.ttft_s(SPARSE), DIGITS)
+    return round(comparison.ttft_s(DENSE) / comparison.ttft_s(SPARSE), REPORT_DIGITS)
 
 
 def _summary_of_mass(sparse: list[LayerStatistics]) -> dict[str, float | None]:
@@ -279,4 +279,4 @@ def _listed(values: Tensor | None) -> list[float | None] | None:
 
 
 def _rounded(value: Tensor) -> float:
-    return round(float(value), DIGITS)
+    return round(float(value), REPORT_DIGITS)

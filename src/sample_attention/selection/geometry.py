@@ -15,7 +15,7 @@ from ..config import (
     SampleAttentionConfig,
 )
 from ..errors import InvalidConfig
-from ..plan import WHOLE, PlanForm
+from ..plan import WHOLE, PlanForm, window_edge
 
 
 def plan_form(rule: Config) -> PlanForm:
@@ -44,7 +44,7 @@ def window_edges(positions: Tensor, window: int | Tensor, alignment: int) -> Ten
         window: keys, one number or such as broadcast to `positions`.
         alignment: rows that share one left edge.
     """
-    return (positions // alignment * alignment - window + 1).clamp_(min=0)
+    return window_edge(positions, window, alignment).clamp_(min=0)
 
 
 def tail_from(config: SampleAttentionConfig, kv_len: int) -> int:

@@ -34,7 +34,7 @@ SYNONYMS = {
 VAGUE = {"found", "facts", "there", "kept", "run"}
 """Words that a variable is not called: they hold whatever the function made."""
 
-CLEAR_ROOMS = ("kernels/", "routing/")
+CLEAR_ROOMS = ("attention/", "kernels/", "routing/")
 """Where that holds; a room that gets there is added."""
 
 

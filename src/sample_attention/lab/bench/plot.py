@@ -14,7 +14,7 @@ from ..records import Record, machine_of
 from .tables import rule_of, speedup_of
 
 SPEEDUP = "attention: speed-up over the fastest dense"
-TTFT = "whole prefill: time to first token (s)"
+TTFT_AXIS = "whole prefill: time to first token (s)"
 
 Point = tuple[str, int, float]
 """Name of the line, length, value."""
@@ -67,7 +67,7 @@ def _panels(records: Sequence[Record]) -> dict[tuple[str, str], list[Point]]:
     panels: dict[tuple[str, str], list[Point]] = {}
     for record in records:
         if "ttft_ms" in record:
-            label, value = TTFT, record["ttft_ms"] / 1000
+            label, value = TTFT_AXIS, record["ttft_ms"] / 1000
             name = f"{record['model']}, {record['method']}"
         elif "kernel" in record:
             continue  # a table says more of kernels than a line over lengths

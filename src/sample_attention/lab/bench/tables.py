@@ -16,7 +16,7 @@ def tables_of(records: Sequence[Record]) -> list[RecordTable]:
     for kind, marker, columns in (
         ("Attention alone", "ms_attend", ATTENTION),
         ("Kernels", "kernel", KERNELS),
-        ("Time to first token", "ttft_ms", TTFT),
+        ("Time to first token", "ttft_ms", TTFT_COLUMNS),
     ):
         groups: dict[str, list[Record]] = {}
         for record in records:
@@ -139,7 +139,7 @@ KERNELS: Columns = {
     "of FA3": _number("share_of_fa3", 3),
     "host (ms)": _number("host_ms", 3),
 }
-TTFT: Columns = {
+TTFT_COLUMNS: Columns = {
     "model": lambda r: r["model"],
     "text": lambda r: r["text"],
     "tokens": _number("seq_len", 0),

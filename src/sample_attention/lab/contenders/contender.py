@@ -38,7 +38,7 @@ TUNED = PREFIX.rstrip(":")
 DENSITY = "density"
 """The setting that is no field: turn the method until it computes this share of the pairs."""
 
-LEAST_COVERAGE = 1e-3
+LEAST_DIAL = 1e-3
 
 WIDEST_TURN = 8
 """Octaves by which what a tuned configuration may lose is turned at most, both ways."""
@@ -95,7 +95,7 @@ class Contender:
             return replace(self, config=self.config.losing(losing))
         if isinstance(self.config, Method):
             return replace(self, config=self.config.turned(dial, length))
-        coverage = max(dial, LEAST_COVERAGE)
+        coverage = max(dial, LEAST_DIAL)
         values: dict[str, Any] = {"coverage": coverage}
         if isinstance(self.config, SampleAttentionConfig):
             values["heads"] = None

@@ -53,7 +53,7 @@ class Cell:
     n: int
 
 
-OURS = (DENSE, "default", "fast", "pooled", "paper", "mlsys")
+OUR_METHODS = (DENSE, "default", "fast", "pooled", "paper", "mlsys")
 RULES = ("default", "pooled", "paper", "mlsys")
 """Ours that differ at equal density: `fast` is `default` at another coverage."""
 
@@ -83,16 +83,16 @@ SUITES = {
               (DENSE, "default", "paper", "xattention"), 3, 1),
     )),
     "standard": Suite("qwen2.5-coder-1.5b", (
-        Stage((32 * K, 8 * K), (*TEXT, *TELLING), (*OURS, *RIVALS), 10),
+        Stage((32 * K, 8 * K), (*TEXT, *TELLING), (*OUR_METHODS, *RIVALS), 10),
         Stage((32 * K,), (*TEXT, *TELLING), EQUAL, 10),
-        Stage((32 * K, 8 * K), EVERYTHING, OURS, 10),
+        Stage((32 * K, 8 * K), EVERYTHING, OUR_METHODS, 10),
         Stage((32 * K,), (*TEXT, *TELLING), (*OTHERS, *FRONT), 10),
     )),
     "full": Suite("qwen2.5-coder-1.5b", (
-        Stage((32 * K, 8 * K), EVERYTHING, (*OURS, *RIVALS), 20, 4),
+        Stage((32 * K, 8 * K), EVERYTHING, (*OUR_METHODS, *RIVALS), 20, 4),
         Stage((32 * K, 8 * K), EVERYTHING, EQUAL, 20, 4),
-        Stage((16 * K, 4 * K), EVERYTHING, (*OURS, *RIVALS), 20, 4),
-        Stage((64 * K, 128 * K), ("ppl_code", "needle", *RULER, *BABILONG), OURS, 20, 4),
+        Stage((16 * K, 4 * K), EVERYTHING, (*OUR_METHODS, *RIVALS), 20, 4),
+        Stage((64 * K, 128 * K), ("ppl_code", "needle", *RULER, *BABILONG), OUR_METHODS, 20, 4),
         Stage((32 * K, 16 * K, 8 * K, 4 * K), EVERYTHING, (*OTHERS, *FRONT), 20, 4),
     )),
 }  # fmt: skip

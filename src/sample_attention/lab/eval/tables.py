@@ -13,7 +13,7 @@ from .groups import Group, Pairs, difference, groups_of, most_in_common, share_o
 from .tasks import QUOTING, TEXT
 
 NONE = "–"
-OURS = "default"
+OUR_PRESET = "default"
 METHODS_PER_TABLE = 6
 """Columns of a table of tasks; more methods make more tables."""
 
@@ -52,7 +52,7 @@ def _overview_table(groups: Sequence[Group]) -> RecordTable:
     """Our default and tuned configurations next to dense attention, by model and length."""
     lines: list[tuple[str, ...]] = []
     for group in groups:
-        ours = [x for x in group.methods if x == OURS or _is_tuned(x)]
+        ours = [x for x in group.methods if x == OUR_PRESET or _is_tuned(x)]
         for method in ours:
             pairs, texts = group.pairs(method), group.texts(method)
             if pairs or texts:
@@ -61,7 +61,7 @@ def _overview_table(groups: Sequence[Group]) -> RecordTable:
     headers = ("model", "tokens", "method", "dtype", "tasks", "prompts", "density",
                "% of dense (95 % CI)", "perplexity of prose, code", "KL of prose, code",
                "KL where they quote")  # fmt: skip
-    return RecordTable(f"{OURS} and {TUNED} against dense attention", headers, tuple(lines))
+    return RecordTable(f"{OUR_PRESET} and {TUNED} against dense attention", headers, tuple(lines))
 
 
 def _is_tuned(label: str) -> bool:

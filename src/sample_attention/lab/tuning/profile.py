@@ -29,7 +29,7 @@ near, and heads that find what stands far back would seem to be worth nothing.""
 HELD_OUT = 4
 """Rows per segment on which retained mass is measured."""
 
-DIGITS = 6
+FIELD_DIGITS = 6
 
 
 @dataclass(frozen=True)
@@ -196,4 +196,4 @@ def _rounded(trial: Trial) -> dict[str, float]:
         "sampling": trial.sampling, "kl": reading.kl, "kl_bound": trial.kl_bound,
         "retained_mass": reading.mass, "retained_mass_bound": trial.mass_bound,
     }  # fmt: skip
-    return {name: round(value, DIGITS) for name, value in fields.items()}
+    return {name: round(value, FIELD_DIGITS) for name, value in fields.items()}

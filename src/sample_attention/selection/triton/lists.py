@@ -76,7 +76,7 @@ class Lists:
             classes, mass, self.geometry.limits, self.geometry.always.view(torch.int8), threshold,
             self.dense.view(torch.int8), pitch, self.geometry.segments, segments.start,
             self.coverage, config.budget.tighten_below or 1,
-            RESIDUAL=True, BLOCK=BLOCK_BINS, NUM_BINS=NUM_CLASSES, num_warps=4,
+            BLOCK=BLOCK_BINS, NUM_BINS=NUM_CLASSES, num_warps=4,
         )  # fmt: skip
         self._collect(classes, threshold, segments, config.dense_above)
 

@@ -45,21 +45,21 @@ def sums_from(Bins, Mass, limit, pitch, low, step, BLOCK: tl.constexpr):
 
 
 @triton.jit
-def mass_needed(outside, coverage, limit, tighten_below, RESIDUAL: tl.constexpr):
+def mass_needed(outside, coverage, limit, tighten_below):
     """The mass that columns have to hold of rows with `outside` beyond the window.
 
-    With fewer than `tighten_below` columns less may be lost. RESIDUAL: the window counts.
+    With fewer than `tighten_below` columns less may be lost. The window counts.
     """
     fewer = tl.minimum(limit / tighten_below, 1.0)
     coverage = 1.0 - (1.0 - coverage) * tl.sqrt(fewer)
-    return coverage - (1.0 - outside) if RESIDUAL else coverage * outside
+    return coverage - (1.0 - outside)
 
 
 @triton.jit(do_not_specialize=["num_segments", "first_segment"])
 def threshold_kernel(
     Bins, Mass, Limits, Always, Threshold, Dense, pitch, num_segments, first_segment, Coverage,
     tighten_below,
-    RESIDUAL: tl.constexpr, BLOCK: tl.constexpr, NUM_BINS: tl.constexpr,
+    BLOCK: tl.constexpr, NUM_BINS: tl.constexpr,
 ):  # fmt: skip
     """Threshold int32 `[N, H, G]`: highest bin t such that the columns of bins >= t hold the share.
 
@@ -77,7 +77,7 @@ def threshold_kernel(
     limit = tl.load(Limits + n * num_segments + first_segment + g)
     # four quarters of the 256 bins, four quarters of the chosen one, and so on
     outside, one, two, three = sums_from(Bins, Mass, limit, pitch, 0, 64, BLOCK)
-    need = mass_needed(outside, tl.load(Coverage + h), limit, tighten_below, RESIDUAL)
+    need = mass_needed(outside, tl.load(Coverage + h), limit, tighten_below)
     low = 64 * ((one >= need).to(tl.int32) + (two >= need) + (three >= need))
     step = 16
     while step > 0:

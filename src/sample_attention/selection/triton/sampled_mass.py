@@ -111,5 +111,5 @@ def count_on_probes(
         *first, ranked.classes, facts.limits, dense, *heavy, log_norm, mass, heavy_mass, peaks,
         lists.counts, ranked.bits, *strides, pitch, *last, lists.coverage,
         config.budget.tighten_below or 1, config.dense_above, scale, **constants, ROOM=room,
-        BLOCK_P=power_of_two(max(probes, room)), RESIDUAL=True, **THRESHOLD_LAUNCH,
+        BLOCK_P=power_of_two(max(probes, room)), **THRESHOLD_LAUNCH,
     )  # fmt: skip

@@ -265,7 +265,7 @@ def threshold_and_flag_kernel(
     NUM_HEADS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     SEGMENT: tl.constexpr, SAMPLE_STRIDE: tl.constexpr, ROWS: tl.constexpr, BLOCK_N: tl.constexpr,
     SAMPLED_KEYS: tl.constexpr, BLOCK_P: tl.constexpr, ROOM: tl.constexpr, BLOCK: tl.constexpr,
-    RESIDUAL: tl.constexpr, PAGE_SIZE: tl.constexpr, WIDE: tl.constexpr,
+    PAGE_SIZE: tl.constexpr, WIDE: tl.constexpr,
 ):  # fmt: skip
     """Bits int32 `[N, H, G', pitch / 32]` of the fewest highest bins with the share, and of peaks.
 
@@ -319,7 +319,7 @@ def threshold_and_flag_kernel(
     keys = tl.load(Heavy + t, mask=t < count, other=0)
     heavy_bins = tl.load(Bins + keys, mask=t < count, other=0).to(tl.int32)
     outside = mass_from(mass, bins, heavy_mass, heavy_bins, 0)
-    need = mass_needed(outside, tl.load(Coverage + h), limit, tighten_below, RESIDUAL)
+    need = mass_needed(outside, tl.load(Coverage + h), limit, tighten_below)
     low = 0
     half = RANK_BINS // 2
     while half > 0:

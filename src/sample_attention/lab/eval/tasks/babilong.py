@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     import random
 
 PEOPLE = ("Daniel", "John", "Mary", "Sandra")
-PLACES = ("bathroom", "bedroom", "garden", "hallway", "kitchen", "office")
+ROOMS = ("bathroom", "bedroom", "garden", "hallway", "kitchen", "office")
 OBJECTS = ("apple", "football", "milk")
 GIVERS = ("Bill", "Fred", "Jeff", "Mary")
 SIDES = {"north": "south", "south": "north", "east": "west", "west": "east"}
@@ -58,7 +58,7 @@ def where_is_a_person(rng: random.Random) -> Story:
 def where_is_an_object(rng: random.Random) -> Story:
     """`qa2`: a person takes an object and moves on, while others move too."""
     person, thing = rng.choice(PEOPLE), rng.choice(OBJECTS)
-    first = rng.choice(PLACES)
+    first = rng.choice(ROOMS)
     last = _other_place(rng, first)
     facts = [_move(rng, person, first), f"{person} picked up the {thing}.",
              _move(rng, person, last), f"{person} put down the {thing}.",
@@ -69,7 +69,7 @@ def where_is_an_object(rng: random.Random) -> Story:
 def where_was_an_object(rng: random.Random) -> Story:
     """`qa3`: the place of an object before the last one."""
     person, thing = rng.choice(PEOPLE), rng.choice(OBJECTS)
-    places = rng.sample(PLACES, 4)
+    places = rng.sample(ROOMS, 4)
     moves = [_move(rng, person, place) for place in places]
     facts = [moves[0], f"{person} picked up the {thing}.", *moves[1:],
              f"{person} put down the {thing}."]  # fmt: skip
@@ -80,7 +80,7 @@ def where_was_an_object(rng: random.Random) -> Story:
 
 def which_side(rng: random.Random) -> Story:
     """`qa4`: two relations with one place in common; one of them is asked for."""
-    a, b, c = rng.sample(PLACES, 3)
+    a, b, c = rng.sample(ROOMS, 3)
     side = rng.choice(tuple(SIDES))
     facts = [f"The {a} is {side} of the {b}.", f"The {b} is {side} of the {c}."]
     rng.shuffle(facts)
@@ -95,7 +95,7 @@ def who_gave(rng: random.Random) -> Story:
     things = rng.sample(OBJECTS, 3)
     gifts = [(rng.sample(GIVERS, 2), thing) for thing in things]
     facts = [f"{giver} gave the {thing} to {taker}." for (giver, taker), thing in gifts]
-    facts += [_move(rng, person, rng.choice(PLACES)) for person in rng.sample(GIVERS, 3)]
+    facts += [_move(rng, person, rng.choice(ROOMS)) for person in rng.sample(GIVERS, 3)]
     rng.shuffle(facts)
     (giver, taker), thing = gifts[0]
     if rng.random() < 0.5:
@@ -120,7 +120,7 @@ def compose_story(
 
 
 def _other_place(rng: random.Random, place: str | None) -> str:
-    return rng.choice([x for x in PLACES if x != place])
+    return rng.choice([x for x in ROOMS if x != place])
 
 
 def _move(rng: random.Random, person: str, place: str) -> str:
@@ -135,13 +135,13 @@ def _among_others(
     mixed = list(facts)
     for _ in range(count):
         other = rng.choice([x for x in PEOPLE if x != person])
-        mixed.insert(rng.randrange(len(mixed) + 1), _move(rng, other, rng.choice(PLACES)))
+        mixed.insert(rng.randrange(len(mixed) + 1), _move(rng, other, rng.choice(ROOMS)))
     return Story(mixed, f"Where is the {thing}?", f"The {thing} is in the", answer)
 
 
 STORIES = {
-    "qa1": (where_is_a_person, PLACES), "qa2": (where_is_an_object, PLACES),
-    "qa3": (where_was_an_object, PLACES), "qa4": (which_side, PLACES), "qa5": (who_gave, GIVERS),
+    "qa1": (where_is_a_person, ROOMS), "qa2": (where_is_an_object, ROOMS),
+    "qa3": (where_was_an_object, ROOMS), "qa4": (which_side, ROOMS), "qa5": (who_gave, GIVERS),
 }  # fmt: skip
 BABILONG_TASKS = tuple(
     GeneratedTask(

@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 LONGEST_SHOWN = 60
 """Characters of a wrong value that an error shows."""
 
-KINDS: dict[str, tuple[type, ...]] = {"a text": (str,), "a text or a number": (str, int, float)}
+VALUE_KINDS: dict[str, tuple[type, ...]] = {
+    "a text": (str,),
+    "a text or a number": (str, int, float),
+}
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,7 @@ class Record:
         return InvalidInput(f"{self.where}: the field {name} is {shown}; accepted: {accepted}")
 
     def _plain(self, name: str, value: object, kind: str) -> str:
-        if not isinstance(value, KINDS[kind]) or isinstance(value, bool):
+        if not isinstance(value, VALUE_KINDS[kind]) or isinstance(value, bool):
             raise self.refusal(name, kind)
         try:
             str(value).encode()
