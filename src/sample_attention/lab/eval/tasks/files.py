@@ -19,6 +19,8 @@ LONGEST_SHOWN = 60
 """Characters of a wrong value that an error shows."""
 
 VALUE_KINDS: dict[str, tuple[type, ...]] = {
+    "a text": (str,), "a text or a number": (str, int, float)
+}  # fmt: skip
     "a text": (str,),
     "a text or a number": (str, int, float),
 }
