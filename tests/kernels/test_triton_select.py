@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import sample_attention as sa
-from sample_attention import SampledRows, Sequences, preset
+from sample_attention import SampleAttentionConfig, SampledRows, Sequences, preset
 from sample_attention.config import with_fields
 from sample_attention.errors import UnsupportedProblem
 from sample_attention.plan import segment_starts

@@ -21,9 +21,6 @@ LONGEST_SHOWN = 60
 VALUE_KINDS: dict[str, tuple[type, ...]] = {
     "a text": (str,), "a text or a number": (str, int, float)
 }  # fmt: skip
-    "a text": (str,),
-    "a text or a number": (str, int, float),
-}
 
 
 @dataclass(frozen=True)
