@@ -24,7 +24,7 @@ from .config import (
 from .plan import StripePlan
 from .problem import Sequences
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "AttentionOutput",
