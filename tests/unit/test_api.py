@@ -353,6 +353,17 @@ def test_sequences_of_a_batch_run_each_in_its_way(monkeypatch, layout):
     assert int((out != 0).any(-1).any(1).sum()) == covered
 
 
+def test_parts_have_the_head_dim_and_the_dtype_of_the_whole(monkeypatch):
+    monkeypatch.setitem(policy.CROSSOVERS, "cpu", policy.Crossover(150, 100, "a test"))
+    (q, k, v), sequences, _ = mixed("packed")
+    narrow = sa.measured_attention(q, k, v[..., :16], SMALL, sequences=sequences)
+    assert len(narrow.parts) == 3
+    assert {part.out.shape[-1] for part in (narrow, *narrow.parts)} == {16}
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        cast = sa.measured_attention(*(x.float() for x in (q, k, v)), SMALL, sequences=sequences)
+    assert {part.out.dtype for part in (cast, *cast.parts)} == {torch.float32}
+
+
 def test_a_tuned_configuration_is_that_of_each_sequence():
     narrow, wide = (with_fields(SMALL, window=n) for n in (8, 64))
     tuned = sa.Tuned("a model", (Interval(0, wide), Interval(450, narrow)))

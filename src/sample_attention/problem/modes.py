@@ -119,15 +119,17 @@ def outside_autocast(device: torch.device) -> Generator[Callable[[R], R]]:
 
 
 def with_out(result: R, change: Callable[[Tensor], Tensor]) -> R:
-    """The result of an operation with its `out` changed; one without `out` as it is."""
+    """The result of an operation with its `out`, and that of its parts, changed."""
     given: Any = result
     if isinstance(given, Tensor):
         return cast("R", change(given))
     if not hasattr(given, "out"):
         return result
     changed = change(given.out)
-    named = hasattr(given, "_replace")
-    return given._replace(out=changed) if named else replace(given, out=changed)
+    if hasattr(given, "_replace"):
+        return given._replace(out=changed)
+    parts = {"parts": tuple(with_out(x, change) for x in given.parts)} if given.parts else {}
+    return replace(given, out=changed, **parts)
 
 
 def _outside(function: Callable[..., R], args: tuple[Any, ...], options: dict[str, Any]) -> R:
