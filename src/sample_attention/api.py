@@ -29,7 +29,7 @@ from .routing.engines import (
 )
 from .routing.policy import Policy
 from .routing.route import Route, route
-from .routing.run import Measured, run_route
+from .routing.run import Measured, run_dense, run_route
 from .selection.rule import NamedRule, as_rule, fixed_rule
 
 R = TypeVar("R")
@@ -190,6 +190,11 @@ def sample_attention(
 
     Source: arXiv 2406.15486.
     """
+    problem = Problem.of(q, k, v, sequences)
+    if problem.v_head_dim is None:
+        answer = route(problem, config, backend=backend, policy=policy)
+        if not answer.sparse:  # the quick way: nothing is measured
+            return run_dense((q, k, v), problem, problem.scale(scale))
     return _measured(
         q, k, v, config, scale=scale, sequences=sequences, backend=backend, policy=policy,
         keep_plan=False,

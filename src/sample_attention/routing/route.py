@@ -6,6 +6,7 @@ answer does not depend on its neighbours.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from dataclasses import dataclass, replace
 from typing import TypeAlias
@@ -80,7 +81,7 @@ class Route:
     parts: tuple[Part, ...]
     backend: str
 
-    @property
+    @functools.cached_property
     def sparse(self) -> bool:
         """Whether any sequence runs sparse."""
         return any(isinstance(part.answer, Sparse) for part in self.parts)

@@ -81,14 +81,25 @@ def run_route(
     return Measured(out, route, lse=lse, parts=tuple(parts))
 
 
+def run_dense(qkv: tuple[Tensor, Tensor, Tensor], problem: Problem, scale: float) -> Tensor:
+    """Dense attention of q, k and v as they were given: out, and no lse."""
+    q, k, v = qkv
+    if problem.sequences.packed:
+        q, k, v = (as_batched(x, problem) for x in qkv)
+    return _as_given(dense(q, k, v, problem, scale), problem)
+
+
 def _run_part(
     qkv: tuple[Tensor, Tensor, Tensor], problem: Problem, route: Route, scale: float, *,
     keep_plan: bool, with_lse: bool,
 ) -> Measured:  # fmt: skip
     (part,) = route.parts
+    if isinstance(part.answer, Dense) and not with_lse:
+        return Measured(run_dense(qkv, problem, scale), route)
     q, k, v = (as_batched(x, problem) for x in qkv) if problem.sequences.packed else qkv
     if isinstance(part.answer, Dense) or part.rule is None:
-        return _run_dense(q, k, v, problem, route, scale, with_lse=with_lse)
+        out, lse = dense_with_lse(q, k, v, problem, scale)
+        return Measured(_as_given(out, problem), route, lse=_lse_as_given(lse, problem))
     least = part.rule.check.min_retained_mass if isinstance(part.rule, Config) else None
     if not keep_plan and least is None:
         out, lse = _in_spans(q, k, v, problem, part, route.backend, scale)
@@ -103,16 +114,6 @@ def _run_part(
         _redo_dense((q, k, v), (out, lse), guarded, problem, scale)
     given = _as_given(out, problem)
     return Measured(given, route, plan, _lse_as_given(lse, problem), mass, guarded)
-
-
-def _run_dense(
-    q: Tensor, k: Tensor, v: Tensor, problem: Problem, route: Route, scale: float, *,
-    with_lse: bool,
-) -> Measured:  # fmt: skip
-    if not with_lse:
-        return Measured(_as_given(dense(q, k, v, problem, scale), problem), route)
-    out, lse = dense_with_lse(q, k, v, problem, scale)
-    return Measured(_as_given(out, problem), route, lse=_lse_as_given(lse, problem))
 
 
 def _select(
