@@ -12,7 +12,7 @@ from sample_attention import (
     SampleAttentionConfig,
     reference,
 )
-from sample_attention.config import CLASSES_PER_OCTAVE, WINDOW_ALIGNMENT, with_fields
+from sample_attention.config import BINS_PER_OCTAVE, WINDOW_ALIGNMENT, with_fields
 from sample_attention.reference import default
 from sample_attention.testing import plan_masks
 
@@ -22,8 +22,8 @@ def assert_selected():
     """Check a plan against `reference.select` in fp64, up to what rounding may turn.
 
     Kept are no fewer pairs than the reference keeps for a coverage one rounding lower, and no more
-    than for one rounding higher. Beyond that only columns whose ranks lie within one class of each
-    other may differ, which is where a rounded rank falls into the next class.
+    than for one rounding higher. Beyond that only columns whose ranks lie within one bin of each
+    other may differ, which is where a rounded rank falls into the next bin.
     """
     return _assert_selected
 
@@ -46,7 +46,7 @@ def _assert_selected(plan, q, k, config, n=0):
         rows, keys = q[h, segment == g], k[h * len(k) // len(q)]
         moments = isinstance(config.ranking, QueryMoments)
         largest = _largest_exponent(rows, keys, moments=moments)
-        step = (1 + 1 / CLASSES_PER_OCTAVE) * math.exp(2 * rounding * largest + sums)
+        step = (1 + 1 / BINS_PER_OCTAVE) * math.exp(2 * rounding * largest + sums)
         ranks = _ranks(q[h], keys, segment == g, config)
         ranks = ranks[wrong[h, segment == g].any(0)]
         assert ranks.max() <= ranks.min() * step, (

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import sample_attention as sa
 from sample_attention import preset, reference
-from sample_attention.config import CLASSES_PER_OCTAVE, MOST_HEAVY, with_fields
+from sample_attention.config import BINS_PER_OCTAVE, MOST_HEAVY, with_fields
 from sample_attention.plan import segment_starts
 from sample_attention.selection.rows import strided_rows
 from sample_attention.selection.sampled_keys import key_step
@@ -77,7 +77,7 @@ def test_exact_rows_score_their_window_and_probes_only(kv_len):
 
 
 def test_what_moves_all_scores_of_a_row_alike_changes_nothing():
-    """As in a softmax, whatever the variance of the queries along it; but for where classes end."""
+    """As in a softmax, whatever the variance of the queries along it; but for where bins end."""
     config = with_fields(RULE, dense_prefix=256)
     q, k, _ = make_qkv(1500, num_heads=4, num_kv_heads=2, head_dim=16, dtype=torch.float64)
     shifted = k + 5 * torch.randn(1, 2, 1, 16, dtype=torch.float64)
@@ -85,7 +85,7 @@ def test_what_moves_all_scores_of_a_row_alike_changes_nothing():
     assert torch.equal(plan_masks(again), reference.select(q[0], shifted[0], config))
     assert plan.density().mean() < 1 / 4
     changed = (plan_masks(plan) != plan_masks(again)).sum() / plan_masks(plan).sum()
-    assert changed < 1 / CLASSES_PER_OCTAVE / 8
+    assert changed < 1 / BINS_PER_OCTAVE / 8
 
 
 def test_too_many_heavy_columns_are_dense():

@@ -15,7 +15,7 @@ from triton.compiler import ASTSource  # noqa: E402
 
 from sample_attention.attention.triton import attend_kernel  # noqa: E402
 from sample_attention.attention.triton.attend import tile_shape  # noqa: E402
-from sample_attention.selection.bins import LOWEST_BITS, NUM_CLASSES  # noqa: E402
+from sample_attention.selection.bins import LOWEST_BITS, NUM_BINS  # noqa: E402
 from sample_attention.selection.triton import column_mass as mass  # noqa: E402
 from sample_attention.selection.triton import column_mass_kernel as mass_kernels  # noqa: E402
 from sample_attention.selection.triton import (  # noqa: E402
@@ -69,8 +69,8 @@ TYPES = {
 KEYS = {
     "NUM_HEADS": 32, "GROUP": 4, "HEAD_DIM": 128, "BLOCK_D": 128, "BLOCK_M": SCORED_TOGETHER,
     "PAGE_SIZE": 0, "WIDE": False, "PageTable": None, "page_table_stride": None,
-    "BY_SEQUENCE": False, "LOWEST_BITS": LOWEST_BITS, "HIGHEST_BIN": NUM_CLASSES - 1,
-    "NUM_BINS": NUM_CLASSES, "ALIKE": True,
+    "BY_SEQUENCE": False, "LOWEST_BITS": LOWEST_BITS, "HIGHEST_BIN": NUM_BINS - 1,
+    "NUM_BINS": NUM_BINS, "ALIKE": True,
 }  # fmt: skip
 """Constants by the name of the argument; each kernel takes those that it has."""
 

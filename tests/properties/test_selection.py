@@ -8,10 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sample_attention import PooledQueries, QueryMoments, SampledRows, preset, reference
-from sample_attention.config import CLASSES_PER_OCTAVE, LOWEST_OCTAVE
+from sample_attention.config import BINS_PER_OCTAVE, LOWEST_OCTAVE
 from sample_attention.reference import default, paper
-from sample_attention.selection.bins import NUM_CLASSES, rank_classes
-from sample_attention.selection.eager.lists import smallest_classes, smallest_set
+from sample_attention.selection.bins import NUM_BINS, rank_bins
+from sample_attention.selection.eager.lists import smallest_bins, smallest_set
 from sample_attention.testing import make_qkv, plan_masks
 
 ROUNDING = 1000 * torch.finfo(torch.float64).eps
@@ -84,8 +84,8 @@ def test_threshold_is_met_on_the_sampled_rows(select, qkv, config):
     problems(),
     segment_configs(ranking=SampledRows(), dense_above=1.0, dense_prefix=0, dense_tail=0),
 )
-def test_set_is_smallest_by_class(select, qkv, config):
-    """Without the columns of the lowest kept class the threshold is missed."""
+def test_set_is_smallest_by_bin(select, qkv, config):
+    """Without the columns of the lowest kept bin the threshold is missed."""
     q, k, _ = qkv
     plan = select(q, k, config)
     p, sampled = sampled_rows(q, k, config)
@@ -99,8 +99,8 @@ def test_set_is_smallest_by_class(select, qkv, config):
                 continue
             mass = prob[h, rows].mean(0)
             need = config.coverage - 1 + mass.sum()
-            classes = rank_classes(mass.float())[columns]
-            above = mass[columns][classes > classes.min()].sum()
+            bins = rank_bins(mass.float())[columns]
+            above = mass[columns][bins > bins.min()].sum()
             assert above < need + ROUNDING
 
 
@@ -223,14 +223,14 @@ def test_smallest_set_equals_the_reference(masses, share):
 
 
 @given(MASSES, st.randoms(use_true_random=False), st.floats(-0.5, 1.2))
-def test_smallest_classes_equal_the_reference(masses, random, share):
+def test_smallest_bins_equal_the_reference(masses, random, share):
     """Any mass, ranked by something else."""
     mass = torch.tensor(masses, dtype=torch.float64)
     rank = torch.tensor(random.sample(masses, len(masses)), dtype=torch.float64)
     need = share * mass.sum()
-    classes = rank_classes(rank.float()[None])
-    keep = classes[0] >= smallest_classes(classes, mass[None], need[None])
-    expected = default._smallest_classes(default._class(rank), mass, float(need))
+    bins = rank_bins(rank.float()[None])
+    keep = bins[0] >= smallest_bins(bins, mass[None], need[None])
+    expected = default._smallest_bins(default._bin(rank), mass, float(need))
     assert torch.equal(mass[keep], mass[keep & expected])
     assert torch.equal(mass[expected], mass[keep & expected])
 
@@ -238,7 +238,7 @@ def test_smallest_classes_equal_the_reference(masses, random, share):
 def test_nothing_needed_keeps_nothing():
     mass = torch.tensor([[0.5, 0.25, 0.0]])
     for need in (torch.tensor([0.0]), torch.tensor([-1.0])):
-        assert smallest_classes(rank_classes(mass.clone()), mass, need).tolist() == [NUM_CLASSES]
+        assert smallest_bins(rank_bins(mass.clone()), mass, need).tolist() == [NUM_BINS]
         assert not smallest_set(mass, need).any()
 
 
@@ -246,14 +246,14 @@ def test_nothing_needed_keeps_nothing():
 @given(st.floats(0, 1, width=32))
 def test_classes_equal_the_reference(rank):
     x = torch.tensor([rank], dtype=torch.float32)
-    lowest, highest = LOWEST_OCTAVE * CLASSES_PER_OCTAVE, 0
-    assert int(rank_classes(x.clone())) == int(default._class(x)) - lowest
-    assert 0 <= int(rank_classes(x.clone())) <= highest - lowest == NUM_CLASSES - 1
+    lowest, highest = LOWEST_OCTAVE * BINS_PER_OCTAVE, 0
+    assert int(rank_bins(x.clone())) == int(default._bin(x)) - lowest
+    assert 0 <= int(rank_bins(x.clone())) <= highest - lowest == NUM_BINS - 1
 
 
 @given(st.floats(2**-30, 1, width=32), st.floats(2**-30, 1, width=32))
 def test_classes_keep_the_order_of_ranks(a, b):
-    low, high = rank_classes(torch.tensor(sorted((a, b)), dtype=torch.float32)).tolist()
+    low, high = rank_bins(torch.tensor(sorted((a, b)), dtype=torch.float32)).tolist()
     assert low <= high
     assert low < high or max(a, b) <= min(a, b) * (1 + 1 / 8)
 

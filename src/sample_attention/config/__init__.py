@@ -1,8 +1,8 @@
 """How keys are selected, as a user says it: three rules, presets of them, and tuned files."""
 
 from .fixed import (
+    BINS_PER_OCTAVE,
     CENTRE_STRIDE,
-    CLASSES_PER_OCTAVE,
     HIGHEST_RANK,
     LOWEST_OCTAVE,
     LOWEST_RANK,
@@ -20,8 +20,8 @@ from .sample_attention import SampleAttentionConfig
 from .tuned import PREFIX, SUFFIX, Interval, Tuned, names_tuned
 
 __all__ = [
+    "BINS_PER_OCTAVE",
     "CENTRE_STRIDE",
-    "CLASSES_PER_OCTAVE",
     "HIGHEST_RANK",
     "LOWEST_OCTAVE",
     "LOWEST_RANK",

@@ -3,7 +3,7 @@
 WINDOW_ALIGNMENT = 128
 """Rows that share one left edge of the window when a plan has segments, at most."""
 
-CLASSES_PER_OCTAVE = 8
+BINS_PER_OCTAVE = 8
 """Within a segment ranks are compared by bin: the exponent and three mantissa bits of fp32."""
 
 LOWEST_OCTAVE = -31

@@ -26,7 +26,7 @@ from ..selection.rows import chunk_tail_rows, held_out_rows, strided_rows
 from ..selection.sampled_keys import key_step
 from .inputs import Inputs
 
-BIT_BYTES, FLAG_BYTES, CLASS_BYTES, BF16_BYTES, ENTRY_BYTES, FP32_BYTES = 1 / 8, 1, 1, 2, 4, 4
+BIT_BYTES, FLAG_BYTES, BIN_BYTES, BF16_BYTES, ENTRY_BYTES, FP32_BYTES = 1 / 8, 1, 1, 2, 4, 4
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def work_of_selection(call: Call, plan: StripePlan) -> dict[str, Work]:
     exact, entries = exact_positions(call), int(plan.counts.sum())
     ranking = config.ranking if isinstance(config, SampleAttentionConfig) else None
     queries = 0.0 if isinstance(ranking, (QueryMoments, PooledQueries)) else call.q_bytes
-    flagged = BIT_BYTES if isinstance(ranking, QueryMoments) else CLASS_BYTES + BIT_BYTES
+    flagged = BIT_BYTES if isinstance(ranking, QueryMoments) else BIN_BYTES + BIT_BYTES
     found = {
         "finite_check": Work(bytes=call.k_bytes + queries),
         "place_compact": Work(bytes=call.heads * listed * flagged + entries * ENTRY_BYTES),
@@ -143,7 +143,7 @@ def work_of_selection(call: Call, plan: StripePlan) -> dict[str, Work]:
         return found
     if isinstance(ranking, QueryMoments):
         return found | _work_by_moments(call, ranking, listed)
-    found["threshold"] = Work(bytes=call.heads * listed * (CLASS_BYTES + BF16_BYTES))
+    found["threshold"] = Work(bytes=call.heads * listed * (BIN_BYTES + BF16_BYTES))
     counted = edges_in_call(call, exact)
     if not isinstance(ranking, PooledQueries):
         found["mass_and_class_pass"] = _mass(call, exact, counted, 3 * listed)
@@ -151,7 +151,7 @@ def work_of_selection(call: Call, plan: StripePlan) -> dict[str, Work]:
     means = torch.arange(0, call.length, ranking.rows, device="cpu")
     found["mean_queries"] = Work(bytes=call.q_bytes + call.heads * len(means) * call.row_bytes)
     found["row_lse_means"] = row_lse(call, means)
-    found["class_pass"] = _mass(call, means, edges_in_call(call, means), CLASS_BYTES * listed)
+    found["class_pass"] = _mass(call, means, edges_in_call(call, means), BIN_BYTES * listed)
     found["mass_pass"] = _mass(call, exact, counted, BF16_BYTES * listed)
     return found
 
@@ -170,12 +170,12 @@ def _work_by_moments(call: Call, ranking: QueryMoments, listed: int) -> dict[str
         "moments": Work(bytes=call.q_bytes + means),
         "rank_probes": Work(4 * d * keys, keys, means),
         "rank_pass": Work(
-            4 * d * columns, 0, call.k_bytes + means + (CLASS_BYTES + BIT_BYTES) * columns
+            4 * d * columns, 0, call.k_bytes + means + (BIN_BYTES + BIT_BYTES) * columns
         ),
         "heavy_lse": Work(bytes=BIT_BYTES * columns + sampled_bytes + 2 * rows),
         "probe_lse": Work(2 * d * (on_keys + near), on_keys + near, read + 3 * rows),
         "probe_mass": Work(2 * d * on_keys, on_keys, read + rows + FP32_BYTES * keys),
-        "decide": Work(bytes=rows + FP32_BYTES * keys + (CLASS_BYTES + BIT_BYTES) * columns),
+        "decide": Work(bytes=rows + FP32_BYTES * keys + (BIN_BYTES + BIT_BYTES) * columns),
     }
 
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from ..config import (
+    BINS_PER_OCTAVE,
     CENTRE_STRIDE,
-    CLASSES_PER_OCTAVE,
     HIGHEST_RANK,
     LOWEST_OCTAVE,
     LOWEST_RANK,
@@ -72,17 +72,17 @@ def _columns(
                 if isinstance(rule.ranking, PooledQueries):
                     pool = rule.ranking.rows
                     rank = _pooled_rank(q[h, rows], keys[h], p[rows], outside, pool, scale)
-                keep[h, rows] = _filter(_class(rank), exact, selectable, rule, share)
+                keep[h, rows] = _filter(_bin(rank), exact, selectable, rule, share)
     return keep
 
 
 def _filter(
-    classes: Tensor, exact: Tensor, selectable: Tensor, rule: SampleAttentionConfig, share: float,
+    bins: Tensor, exact: Tensor, selectable: Tensor, rule: SampleAttentionConfig, share: float,
     peaks: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """Stage 2: columns by bin of rank until window and columns hold `share` of the mass."""
     need = _need(exact, selectable, rule, share)
-    chosen = selectable & _smallest_classes(classes, exact * selectable, need)
+    chosen = selectable & _smallest_bins(bins, exact * selectable, need)
     if peaks is not None:
         chosen |= selectable & peaks
     if chosen.sum() > rule.dense_above * selectable.sum():
@@ -137,12 +137,12 @@ def _by_moments(
     j = torch.arange(len(k), device=k.device)
     regular = selectable & ((j + 1) % step == 0)
     exponent = rank_exponent(q, k, count, scale)
-    octave = torch.floor(exponent / math.log(2) * CLASSES_PER_OCTAVE)  # one bin, one value
+    octave = torch.floor(exponent / math.log(2) * BINS_PER_OCTAVE)  # one bin, one value
     top = octave[regular].max()
-    total = step * torch.exp2((octave[regular] - top) / CLASSES_PER_OCTAVE).sum()
-    heavy_from = top + torch.ceil(CLASSES_PER_OCTAVE * torch.log2(total / MOST_HEAVY))
-    classes = (octave - heavy_from).clamp(LOWEST_RANK, HIGHEST_RANK)
-    heavy = selectable & (classes >= 0)
+    total = step * torch.exp2((octave[regular] - top) / BINS_PER_OCTAVE).sum()
+    heavy_from = top + torch.ceil(BINS_PER_OCTAVE * torch.log2(total / MOST_HEAVY))
+    bins = (octave - heavy_from).clamp(LOWEST_RANK, HIGHEST_RANK)
+    heavy = selectable & (bins >= 0)
     if step > 1 and heavy.sum() > 2 * MOST_HEAVY:
         return torch.ones_like(selectable)
     weight = torch.where(heavy, 1.0, step * regular.double()) * selectable
@@ -158,7 +158,7 @@ def _by_moments(
     peaks = (shares > 1 / PEAK).any(0)
     if ranking.run_share is not None:
         peaks |= _runs((shares > ranking.run_share).any(0))
-    return _filter(classes, exact, selectable, rule, share, peaks)
+    return _filter(bins, exact, selectable, rule, share, peaks)
 
 
 def _runs(high: Tensor) -> Tensor:
@@ -199,23 +199,23 @@ def _centre(k: Tensor, count: int) -> Tensor:
     return sampled.mean(0) if len(sampled) else torch.zeros_like(k[0])
 
 
-def _smallest_classes(classes: Tensor, mass: Tensor, need: float) -> Tensor:
+def _smallest_bins(bins: Tensor, mass: Tensor, need: float) -> Tensor:
     """The fewest whole bins, from the highest, whose mass reaches `need`: bool mask."""
-    order = classes.argsort(descending=True, stable=True)
+    order = bins.argsort(descending=True, stable=True)
     keep = torch.zeros_like(mass, dtype=torch.bool)
     reached = 0.0
-    for c in classes[order].unique_consecutive():
+    for c in bins[order].unique_consecutive():
         if reached >= need:
             break
-        keep |= classes == c
+        keep |= bins == c
         reached = float(mass[keep].sum())
     return keep
 
 
-def _class(rank: Tensor) -> Tensor:
+def _bin(rank: Tensor) -> Tensor:
     """floor(8 (m - 1)) + 8 e of rank = m 2^e, 1 <= m < 2: the exponent and three mantissa bits."""
     mantissa, exponent = torch.frexp(rank.float())
-    steps = torch.floor((2 * mantissa - 1) * CLASSES_PER_OCTAVE)
-    lowest = LOWEST_OCTAVE * CLASSES_PER_OCTAVE
-    classes = (exponent - 1) * CLASSES_PER_OCTAVE + steps
-    return torch.where(rank > 0, classes, lowest).clamp(min=lowest)
+    steps = torch.floor((2 * mantissa - 1) * BINS_PER_OCTAVE)
+    lowest = LOWEST_OCTAVE * BINS_PER_OCTAVE
+    bins = (exponent - 1) * BINS_PER_OCTAVE + steps
+    return torch.where(rank > 0, bins, lowest).clamp(min=lowest)

@@ -1,1 +1,1 @@
-"""Parts of the selection that every backend shares: which rows, which classes, how lists join."""
+"""Parts of the selection that every backend shares: which rows, which bins, how lists join."""

@@ -134,9 +134,9 @@ def test_the_backend_launches_in_that_order(monkeypatch):
         order.append("row_lse_means" if table.by_sequence else "row_lse_rows")
         return object()
 
-    def write_mass(*_, mass=None, classes=None):
+    def write_mass(*_, mass=None, bins=None):
         kinds = {(True, False): "mass_pass", (False, True): "class_pass"}
-        order.append(kinds.get((mass is not None, classes is not None), "mass_and_class_pass"))
+        order.append(kinds.get((mass is not None, bins is not None), "mass_and_class_pass"))
 
     monkeypatch.setattr(select, "score", score)
     monkeypatch.setattr(select, "write_mass", write_mass)

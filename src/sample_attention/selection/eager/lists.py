@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ...config import SampleAttentionConfig
-from ..bins import NUM_CLASSES
+from ..bins import NUM_BINS
 
 
 def smallest_set(mass: Tensor, need: Tensor) -> Tensor:
@@ -22,23 +22,21 @@ def smallest_set(mass: Tensor, need: Tensor) -> Tensor:
     return torch.zeros_like(keep).scatter_(-1, order, keep)
 
 
-def smallest_classes(
-    classes: Tensor, mass: Tensor, need: Tensor, num_classes: int = NUM_CLASSES
-) -> Tensor:
-    """The lowest class to keep so that the kept classes' mass reaches `need`.
+def smallest_bins(bins: Tensor, mass: Tensor, need: Tensor, num_classes: int = NUM_BINS) -> Tensor:
+    """The lowest bin to keep so that the kept bins' mass reaches `need`.
 
     Args:
-        classes: integers `[..., K]` in [0, num_classes).
-        mass: `[..., K]`, non-negative, same order as `classes`.
+        bins: integers `[..., K]` in [0, num_classes).
+        mass: `[..., K]`, non-negative, same order as `bins`.
         need: `[...]`; 0 or less keeps nothing.
-        num_classes: how many classes there are.
+        num_classes: how many bins there are.
 
     Returns:
-        int32 `[...]`: keep `classes >= threshold`; num_classes where nothing is kept, 0 where even
-        all classes fall short.
+        int32 `[...]`: keep `bins >= threshold`; num_classes where nothing is kept, 0 where even
+        all bins fall short.
     """
-    histogram = mass.new_zeros(*need.shape, num_classes).scatter_add_(-1, classes.long(), mass)
-    above = histogram.flip(-1).cumsum(-1)  # mass of the highest 1, 2, ... classes
+    histogram = mass.new_zeros(*need.shape, num_classes).scatter_add_(-1, bins.long(), mass)
+    above = histogram.flip(-1).cumsum(-1)  # mass of the highest 1, 2, ... bins
     kept = (above < need[..., None]).sum(-1) + (need > 0)
     return (num_classes - kept).clamp(min=0).int()
 

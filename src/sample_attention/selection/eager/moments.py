@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ...config import (
-    CLASSES_PER_OCTAVE,
+    BINS_PER_OCTAVE,
     LOWEST_RANK,
     MOST_HEAVY,
     SPREAD_SHARE,
@@ -26,10 +26,10 @@ from ..geometry import moments_of
 from ..rows import strided_rows
 from ..sampled_keys import NUM_RANKS, key_step
 from .column_mass import GroupRows, staircase
-from .lists import needed, smallest_classes
+from .lists import needed, smallest_bins
 from .peaks import peaks
 
-CLASSES_PER_E = CLASSES_PER_OCTAVE / math.log(2)
+CLASSES_PER_E = BINS_PER_OCTAVE / math.log(2)
 """Classes that a factor of e spans."""
 
 
@@ -54,12 +54,12 @@ class Probes:
 
     Attributes:
         heavy: int64 `[G, M, P']`, the heavy columns, padded.
-        classes: `[G, M, P + P']`, whole numbers, from 0 to NUM_RANKS - 1.
+        bins: `[G, M, P + P']`, whole numbers, from 0 to NUM_RANKS - 1.
         bias: `[G, M, P + P']`, log of how many columns one stands for; -inf: not one.
     """
 
     heavy: Tensor
-    classes: Tensor
+    bins: Tensor
     bias: Tensor
 
 
@@ -88,7 +88,7 @@ def spread_columns(
     probed = probes.bias.shape[-1]
     mass = torch.softmax(scores, -1, out=scores)[..., :probed].mean(2)
     need = needed(mass, rows.heads, config, limits)
-    lowest = smallest_classes(probes.classes, mass, need, NUM_RANKS)
+    lowest = smallest_bins(probes.bins, mass, need, NUM_RANKS)
     keep_from = lowest + (heavy_from + LOWEST_RANK)
     keep_from.masked_fill_(lowest == 0, torch.finfo(rank.dtype).min)
     keep_from.masked_fill_(lowest == NUM_RANKS, math.inf)
@@ -99,7 +99,7 @@ def spread_columns(
 
 
 def _ranks(rows: GroupRows, segments: Segments) -> tuple[Tensor, Tensor]:
-    """Exponents of the ranks in classes, -inf beyond each limit: `[G, M, K]`; and what is finite.
+    """Exponents of the ranks in bins, -inf beyond each limit: `[G, M, K]`; and what is finite.
 
     Ranks of a segment `[G, M]` that is not are 0.
     """
@@ -122,11 +122,11 @@ def _ranks(rows: GroupRows, segments: Segments) -> tuple[Tensor, Tensor]:
 
 
 def _heavy_from(rank: Tensor, step: int) -> Tensor:
-    """The lowest class, `[G, M]`, of columns with more than one in MOST_HEAVY of all ranks."""
+    """The lowest bin, `[G, M]`, of columns with more than one in MOST_HEAVY of all ranks."""
     regular = rank[..., step - 1 :: step].floor()
     top = regular.amax(-1)
-    total = step * torch.exp2((regular - top[..., None]) / CLASSES_PER_OCTAVE).sum(-1)
-    return top + torch.ceil(CLASSES_PER_OCTAVE * torch.log2(total / MOST_HEAVY))
+    total = step * torch.exp2((regular - top[..., None]) / BINS_PER_OCTAVE).sum(-1)
+    return top + torch.ceil(BINS_PER_OCTAVE * torch.log2(total / MOST_HEAVY))
 
 
 def _probes(rank: Tensor, heavy_from: Tensor, sure: Tensor, step: int) -> Probes:
@@ -141,8 +141,8 @@ def _probes(rank: Tensor, heavy_from: Tensor, sure: Tensor, step: int) -> Probes
     stand = rank.new_full(regular.shape, math.log(step))
     stand.masked_fill_((regular >= alone_from) | regular.isneginf(), -math.inf)
     ranks = torch.cat([regular, rank.gather(-1, columns)], -1).floor()
-    classes = (ranks - heavy_from[..., None] - LOWEST_RANK).clamp_(0, NUM_RANKS - 1)
-    return Probes(columns, classes, torch.cat([stand, alone], -1))
+    bins = (ranks - heavy_from[..., None] - LOWEST_RANK).clamp_(0, NUM_RANKS - 1)
+    return Probes(columns, bins, torch.cat([stand, alone], -1))
 
 
 def _padded(flags: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from ...config import PooledQueries, QueryMoments, SampleAttentionConfig
 from ...kernels.parallel import Task
-from ..bins import rank_classes
+from ..bins import rank_bins
 from ..geometry import plan_form, tail_from, window_edges
 from ..lists import SegmentLists
 from ..rows import strided_rows
 from ..sampled_keys import key_step
 from .column_mass import GroupRows, column_mass
-from .lists import lists_of, needed, smallest_classes
+from .lists import lists_of, needed, smallest_bins
 from .moments import spread_columns
 
 SCORES_AT_ONCE = 2**20
@@ -117,9 +117,9 @@ def _pooled_columns(
     if isinstance(config.ranking, PooledQueries):
         prob, firsts = rows.pooled_softmax(spans[0][0], spans[-1][1], config.ranking.rows)
         ranked = column_mass(prob, _edges(firsts, config), len(spans), limit)
-    classes = rank_classes(ranked.float())
-    lowest = smallest_classes(classes, exact, needed(exact, rows.heads, config, limits))
-    keep = classes >= lowest[..., None]
+    bins = rank_bins(ranked.float())
+    lowest = smallest_bins(bins, exact, needed(exact, rows.heads, config, limits))
+    keep = bins >= lowest[..., None]
     last = int(limits.min())
     beyond = torch.arange(last, keep.shape[-1], device="cpu") >= limits[:, None]
     keep[..., last:] &= ~beyond.to(keep.device)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ...kernels.layout import LOG2E, needs_int64, padded_dim, page_table_stride, power_of_two
 from ...problem import Problem
-from ..bins import LOWEST_BITS, NUM_CLASSES
+from ..bins import LOWEST_BITS, NUM_BINS
 from .column_mass_kernel import (
     column_mass_kernel,
     finite_kernel,
@@ -143,9 +143,9 @@ def lse_launch(head_dim: int) -> dict[str, int]:
 
 def write_mass(
     rows: Scored, keys: Keys, limits: Tensor, dense: Tensor, segments: range, *,
-    mass: Tensor | None = None, classes: Tensor | None = None,
+    mass: Tensor | None = None, bins: Tensor | None = None,
 ) -> None:  # fmt: skip
-    """Mean probability of each key under the rows of each segment, its rank class, or both.
+    """Mean probability of each key under the rows of each segment, its rank bin, or both.
 
     Args:
         rows: what is scored.
@@ -154,18 +154,18 @@ def write_mass(
         dense: bool `[N, H, G]`; these segments may be left out.
         segments: which of the G segments.
         mass: where to write means, `[N, H, len(segments), pitch]` of any float dtype.
-        classes: where to write classes, uint8 `[N, H, len(segments), pitch]`.
+        bins: where to write bins, uint8 `[N, H, len(segments), pitch]`.
     """
     problem, table = keys.problem, rows.table
-    (n, heads, count, pitch) = (mass if mass is not None else classes).shape  # pyright: ignore[reportOptionalMemberAccess]
+    (n, heads, count, pitch) = (mass if mass is not None else bins).shape  # pyright: ignore[reportOptionalMemberAccess]
     pages = problem.sequences.page_table
     shared = (
-        problem.sequences.table, pages, mass, classes, rows.q.stride()[:3], keys.k.stride()[:3],
+        problem.sequences.table, pages, mass, bins, rows.q.stride()[:3], keys.k.stride()[:3],
         page_table_stride(pages), segments.start, segments.stop, table.at.shape[1], pitch,
         keys.scale * LOG2E,
     )  # fmt: skip
     constants = {
-        **keys.constants(), "LOWEST_BITS": LOWEST_BITS, "HIGHEST_BIN": NUM_CLASSES - 1,
+        **keys.constants(), "LOWEST_BITS": LOWEST_BITS, "HIGHEST_BIN": NUM_BINS - 1,
         "BY_SEQUENCE": table.by_sequence,
     }  # fmt: skip
     launch: Any

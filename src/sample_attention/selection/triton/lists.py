@@ -1,4 +1,4 @@
-"""Launches stage 2: thresholds of rank classes, then the sorted lists of what is kept."""
+"""Launches stage 2: thresholds of rank bins, then the sorted lists of what is kept."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ...config import SampleAttentionConfig
-from ..bins import NUM_CLASSES
+from ..bins import NUM_BINS
 from .geometry import Geometry
 from .lists_kernel import compact_kernel, flag_kernel, offsets_kernel, threshold_kernel
 
@@ -57,28 +57,28 @@ class Lists:
         return cls(geometry, coverage, indices, *_zeros(device, *kinds))
 
     def decide(
-        self, classes: Tensor, mass: Tensor, segments: range, config: SampleAttentionConfig
+        self, bins: Tensor, mass: Tensor, segments: range, config: SampleAttentionConfig
     ) -> None:
-        """Find the fewest classes that hold the share, and write the lists of their columns.
+        """Find the fewest bins that hold the share, and write the lists of their columns.
 
         What is dense already stays so.
 
         Args:
-            classes: uint8 `[N, H, len(segments), pitch]`, ranks the columns.
-            mass: like `classes`, decides how many.
+            bins: uint8 `[N, H, len(segments), pitch]`, ranks the columns.
+            mass: like `bins`, decides how many.
             segments: which of the G segments.
             config: coverage and when a segment is dense.
         """
-        n, h, g, pitch = classes.shape
+        n, h, g, pitch = bins.shape
         threshold = torch.empty_like(self.counts)
         launch: Any = threshold_kernel[(g, h, n)]
         launch(
-            classes, mass, self.geometry.limits, self.geometry.always.view(torch.int8), threshold,
+            bins, mass, self.geometry.limits, self.geometry.always.view(torch.int8), threshold,
             self.dense.view(torch.int8), pitch, self.geometry.segments, segments.start,
             self.coverage, config.budget.tighten_below or 1,
-            BLOCK=BLOCK_BINS, NUM_BINS=NUM_CLASSES, num_warps=4,
+            BLOCK=BLOCK_BINS, NUM_BINS=NUM_BINS, num_warps=4,
         )  # fmt: skip
-        self._collect(classes, threshold, segments, config.dense_above)
+        self._collect(bins, threshold, segments, config.dense_above)
 
     def keep(self, flags: Tensor, segments: range) -> None:
         """Write the lists of what is flagged: bool `[N, H, len(segments), pitch]`."""
@@ -108,18 +108,18 @@ class Lists:
         )  # fmt: skip
 
     def _collect(
-        self, classes: Tensor, threshold: Tensor, segments: range, dense_above: float
+        self, bins: Tensor, threshold: Tensor, segments: range, dense_above: float
     ) -> None:
-        """Write the lists of the classes from the thresholds on.
+        """Write the lists of the bins from the thresholds on.
 
         Segments become dense that would keep more than the share `dense_above` of their columns.
         """
-        n, h, g, pitch = classes.shape
+        n, h, g, pitch = bins.shape
         words = -(-pitch // 32)
-        bits = torch.empty(n, h, g, words, dtype=torch.int32, device=classes.device)
+        bits = torch.empty(n, h, g, words, dtype=torch.int32, device=bins.device)
         flag: Any = flag_kernel[(g, h, n)]
         flag(
-            classes, self.geometry.limits, threshold, self.counts, self.dense.view(torch.int8),
+            bins, self.geometry.limits, threshold, self.counts, self.dense.view(torch.int8),
             bits, pitch, words, self.geometry.segments, segments.start, dense_above, **FLAG_LAUNCH,
         )  # fmt: skip
         self.write(bits, segments)

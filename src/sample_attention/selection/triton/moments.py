@@ -130,7 +130,7 @@ def _rank(
     rank_sum(*head, *parts, *strides, *tail, keys.scale * LOG2E, **constants, **RANK_SUM_LAUNCH)
     rank: Any = rank_kernel[(tiles * -(-pitch // RANK_LAUNCH["CHUNK"]), head_tiles, n)]
     rank(
-        *head, *parts, ranked.classes, ranked.bits, *strides, *tail, pitch, keys.scale * LOG2E,
+        *head, *parts, ranked.bins, ranked.bits, *strides, *tail, pitch, keys.scale * LOG2E,
         **constants, MOST_HEAVY=MOST_HEAVY, **RANK_LAUNCH,
     )  # fmt: skip
     return ranked

@@ -37,7 +37,7 @@ class Ranked:
     Attributes:
         segments: which.
         probes: the most regular ones of a segment.
-        classes: uint8 `[N, H, G', pitch]`.
+        bins: uint8 `[N, H, G', pitch]`.
         bits: int32 `[N, H, G', pitch / 32]`, the heavy columns; after counting those kept.
         heavy: int32 `[N, H, G', room]`, a list of them.
         heavy_counts: int32 `[N, H, G']`.
@@ -45,7 +45,7 @@ class Ranked:
 
     segments: range
     probes: int
-    classes: Tensor
+    bins: Tensor
     bits: Tensor
     heavy: Tensor
     heavy_counts: Tensor
@@ -68,7 +68,7 @@ def count_on_probes(
 ) -> None:
     """Turn the bits of heavy columns into those of the columns to keep, and count these."""
     problem, facts, pages = keys.problem, lists.geometry, keys.problem.sequences.page_table
-    n, heads, count, pitch = ranked.classes.shape
+    n, heads, count, pitch = ranked.bins.shape
     dense, group = lists.dense.view(torch.int8), problem.group_size
     probes, room = ranked.probes, ranked.heavy.shape[-1]
     rows = max(16, power_of_two(facts.size // config.sample_stride))
@@ -108,7 +108,7 @@ def count_on_probes(
         peaks = find_peaks(q, keys, config, lists, ranked.segments, pitch, log_norm)
     launch: Any = threshold_and_flag_kernel[(count, heads, n)]
     launch(
-        *first, ranked.classes, facts.limits, dense, *heavy, log_norm, mass, heavy_mass, peaks,
+        *first, ranked.bins, facts.limits, dense, *heavy, log_norm, mass, heavy_mass, peaks,
         lists.counts, ranked.bits, *strides, pitch, *last, lists.coverage,
         config.budget.tighten_below or 1, config.dense_above, scale, **constants, ROOM=room,
         BLOCK_P=power_of_two(max(probes, room)), **THRESHOLD_LAUNCH,

@@ -35,7 +35,7 @@ FILTERED_TOGETHER = 32
 """Segments are filtered in multiples of this, which fill whole tiles of mean queries."""
 
 COLUMN_BYTES = 3
-"""A class and a mass, while a column is filtered."""
+"""A bin and a mass, while a column is filtered."""
 
 
 def select(q: Tensor, k: Tensor, problem: Problem, config: Config, scale: float) -> StripePlan:
@@ -98,15 +98,15 @@ def _select_segments(q: Tensor, keys: Keys, config: SampleAttentionConfig, lists
         ranking = score(means, facts.pools.rows, keys, lists.dense)
     for segments, pitch in groups(problem, facts, COLUMN_BYTES, FILTERED_TOGETHER):
         shape = (*lists.counts.shape[:2], len(segments), pitch)
-        classes = torch.empty(shape, dtype=torch.uint8, device=q.device)
+        bins = torch.empty(shape, dtype=torch.uint8, device=q.device)
         mass = torch.empty(shape, dtype=torch.bfloat16, device=q.device)
         where = keys, facts.limits, lists.dense, segments
         if ranking is None:
-            write_mass(exact, *where, mass=mass, classes=classes)
+            write_mass(exact, *where, mass=mass, bins=bins)
         else:
-            write_mass(ranking, *where, classes=classes)
+            write_mass(ranking, *where, bins=bins)
             write_mass(exact, *where, mass=mass)
-        lists.decide(classes, mass, segments, config)
+        lists.decide(bins, mass, segments, config)
 
 
 def _held_out(q: Tensor, keys: Keys, config: Config) -> HeldOut:
