@@ -191,14 +191,15 @@ def sample_attention(
     Source: arXiv 2406.15486.
     """
     problem = Problem.of(q, k, v, sequences)
-    if problem.v_head_dim is None:
-        answer = route(problem, config, backend=backend, policy=policy)
-        if not answer.sparse:  # the quick way: nothing is measured
-            return run_dense((q, k, v), problem, problem.scale(scale))
-    return _measured(
-        q, k, v, config, scale=scale, sequences=sequences, backend=backend, policy=policy,
-        keep_plan=False,
-    ).out  # fmt: skip
+    if problem.v_head_dim is not None:
+        again = partial(
+            sample_attention, config=config, sequences=sequences, backend=backend, policy=policy
+        )
+        return _in_one_width(again, (q, k, v), problem, scale)
+    answer, factor = route(problem, config, backend=backend, policy=policy), problem.scale(scale)
+    if not answer.sparse:  # the quick way: nothing is measured
+        return run_dense((q, k, v), problem, factor)
+    return run_route((q, k, v), problem, answer, factor).out
 
 
 @untraced
@@ -217,10 +218,14 @@ def measured_attention(
     Returns:
         out, route, plan, lse, retained mass and guarded heads.
     """
-    return _measured(
-        q, k, v, config, scale=scale, sequences=sequences, backend=backend, policy=policy,
-        keep_plan=True,
-    )  # fmt: skip
+    problem = Problem.of(q, k, v, sequences)
+    if problem.v_head_dim is not None:
+        again = partial(
+            measured_attention, config=config, sequences=sequences, backend=backend, policy=policy
+        )
+        return _in_one_width(again, (q, k, v), problem, scale)
+    answer = route(problem, config, backend=backend, policy=policy)
+    return run_route((q, k, v), problem, answer, problem.scale(scale), keep_plan=True)
 
 
 @entrance
@@ -237,21 +242,6 @@ def explain(
     problem = given.in_one_width if given.v_head_dim is not None else given
     answer = route(problem, config, backend=backend, policy=policy)
     return Explanation(str(given), answer, verdicts(problem), provider_verdicts(problem))
-
-
-def _measured(  # noqa: PLR0913
-    q: Tensor, k: Tensor, v: Tensor, config: NamedRule, *, scale: float | None,
-    sequences: Sequences | None, backend: str, policy: Policy, keep_plan: bool,
-) -> Measured:  # fmt: skip
-    problem = Problem.of(q, k, v, sequences)
-    if problem.v_head_dim is not None:
-        again = partial(
-            _measured, config=config, sequences=sequences, backend=backend, policy=policy,
-            keep_plan=keep_plan,
-        )  # fmt: skip
-        return _in_one_width(again, (q, k, v), problem, scale)
-    answer = route(problem, config, backend=backend, policy=policy)
-    return run_route((q, k, v), problem, answer, problem.scale(scale), keep_plan=keep_plan)
 
 
 def _in_one_width(

@@ -1,11 +1,13 @@
 """`measured_attention`, `sample_attention`, `explain`, the policy and the choice of a backend."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
 
 import sample_attention as sa
-from sample_attention import SampleAttentionConfig, Sequences, preset
+from sample_attention import SampleAttentionConfig, Sequences, api, preset
 from sample_attention.config import Interval, with_fields
 from sample_attention.dense import dense, dense_with_lse, limited, provider
 from sample_attention.errors import InvalidConfig, UnsupportedProblem
@@ -371,3 +373,39 @@ def test_a_tuned_configuration_is_that_of_each_sequence():
     measured = sa.measured_attention(q, k, v, tuned, sequences=sequences, policy="sparse")
     windows = [part.rule and part.rule.window for part in measured.route.parts]
     assert windows == [8, None, 64, 8, 64]
+    assert measured.lse is None
+
+
+def test_the_lse_of_parts_is_that_of_the_call(monkeypatch):
+    monkeypatch.setitem(policy.CROSSOVERS, "cpu", policy.Crossover(1, 1, "a test"))
+    narrow, wide = (with_fields(SMALL, window=n) for n in (8, 64))
+    tuned = sa.Tuned("a model", (Interval(0, wide), Interval(450, narrow)))
+    (q, k, v), sequences, alone = mixed("packed")
+    measured = sa.measured_attention(q, k, v, tuned, sequences=sequences)
+    assert len(measured.parts) == 4
+    for row, given in zip(sequences.rows(), alone, strict=True):
+        own = sa.measured_attention(*given, tuned)
+        found = measured.lse[:, row.q_start : row.q_start + row.q_len]
+        torch.testing.assert_close(found, own.lse[0])
+
+
+def test_a_route_is_asked_for_once(monkeypatch):
+    asked = []
+    find = api.route
+    monkeypatch.setattr(api, "route", lambda *x, **y: asked.append(x) or find(*x, **y))
+    q, k, v = make_qkv(300, num_heads=4, num_kv_heads=2)
+    for operation in (sa.sample_attention, sa.measured_attention):
+        for decided in ("dense", "sparse"):
+            asked.clear()
+            operation(q, k, v, SMALL, policy=decided)
+            assert len(asked) == 1
+
+
+def test_rows_that_lie_on_the_host_are_read_there(monkeypatch):
+    monkeypatch.setitem(policy.CROSSOVERS, "cpu", policy.Crossover(150, 100, "a test"))
+    (q, k, v), sequences, _ = mixed("packed")
+    unnamed = replace(sequences, host_rows=None)  # as a compiled graph hands them on
+    expected = sa.measured_attention(q, k, v, SMALL, sequences=sequences)
+    found = sa.measured_attention(q, k, v, SMALL, sequences=unnamed)
+    assert found.route == expected.route
+    assert torch.equal(found.out, expected.out)

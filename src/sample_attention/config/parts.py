@@ -34,9 +34,8 @@ class QueryMoments(Written):
         InvalidConfig: a value is outside its range.
     """
 
-    FIELDS: ClassVar[tuple[str, ...]] = ("sampled_keys", "farthest_rows", "run_share")
     KIND: ClassVar[str] = "query_moments"
-    HEAD: ClassVar[tuple[str, ...]] = ('"kind": "query_moments"',)
+    HEAD: ClassVar[tuple[str, ...]] = (f'"kind": "{KIND}"',)
 
     sampled_keys: int | None = 2048
     farthest_rows: int = 8
@@ -69,9 +68,8 @@ class PooledQueries(Written):
         InvalidConfig: a value is outside its range.
     """
 
-    FIELDS: ClassVar[tuple[str, ...]] = ("rows",)
     KIND: ClassVar[str] = "pooled_queries"
-    HEAD: ClassVar[tuple[str, ...]] = ('"kind": "pooled_queries"',)
+    HEAD: ClassVar[tuple[str, ...]] = (f'"kind": "{KIND}"',)
 
     rows: int = 32
 
@@ -85,9 +83,8 @@ class PooledQueries(Written):
 class SampledRows(Written):
     """Rank columns by the sampled rows themselves."""
 
-    FIELDS: ClassVar[tuple[str, ...]] = ()
     KIND: ClassVar[str] = "sampled_rows"
-    HEAD: ClassVar[tuple[str, ...]] = ('"kind": "sampled_rows"',)
+    HEAD: ClassVar[tuple[str, ...]] = (f'"kind": "{KIND}"',)
 
     def __post_init__(self) -> None:
         """Make the text."""
@@ -117,8 +114,6 @@ class Budget(Written):
         InvalidConfig: a value is outside its range.
     """
 
-    FIELDS: ClassVar[tuple[str, ...]] = ("layer_ratio", "tighten_below", "heads")
-
     layer_ratio: float = 4.0
     tighten_below: int | None = 16384
     heads: tuple[float, ...] | None = None
@@ -146,8 +141,6 @@ class Check(Written):
     Raises:
         InvalidConfig: a value is outside its range, or nothing is there to measure on.
     """
-
-    FIELDS: ClassVar[tuple[str, ...]] = ("held_out_rows", "min_retained_mass")
 
     held_out_rows: int = 0
     min_retained_mass: float | None = None

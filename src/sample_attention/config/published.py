@@ -29,9 +29,6 @@ class PaperConfig(Config):
 
     NAME: ClassVar[str] = "paper"
     HEAD: ClassVar[tuple[str, ...]] = head(NAME)
-    FIELDS: ClassVar[tuple[str, ...]] = (
-        "coverage", "sample_stride", "window_ratio", "dense_tail", "check",
-    )  # fmt: skip
 
     coverage: float = 0.95
     sample_stride: int = 20
@@ -65,9 +62,6 @@ class MlsysConfig(Config):
 
     NAME: ClassVar[str] = "mlsys"
     HEAD: ClassVar[tuple[str, ...]] = head(NAME)
-    FIELDS: ClassVar[tuple[str, ...]] = (
-        "coverage", "slash_coverage", "chunks", "key_block", "check",
-    )  # fmt: skip
 
     coverage: float = 0.95
     slash_coverage: float = 0.95

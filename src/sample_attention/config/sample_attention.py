@@ -57,10 +57,6 @@ class SampleAttentionConfig(Config):
 
     NAME: ClassVar[str] = "sample_attention"
     HEAD: ClassVar[tuple[str, ...]] = head(NAME)
-    FIELDS: ClassVar[tuple[str, ...]] = (
-        "coverage", "window", "segment", "sample_stride", "ranking", "budget", "check",
-        "dense_prefix", "dense_tail", "dense_above",
-    )  # fmt: skip
 
     coverage: float = 0.945
     window: int = 128

@@ -7,6 +7,7 @@ graphs of torch 2.7 and newer, which trace neither the json module nor writing t
 
 from __future__ import annotations
 
+import inspect
 from typing import ClassVar
 
 
@@ -14,13 +15,19 @@ class Written:
     """A value that is equal to another of its kind if their JSON texts are.
 
     Attributes:
-        FIELDS: names of the fields, in the order of the text.
+        FIELDS: names of the fields, in the order of the text: those of the class as it is written.
         HEAD: pairs of name and value, in JSON, that the text has before the fields.
     """
 
     FIELDS: ClassVar[tuple[str, ...]]
     HEAD: ClassVar[tuple[str, ...]] = ()
     _json: str
+
+    def __init_subclass__(cls) -> None:
+        """Take the names from the annotations, so that no field is left out of the text."""
+        kinds = inspect.get_annotations(cls).items()
+        names = tuple(name for name, kind in kinds if not str(kind).startswith("ClassVar"))
+        cls.FIELDS = names  # pyright: ignore[reportConstantRedefinition]  # here it is set
 
     def to_json(self) -> str:
         """All fields as one JSON object; `from_json` gives an equal value."""

@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -125,24 +126,16 @@ def _compute_group(call: LayerCall, sequences: Sequences | None) -> tuple[Tensor
     problem, qkv = Problem.of(call.q, call.k, call.v, sequences), (call.q, call.k, call.v)
     scale, longest = problem.scale(call.scale), problem.sequences.max_kv_len
     reason = _limit(call, longest)
-    if reason is None:
-        measured = run_route(
-            qkv, problem, route(problem, call.config, policy=call.policy), scale,
-            keep_plan=call.keep_plan, with_lse=call.sinks is not None,
-        )  # fmt: skip
-    else:
+    if reason is not None:
         window = call.window if call.window is not None and call.window < longest else None
         out, lse = limited(*qkv, problem, scale, window=window, softcap=call.softcap)
-        answer = all_dense(problem, "limited", reason)
-        return _with_sinks(out, lse, call.sinks), [
-            LayerPart(Measured(out, answer), problem, window)
-        ]
-    out = (
-        measured.out
-        if measured.lse is None
-        else _with_sinks(measured.out, measured.lse, call.sinks)
-    )
-    return out, _parts(measured, problem)
+        measured = Measured(out, all_dense(problem, "limited", reason))
+        return _with_sinks(out, lse, call.sinks), [LayerPart(measured, problem, window)]
+    measured = run_route(
+        qkv, problem, route(problem, call.config, policy=call.policy), scale,
+        keep_plan=call.keep_plan, with_lse=call.sinks is not None,
+    )  # fmt: skip
+    return _with_sinks(measured.out, measured.lse, call.sinks), _parts(measured, problem)
 
 
 def _parts(measured: Measured, problem: Problem) -> list[LayerPart]:
@@ -154,9 +147,10 @@ def _parts(measured: Measured, problem: Problem) -> list[LayerPart]:
     return [LayerPart(*one, None) for one in zip(measured.parts, facts, strict=True)]
 
 
-def _with_sinks(out: Tensor, lse: Tensor, sinks: Tensor | None) -> Tensor:
+def _with_sinks(out: Tensor, lse: Tensor | None, sinks: Tensor | None) -> Tensor:
     """The share of the softmax that the keys keep beside a sink: e^lse / (e^lse + e^sink)."""
     if sinks is None:
         return out
+    lse = cast("Tensor", lse)
     share = torch.sigmoid(lse - sinks.to(lse.dtype)[:, None])
     return out * share[..., None].to(out.dtype)

@@ -1,7 +1,9 @@
 """The package under `torch.compile`: one operator for the whole call, and breaks for its steps.
 
 `torch.ops.sample_attention.sample_attention` takes what a graph can hold: tensors, numbers and
-text. It runs the function that eager code calls, so both give the same result.
+text. It runs the function that eager code calls, so both give the same result. There is one
+difference: a graph holds tables and no host rows, so on a GPU the longest sequence of a packed or
+padded batch decides for all whether they run sparse.
 """
 
 from __future__ import annotations
@@ -52,10 +54,7 @@ def operator(function: Attention) -> Attention:
         q: Tensor, k: Tensor, v: Tensor, config: str, scale: float | None, backend: str,
         policy: Policy, tables: list[Tensor], bounds: list[int],
     ) -> Tensor:  # fmt: skip
-        settings, sequences = (
-            config_from_json(config),
-            restore_sequences(tables, bounds),
-        )
+        settings, sequences = config_from_json(config), restore_sequences(tables, bounds)
         out = function(
             q, k, v, settings, scale=scale, sequences=sequences, backend=backend, policy=policy
         )

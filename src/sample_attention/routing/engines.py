@@ -114,8 +114,7 @@ def verdicts(
         config: that it would select by; None: it is not asked to select.
         form: of the plans that it would attend to; None: that of the configuration, or any.
     """
-    names = list(BACKENDS)
-    return {name: refusal_of(name, problem, config, form) or ACCEPTED for name in names}
+    return {name: refusal_of(name, problem, config, form) or ACCEPTED for name in BACKENDS}
 
 
 def refusal_of(

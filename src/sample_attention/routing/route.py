@@ -145,7 +145,7 @@ def _route(
     problem: Problem, rule: Rule, backend: str, policy: Policy, ends_prompt: bool | None
 ) -> Route:
     check_policy(policy)
-    s, rows = problem.sequences, problem.sequences.host_rows
+    s, rows = problem.sequences, problem.sequences.known_rows()
     if backend != "auto":  # a name accepts, or raises, whether it pays or not
         _engines(problem, fixed_rule(rule, s.max_kv_len, problem), backend)
     lengths = [(row.q_len, row.kv_len) for row in rows] if rows and not s.uniform else []

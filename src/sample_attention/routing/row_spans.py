@@ -23,9 +23,8 @@ COLUMNS_PER_BYTE = 1 / 16
 def row_spans(problem: Problem, rule: FixedRule) -> list[range]:
     """Query rows of the call that are computed together, in order; one span where all fit.
 
-    Only batches without padding are cut: other sequences end at different rows. So are only
-    configurations with segments. What a selector looks at is not known
-    here, so it sees the whole call.
+    Only batches without padding are cut, since other sequences end at different rows, and only for
+    rules with segments. A selector may look at anything, so it sees the whole call.
     """
     s, size = problem.sequences, _segment(rule)
     if size is None or not s.uniform:

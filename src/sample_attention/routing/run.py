@@ -64,6 +64,7 @@ def run_route(
     if len(route.parts) == 1:
         return _run_part(qkv, problem, route, scale, keep_plan=keep_plan, with_lse=with_lse)
     q, whole = qkv[0], problem.sequences
+    with_lse |= all(isinstance(part.answer, Sparse) for part in route.parts)
     out, parts, lse = torch.zeros_like(q), list[Measured](), None
     for part in route.parts:
         span = part.first, part.stop
